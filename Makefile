@@ -1,0 +1,52 @@
+# make demo    broker, model and sample messages in one process (no Java, no Docker)
+# make test    every suite; the integration tests need Java 17+ and Maven, or XNLI_TEST_KAFKA=host:port
+# make lint    ruff and mypy --strict
+# make faults  the fault matrix on real Kafka; XNLI_TEST_FAULTS_MESSAGES=100000 for its full size
+# make fuzz    hostile bytes against decoding and validation
+# make bench   the engine against its peers
+# make checkpoint  train the shipped checkpoint again
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+# Two threads of BLAS on two cores are enough, and a test suite must not depend on how many there are.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint faults fuzz bench checkpoint clean
+
+$(VENV)/installed: pyproject.toml deploy/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint deploy/constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install --constraint deploy/constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/xnli-worker demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults.matrix
+
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults.fuzz_decode
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench.engine
+
+checkpoint: $(VENV)/installed-dev
+	$(BIN)/python -m tests.checkpoint.train
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache

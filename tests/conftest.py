@@ -1,0 +1,105 @@
+"""Brokers and registries as fixtures.
+
+``kafka`` is the broker of ``XNLI_TEST_KAFKA=host:port``, or one of our own for the whole session. A machine without
+Java or Maven skips what needs them and says so; under ``CI=true`` it fails: there a skipped suite is a silent hole.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import NoReturn, Protocol
+
+import pytest
+
+from tests.brokers.java import Unavailable
+from tests.brokers.kafka import Kafka, KafkaCluster
+from tests.brokers.registry import Apicurio, LoopbackRegistry
+
+
+class TopicFactory(Protocol):
+    """Creates a topic with a name nobody else has, and returns the name once it is visible."""
+
+    def __call__(self, hint: str = "topic", *, partitions: int = 1, config: Mapping[str, str] | None = None) -> str: ...
+
+
+def _without(missing: Unavailable) -> NoReturn:
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(str(missing), pytrace=False)
+    warnings.warn(f"tests left out: {missing}", stacklevel=2)  # in the summary even where skips are not listed
+    pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """A real broker for the session; share it by using topics and groups of your own, and never stop it."""
+    if given := os.environ.get("XNLI_TEST_KAFKA"):
+        yield Kafka(given)
+        return
+    cluster = KafkaCluster()
+    try:
+        cluster.start()
+    except Unavailable as missing:
+        _without(missing)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def kafka_cluster() -> Iterator[KafkaCluster]:
+    """Three nodes that the module's tests may kill, suspend and restart. Always our own; leave all three running."""
+    cluster = KafkaCluster(nodes=3)
+    try:
+        cluster.start()
+    except Unavailable as missing:
+        _without(missing)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def topic(kafka: Kafka) -> Iterator[TopicFactory]:
+    """A factory of topics on ``kafka``. On a broker that somebody else runs they are deleted afterwards."""
+    yield from _topics(kafka)
+
+
+@pytest.fixture
+def cluster_topic(kafka_cluster: KafkaCluster) -> Iterator[TopicFactory]:
+    """A factory of topics on ``kafka_cluster``, replicated three times."""
+    yield from _topics(kafka_cluster)
+
+
+def _topics(broker: Kafka) -> Iterator[TopicFactory]:
+    created: list[str] = []
+
+    def create(hint: str = "topic", *, partitions: int = 1, config: Mapping[str, str] | None = None) -> str:
+        name = f"{hint}-{uuid.uuid4().hex[:8]}"
+        broker.create_topic(name, partitions, config)
+        created.append(name)
+        return name
+
+    yield create
+    if not isinstance(broker, KafkaCluster):
+        for name in created:
+            broker.delete_topic(name)
+
+
+@pytest.fixture(scope="session")
+def schema_registry() -> Iterator[Apicurio]:
+    """A real schema registry for the session, at ``schema_registry.url``; use subjects of your own."""
+    registry = Apicurio()
+    try:
+        registry.start()
+    except Unavailable as missing:
+        _without(missing)
+    yield registry
+    registry.stop()
+
+
+@pytest.fixture
+def loopback_registry() -> Iterator[LoopbackRegistry]:
+    """A registry of our own at ``loopback_registry.url``, for GUIDs and for outages."""
+    with LoopbackRegistry() as registry:
+        yield registry

@@ -1,0 +1,213 @@
+"""Whatever a stranger sends is answered by a request or a rejection, with work in proportion to its length."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from worker.core import decode, encode
+from worker.core.decode import Defaults, Limits
+from worker.errors import Reason, Rejection
+from worker.messages import LongText, Pooling, Request, Task
+from worker.registry import Codecs
+
+CODECS = Codecs()
+REQUEST = CODECS.writer_schema(decode.frame(CODECS.encode_request(encode.request({"id": "", "text": ""}))[0], ()))
+DEFAULTS = Defaults("This is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets={"a": ("x", "y")})
+LIMITS = Limits(max_text_chars=50, max_labels=5, max_label_chars=10, max_message_bytes=500)
+
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+requests = st.fixed_dictionaries(
+    {"id": texts, "text": texts},
+    optional={
+        "task": st.sampled_from(list(Task)),
+        "labels": st.lists(texts, max_size=6),
+        "label_set": st.none() | st.sampled_from(["a", "b"]),
+        "hypothesis_template": st.none() | texts | st.sampled_from(["{}", "is {}", "{0}", "{{}}"]),
+        "multi_label": st.booleans(),
+        "hypotheses": st.lists(texts, max_size=6),
+        "language": st.none() | texts,
+        "top_k": st.none() | st.integers(-(2**31), 2**31 - 1),
+        "threshold": st.none() | st.floats(),
+        "long_text": st.none() | st.sampled_from(list(LongText)),
+        "pooling": st.none() | st.sampled_from(list(Pooling)),
+        "normalize": st.none() | st.booleans(),
+        "attributes": st.dictionaries(texts, texts, max_size=3),
+    },
+)
+
+
+def receive(value: bytes, headers: tuple[tuple[str, bytes | None], ...] = ()) -> Request | Rejection:
+    try:
+        return decode.request(CODECS.read_request(value, headers, LIMITS.max_message_bytes), DEFAULTS, LIMITS)
+    except Rejection as rejection:
+        return rejection
+
+
+@given(st.binary(max_size=60))
+def test_bytes_at_random(value: bytes) -> None:
+    assert isinstance(receive(value), Rejection)
+
+
+@given(st.binary(max_size=60))
+@example(b"\x00" * 15)
+def test_payloads_at_random(payload: bytes) -> None:
+    receive(b"\xc3\x01" + bytes.fromhex(REQUEST.fingerprint) + payload)
+
+
+@given(st.binary(max_size=30), st.none() | st.binary(max_size=20))
+def test_headers_at_random(value: bytes, mark: bytes | None) -> None:
+    receive(value, (("__value_schema_id", mark),))
+
+
+@given(requests, st.data())
+@settings(max_examples=300)
+def test_valid_messages_with_a_few_bytes_changed(fields: dict[str, Any], data: st.DataObject) -> None:
+    value = bytearray(CODECS.encode_request(encode.request(fields))[0])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(value)))
+        match data.draw(st.sampled_from(["flip", "cut", "insert", "drop"])):
+            case "flip" if at < len(value):
+                value[at] = data.draw(st.integers(0, 255))
+            case "cut":
+                del value[at:]
+            case "insert":
+                value[at:at] = data.draw(st.binary(min_size=1, max_size=12))
+            case "drop":
+                del value[at : at + data.draw(st.integers(1, 9))]
+            case _:
+                pass
+    receive(bytes(value))
+
+
+@given(requests)
+def test_what_is_written_is_what_is_read(fields: dict[str, Any]) -> None:
+    datum = encode.request(fields)
+    read = CODECS.read_request(*CODECS.encode_request(datum))
+    assert json.dumps(read) == json.dumps(datum)  # as text, for NaN is not equal to itself
+
+
+@given(requests)
+def test_a_request_answers_to_what_it_promises(fields: dict[str, Any]) -> None:
+    got = receive(CODECS.encode_request(encode.request(fields))[0])
+    if isinstance(got, Rejection):
+        assert got.reason in {Reason.INVALID, Reason.TOO_LARGE}
+        return
+    assert got.id
+    assert got.text.strip()
+    assert len(got.hypotheses) == (0 if got.task is Task.EMBED else len(got.labels) or len(fields["hypotheses"]))
+    assert all(label in sentence for label, sentence in zip(got.labels, got.hypotheses, strict=False))
+    assert all(s.strip() for s in got.hypotheses)
+    assert got.top_k is None or got.top_k >= 1
+    assert got.threshold is None or 0 <= got.threshold <= 1
+
+
+def python_calls(payload: bytes) -> int:
+    """How many Python functions the walk of a payload calls: its work, free of the clock's noise."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        REQUEST.walk(payload, 0)
+    except Exception:  # noqa: BLE001, S110 (how it ends is the concern of other tests)
+        pass
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+@given(st.binary(max_size=400) | st.binary(max_size=20).map(lambda piece: piece * 30))
+@example(b"\x00\x00\x00" + b"\x02\x00" * 300)
+@example(b"\x00\x00\x00" + b"\x01\x02\x00" * 300)
+@example(b"\x00\x00\x00" + b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01" * 30)
+def test_work_is_bounded_by_length(payload: bytes) -> None:
+    assert python_calls(payload) <= 30 + 3 * len(payload)
+
+
+# Schemas at random: the walk must agree with fastavro about every writer's schema, not only about ours.
+
+names = st.integers(0, 10**9).map(lambda n: f"N{n}")
+
+
+def pairs(kind: Any, values: st.SearchStrategy[Any]) -> tuple[Any, st.SearchStrategy[Any]]:
+    return kind, values
+
+
+primitives = st.sampled_from(
+    [
+        pairs("null", st.none()),
+        pairs("boolean", st.booleans()),
+        pairs("int", st.integers(-(2**31), 2**31 - 1)),
+        pairs("long", st.integers(-(2**63), 2**63 - 1)),
+        pairs("float", st.floats(width=32)),
+        pairs("double", st.floats()),
+        pairs("bytes", st.binary(max_size=70)),
+        pairs("string", st.text(st.characters(codec="utf-8"), max_size=70)),
+    ]
+)
+enums = names.map(
+    lambda name: pairs({"type": "enum", "name": name, "symbols": ["A", "B", "C"]}, st.sampled_from("ABC"))
+)
+fixeds = names.map(lambda name: pairs({"type": "fixed", "name": name, "size": 3}, st.binary(min_size=3, max_size=3)))
+
+
+def arrays(inner: tuple[Any, st.SearchStrategy[Any]]) -> tuple[Any, st.SearchStrategy[Any]]:
+    return pairs({"type": "array", "items": inner[0]}, st.lists(inner[1], max_size=4))
+
+
+def maps(inner: tuple[Any, st.SearchStrategy[Any]]) -> tuple[Any, st.SearchStrategy[Any]]:
+    return pairs({"type": "map", "values": inner[0]}, st.dictionaries(texts, inner[1], max_size=4))
+
+
+def optionals(inner: tuple[Any, st.SearchStrategy[Any]]) -> tuple[Any, st.SearchStrategy[Any]]:
+    if inner[0] == "null" or isinstance(inner[0], list):
+        return inner
+    return pairs(["null", inner[0]], st.none() | inner[1])
+
+
+def records(name: str, inners: list[tuple[Any, st.SearchStrategy[Any]]]) -> tuple[Any, st.SearchStrategy[Any]]:
+    return pairs(
+        {"type": "record", "name": name, "fields": [{"name": f"f{i}", "type": k} for i, (k, _) in enumerate(inners)]},
+        st.fixed_dictionaries({f"f{i}": values for i, (_, values) in enumerate(inners)}),
+    )
+
+
+schemas = st.recursive(
+    primitives | enums | fixeds,
+    lambda inner: st.one_of(
+        inner.map(arrays), inner.map(maps), inner.map(optionals), st.builds(records, names, st.lists(inner, max_size=4))
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.builds(records, names, st.lists(schemas, max_size=4)), st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+def test_the_walk_ends_where_the_datum_ends_in_any_schema(
+    pair: tuple[Any, st.SearchStrategy[Any]], data: st.DataObject
+) -> None:
+    kind, values = pair
+    try:
+        compiled = decode.schema(json.dumps(kind))
+    except Rejection as rejection:
+        # Arrays of values without bytes, or one of our random names used twice.
+        assert "without bytes" in str(rejection) or "redefined" in str(rejection)  # noqa: PT017 (not every time)
+        return
+    payload = encode.to_bytes(data.draw(values), compiled)
+    decode.decode(payload, compiled, compiled)
+    if payload:
+        with pytest.raises(Rejection) as caught:
+            decode.decode(payload[: data.draw(st.integers(0, len(payload) - 1))], compiled, compiled)
+        assert caught.value.reason is Reason.MALFORMED
+    with pytest.raises(Rejection):
+        decode.decode(payload + b"\x00", compiled, compiled)

@@ -1,0 +1,220 @@
+"""Where checkpoints come from. The hub is a loopback server that speaks as much of its protocol as downloads need."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import families
+from worker.errors import CheckpointError
+from worker.inference import source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def find(name: str | Path, revision: str | None = None) -> source.Source:
+    return source.find(str(name), revision, progress=False, attempts=1, sleep=lambda _seconds: None)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(families.checkpoint("xlm-roberta"), tmp_path / "copy"))
+
+
+def test_the_same_files_have_the_same_revision_and_any_change_another(copy: Path) -> None:
+    before = find(copy).identity
+    assert before.name == str(copy)
+    assert before.revision == find(families.checkpoint("xlm-roberta")).identity.revision
+    (copy / "README.md").write_text("not part of the checkpoint")
+    assert find(copy).identity == before
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert find(copy).identity.revision != before.revision
+
+
+def test_a_directory_can_be_pinned_to_its_digest(copy: Path) -> None:
+    pinned = find(copy).identity.revision
+    assert find(copy, pinned).identity.revision == pinned
+    with pytest.raises(CheckpointError, match=r"not the ones that were pinned"):
+        find(copy, "sha256:0000000000000000")
+
+
+def test_pickles_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle.*convert"):
+        find(copy)
+
+
+def test_a_directory_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint there \(config\.json is missing\)") as caught:
+        find(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/no/such/directory", "./models/nli", "nli", "a/b/c", "~/nli"])
+def test_what_is_neither_directory_nor_hub_id_is_refused_without_a_call(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no directory here, and no hub id"):
+        find(name)
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Serves one repository. ``outages``: how many requests to answer with 503 first."""
+
+    daemon_threads = True
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.files = {path.name: path for path in directory.iterdir()}
+        self.requests: list[str] = []
+        self.outages = 0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        self.server.requests.append(f"{self.command} {path}")
+        if self.server.outages:
+            self.server.outages -= 1
+            self.answer(503, b"away")
+        elif path in {f"/api/models/some/nli/revision/{revision}" for revision in ("main", COMMIT)}:
+            self.answer(200, json.dumps({"id": "some/nli", "sha": COMMIT, "siblings": []}).encode())
+        elif path == f"/api/models/some/nli/tree/{COMMIT}":
+            tree = [
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": _oid(file)}
+                for name, file in self.server.files.items()
+            ]
+            self.answer(200, json.dumps(tree).encode())
+        elif path.startswith(f"/some/nli/resolve/{COMMIT}/") and name in self.server.files:
+            file = self.server.files[name]
+            self.answer(200, file.read_bytes(), ETag=f'"{_oid(file)}"', X_Repo_Commit=COMMIT)
+        else:
+            self.answer(404, b"", X_Error_Code="RevisionNotFound" if "/some/nli/" in path else "RepoNotFound")
+
+    do_HEAD = do_GET  # noqa: N815 (http.server's name)
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (http.server's name)
+        pass
+
+
+def _oid(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()  # noqa: S324 (git's, not a protection)
+
+
+@pytest.fixture
+def hub(copy: Path) -> Iterator[Hub]:
+    shutil.copy(copy / "model.safetensors", copy / "pytorch_model.bin")
+    (copy / "modeling_evil.py").write_text("raise SystemExit")
+    served = Hub(copy)
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+PROGRAM = """
+import json, logging, sys
+from worker.errors import CheckpointError
+from worker.inference import source
+logging.basicConfig(level=logging.WARNING, format="LOG %(name)s %(message)s", stream=sys.stdout)
+waits = []
+try:
+    found = source.find(sys.argv[1], sys.argv[2] or None, progress=None, attempts=3, sleep=waits.append)
+    print(json.dumps({"directory": str(found.directory), "revision": found.identity.revision, "waits": len(waits)}))
+except CheckpointError as error:
+    print(json.dumps({"error": str(error), "waits": len(waits)}))
+"""
+
+
+def download(
+    hub: Hub, home: Path, name: str = "some/nli", revision: str = "", **environment: str
+) -> tuple[dict[str, str], str]:
+    """Run in a process of its own, because the hub's client reads its environment on import. Result and log."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name, revision],
+        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stderr == ""  # no progress bar without a terminal
+    log, _, result = done.stdout.strip().rpartition("\n")
+    return json.loads(result), log
+
+
+def test_a_floating_revision_resolves_to_its_commit_and_warns(hub: Hub, tmp_path: Path) -> None:
+    result, log = download(hub, tmp_path)
+    assert result["revision"] == COMMIT
+    assert f'pin it with model.revision = "{COMMIT}"' in log
+    names = {path.name for path in Path(result["directory"]).iterdir()}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }  # no pickle, no code
+    again, log = download(hub, tmp_path, HF_HUB_OFFLINE="1")  # what was downloaded serves offline
+    assert again == result
+
+
+def test_a_pinned_revision_does_not_warn(hub: Hub, tmp_path: Path) -> None:
+    result, log = download(hub, tmp_path, revision=COMMIT)
+    assert result["revision"] == COMMIT
+    assert "LOG worker" not in log
+
+
+def test_a_hub_that_is_away_is_tried_again(hub: Hub, tmp_path: Path) -> None:
+    hub.outages = 2
+    result, log = download(hub, tmp_path)
+    assert result["revision"] == COMMIT
+    assert result["waits"] in {1, 2}  # the hub's client may try once more on its own
+    assert "attempt 1 of 3" in log
+
+
+def test_a_hub_that_stays_away_is_given_up(hub: Hub, tmp_path: Path) -> None:
+    hub.outages = 1000
+    result, _ = download(hub, tmp_path)
+    assert result["waits"] == 2
+    assert "check the network" in result["error"]
+
+
+def test_what_the_hub_does_not_have_is_not_asked_for_again(hub: Hub, tmp_path: Path) -> None:
+    result, _ = download(hub, tmp_path, name="other/nli")
+    assert "no such repository" in result["error"]
+    assert result["waits"] == 0
+    result, _ = download(hub, tmp_path, revision="v9")
+    assert 'model.revision = "v9"' in result["error"]
+    assert result["waits"] == 0
+
+
+def test_offline_without_a_copy_says_so(hub: Hub, tmp_path: Path) -> None:
+    result, _ = download(hub, tmp_path, HF_HUB_OFFLINE="1")
+    assert "not in the local cache" in result["error"]
+    assert result["waits"] == 0
+    assert hub.requests == []

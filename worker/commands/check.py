@@ -1,0 +1,259 @@
+"""`xnli-worker check`: tries what the worker will need, and says in one line each what is right or how to mend it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from rich.console import Console
+from rich.text import Text
+
+from worker import settings as settings_module
+from worker.commands import connection
+from worker.commands.connection import Reports, TopicMissing, say
+from worker.errors import BrokerAway, FatalError, SettingsError, WorkerError
+from worker.kafka import properties
+from worker.kafka.properties import Properties
+from worker.registry import Codecs, open_codecs, schema_folder
+from worker.settings import Settings
+from worker.telemetry import log
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin._metadata import ClusterMetadata  # where the class is typed
+
+_BROKER_TIMEOUT_S: Final = 5.0
+# The first transaction of a cluster creates the topic that transactions are kept in.
+_TRANSACTIONS_TIMEOUT_S: Final = 15.0
+# librdkafka's embedded broker calls its cluster so. Nothing else tells it: it grants transactions, but they are hollow.
+_EMBEDDED: Final = "mockCluster"
+
+_OK, _FAILED, _SKIPPED = "ok", "FAIL", "skip"
+_STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "yellow"}
+
+_Client = TypeVar("_Client", Consumer, Producer)
+
+
+class _Needless(Exception):  # noqa: N818 (an answer, not a failure)
+    """The settings ask for nothing that could be tried here."""
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What later steps learn from earlier ones."""
+
+    settings: Settings
+    cluster: ClusterMetadata | None = None
+
+
+def check(config: Path | None) -> int:
+    """Try everything and return the exit code.
+
+    It changes nothing a worker would not change: with exactly_once it opens (and leaves empty) a transactional id of
+    its own, and with schema_registry.auto_register it registers the result's schema.
+
+    Returns:
+        0 all is well; 1 something is away or missing; 2 a setting or the checkpoint is wrong.
+    """
+    log.configure("warning", "console", sys.stderr)
+    report = _Report()
+    trial: _Trial | None = None
+    with report.step("settings"):
+        trial = _Trial(settings_module.load(config))
+        report.ok("settings", str(config) if config is not None else "from the environment")
+    for name, needs, attempt in _STEPS:
+        missing = next((need for need in ("settings", *needs) if need in report.bad), None)
+        if missing is not None or trial is None:
+            report.skip(name, f"needs {missing}")
+            continue
+        with report.step(name):
+            report.ok(name, attempt(trial))
+    return report.exit_code
+
+
+@dataclass(slots=True)
+class _Report:
+    """Lines on stdout, the same in a pipe as on a terminal, where they are coloured."""
+
+    exit_code: int = 0
+    bad: set[str] = field(default_factory=set)
+    _console: Console = field(default_factory=lambda: Console(highlight=False))
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong inside becomes lines; nothing is raised."""
+        try:
+            yield
+        except _Needless as reason:
+            self._write(_SKIPPED, name, str(reason))
+        except SettingsError as error:
+            self._fail(name, str(error), 2)
+        except Exception as error:  # noqa: BLE001 (what a driver or a damaged file raises is a finding, not a crash)
+            self._fail(name, str(error) if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}", 1)
+
+    def ok(self, name: str, what: str) -> None:
+        """It works."""
+        self._write(_OK, name, what)
+
+    def skip(self, name: str, why: str) -> None:
+        """It could not be tried; what depends on it cannot either."""
+        self.bad.add(name)
+        self._write(_SKIPPED, name, why)
+
+    def _fail(self, name: str, why: str, code: int) -> None:
+        self.bad.add(name)
+        self.exit_code = max(self.exit_code, code)
+        for finding in why.splitlines() or [""]:
+            self._write(_FAILED, name, finding)
+
+    def _write(self, status: str, name: str, what: str) -> None:
+        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{what}")
+        self._console.print(line, soft_wrap=True)
+
+
+def _schemas(_: _Trial) -> str:
+    Codecs()  # reads and compiles them
+    return ", ".join(path.name for path in sorted(schema_folder().glob("*.avsc")))
+
+
+def _broker(trial: _Trial) -> str:
+    kafka = trial.settings.kafka
+    # The worker's own properties, so that each of them is tried; a consumer's question creates no topic.
+    with _connected(Producer, properties.producer(kafka, transactional_id=None), Reports()):
+        pass
+    reports = Reports()
+    with _connected(Consumer, properties.consumer(kafka), reports) as consumer:
+        trial.cluster = connection.metadata(consumer, kafka, reports, _BROKER_TIMEOUT_S)
+    count = len(trial.cluster.brokers)
+    kind = "embedded broker of librdkafka" if _is_embedded(trial.cluster) else "broker"
+    return f"{count} {kind}{'s' if count != 1 and kind == 'broker' else ''} at {kafka.bootstrap_servers}"
+
+
+def _topics(trial: _Trial) -> str:
+    topics = trial.settings.topics
+    if trial.cluster is None:
+        raise RuntimeError("not asked")
+    wanted = {**dict.fromkeys(topics.input, "input"), topics.output: "output", topics.dead_letter: "dead_letter"}
+    if topics.label_sets is not None:
+        wanted[topics.label_sets] = "label_sets"
+    known = trial.cluster.topics
+    counts = {topic: len(known[topic].partitions) for topic in wanted if topic in known}
+    suggested = max((counts[topic] for topic in topics.input if topic in counts), default=1)
+    findings: list[str] = []
+    for topic, key in wanted.items():
+        if topic not in known:
+            partitions = 1 if key == "label_sets" else suggested
+            compact = " --config cleanup.policy=compact" if key == "label_sets" else ""
+            findings.append(
+                f"topics.{key} = {topic!r} is not there, or this user may not see it: create it "
+                f"(kafka-topics.sh --create --topic {topic} --partitions {partitions}{compact})"
+            )
+            continue
+        leaderless = sorted(number for number, found in known[topic].partitions.items() if found.leader < 0)
+        if leaderless:
+            findings.append(
+                f"topics.{key} = {topic!r}: partitions {leaderless} have no leader: start the brokers that hold them"
+            )
+    if findings:
+        raise TopicMissing("\n".join(findings))
+    return ", ".join(f"{topic} ({counts[topic]} partition{'' if counts[topic] == 1 else 's'})" for topic in wanted)
+
+
+def _transactions(trial: _Trial) -> str:
+    settings = trial.settings
+    if settings.delivery.guarantee != "exactly_once":
+        raise _Needless(f"not used: delivery.guarantee is {settings.delivery.guarantee!r}")
+    if trial.cluster is not None and _is_embedded(trial.cluster):
+        raise SettingsError(
+            "delivery.guarantee = 'exactly_once', but the embedded broker of librdkafka only pretends to have "
+            "transactions: use Apache Kafka, or set delivery.guarantee = 'at_least_once'"
+        )
+    # Always the same id: no worker is fenced by it, and the coordinator, which remembers ids for days, remembers one.
+    config = properties.producer(settings.kafka, transactional_id=f"{settings.kafka.group_id}-xnli-check")
+    reports = Reports()
+    began_s = time.monotonic()
+    with _connected(Producer, config, reports) as producer:
+        try:
+            producer.init_transactions(_TRANSACTIONS_TIMEOUT_S)
+        except KafkaException as error:
+            found: KafkaError = error.args[0]
+            producer.poll(0)
+            said = f"{found.name()}: {found.str()}" + (f" ({reports.cause})" if reports.cause else "")
+            if found.retriable():
+                raise BrokerAway(
+                    f"the transaction coordinator is not ready after {_TRANSACTIONS_TIMEOUT_S:g} s: {said}; a cluster "
+                    "of fewer than 3 brokers needs transaction.state.log.replication.factor and .min.isr that it can "
+                    "meet; without transactions, set delivery.guarantee = 'at_least_once'"
+                ) from None
+            raise FatalError(
+                f"no transactions for ids that begin with {settings.kafka.group_id!r}: {said}; allow them (ACL: Write "
+                "on that TransactionalId prefix), or set delivery.guarantee = 'at_least_once'"
+            ) from None
+    return f"granted in {time.monotonic() - began_s:.1f} s"
+
+
+def _registry(trial: _Trial) -> str:
+    registry = trial.settings.schema_registry
+    if registry.url is None:
+        raise _Needless("not used: schema_registry.url is not set, values carry Avro single-object encoding")
+    # One attempt: whoever checks is told what is, and waits as he likes.
+    open_codecs(registry).open(result_topic=trial.settings.topics.output, attempts=1)
+    return f"{registry.url} knows the result's schema"
+
+
+def _device(trial: _Trial) -> str:
+    import torch  # noqa: PLC0415 (seconds, which a person with a wrong setting need not wait)
+
+    from worker.inference.precision import find_device  # noqa: PLC0415 (as above)
+
+    device = find_device(trial.settings.model.device)
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return f"{device}: {found.name}, {found.total_memory / 2**30:.0f} GiB"
+    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+def _model(trial: _Trial) -> str:
+    from worker.pipeline import load_engine  # noqa: PLC0415 (imports torch)
+
+    name = trial.settings.model.name
+    if sys.stderr.isatty():
+        say(f"loading {name}; a large model takes minutes")
+    began_s = time.monotonic()
+    loaded = load_engine(trial.settings).checkpoint
+    serves = "EMBED only" if loaded.order is None else "CLASSIFY, ENTAIL and EMBED"
+    return (
+        f"{name} at {loaded.identity.revision}: {loaded.family} in {loaded.precision}, {loaded.max_length} tokens, "
+        f"serves {serves}; loaded in {time.monotonic() - began_s:.1f} s"
+    )
+
+
+@contextmanager
+def _connected(kind: Callable[[Properties], _Client], config: Properties, reports: Reports) -> Iterator[_Client]:
+    client = connection.connect(kind, config, reports)
+    try:
+        yield client
+    finally:
+        if isinstance(client, Consumer):
+            client.close()
+
+
+def _is_embedded(cluster: ClusterMetadata) -> bool:
+    return str(cluster.cluster_id).startswith(_EMBEDDED)
+
+
+# Name, the steps without which it cannot be tried, and the attempt: what it found, or an exception.
+_STEPS: Final[tuple[tuple[str, tuple[str, ...], Callable[[_Trial], str]], ...]] = (
+    ("schemas", (), _schemas),
+    ("broker", (), _broker),
+    ("topics", ("broker",), _topics),
+    ("transactions", ("broker",), _transactions),
+    ("registry", ("schemas",), _registry),
+    ("device", (), _device),
+    ("model", ("device",), _model),
+)

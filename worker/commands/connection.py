@@ -1,0 +1,131 @@
+"""What `send`, `tail` and `check` share: settings, clients that are quiet, and whether a topic is there."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+
+from worker import settings as settings_module
+from worker.errors import BrokerAway, FatalError, SettingsError, WorkerError
+from worker.kafka import properties
+from worker.kafka.properties import Properties
+from worker.settings import KafkaSettings, Settings
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, Producer
+    from confluent_kafka.admin._metadata import ClusterMetadata  # where the class is typed
+
+_Client = TypeVar("_Client")
+
+# The same trouble is told again after so long: librdkafka reports every attempt to connect.
+_TELL_EVERY_S: Final = 30.0
+
+
+class TopicMissing(WorkerError):  # noqa: N818 (a state of the cluster)
+    """The broker knows no such topic, or does not let us see it."""
+
+
+def load_settings(config: Path | None) -> Settings:
+    """Settings for a command that talks to Kafka alone.
+
+    ``model.name`` is required, for the worker's sake; these commands load no model, and a person who sends requests
+    from a laptop need not invent one. What the user sets wins over the preset.
+    """
+    return settings_module.load(config, defaults={"model": {"name": "none"}})
+
+
+def say(text: str) -> None:
+    """A line on stderr for the person who watches; stdout belongs to the command's output."""
+    sys.stderr.write(f"xnli-worker: {text}\n")
+    sys.stderr.flush()
+
+
+class Reports:
+    """What librdkafka finds out between our calls, such as a connection that is refused. Give it to `connect`.
+
+    Args:
+        tell: gets what a person can act on, not more often than every half minute for each kind of error.
+    """
+
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+        self.cause = ""  # the last trouble, to explain a call that only says that it timed out
+        self._fatal: KafkaError | None = None
+        self._tell = tell
+        self._told: dict[str, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        """Take an error from librdkafka: called inside ``poll`` and ``flush``, on the thread that calls them."""
+        if error.fatal():
+            self._fatal = error
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 (librdkafka's local codes are spelt so)
+            return  # the sum of what was reported before it
+        self.cause = error.str()
+        now = time.monotonic()
+        if self._tell is not None and now - self._told.get(error.name(), -_TELL_EVERY_S) >= _TELL_EVERY_S:
+            self._told[error.name()] = now
+            self._tell(f"{error.str()}; still trying")
+
+    def check(self) -> None:
+        """Raise FatalError if librdkafka has said that its client cannot go on."""
+        if self._fatal is not None:
+            raise FatalError(f"the Kafka client cannot go on: {self._fatal.name()}: {self._fatal.str()}")
+
+
+def connect(kind: Callable[[Properties], _Client], config: Properties, reports: Reports) -> _Client:
+    """A client of librdkafka that writes nothing by itself: ``reports`` hears what matters.
+
+    Raises:
+        SettingsError: a property is unknown or has a value that librdkafka refuses.
+    """
+    logging.getLogger("librdkafka").setLevel(logging.CRITICAL + 1)
+    try:
+        return kind(properties.with_callbacks(config, reports))
+    except (KafkaException, TypeError, ValueError) as error:
+        found: Any = error.args[0]
+        said = found.str() if isinstance(found, KafkaError) else str(error)
+        raise SettingsError(
+            f"kafka.properties, consumer_properties or producer_properties: {said}; see librdkafka's CONFIGURATION.md"
+        ) from None
+
+
+def metadata(
+    client: Consumer | Producer, kafka: KafkaSettings, reports: Reports, timeout_s: float, topic: str | None = None
+) -> ClusterMetadata:
+    """What the cluster says of ``topic``, or of all topics, which creates none.
+
+    Raises:
+        BrokerAway: no broker answered in time.
+    """
+    try:
+        named = {} if topic is None else {"topic": topic}
+        found: ClusterMetadata = client.list_topics(timeout=timeout_s, **named)
+    except KafkaException as error:
+        client.poll(0)  # delivers to `reports` what went wrong meanwhile
+        raise BrokerAway(
+            f"no answer from kafka.bootstrap_servers = {kafka.bootstrap_servers!r} in {timeout_s:g} s "
+            f"({reports.cause or error.args[0].str()}); start the broker, or correct the setting, or those of TLS and "
+            "SASL in kafka.properties"
+        ) from None
+    return found
+
+
+def partitions(
+    client: Consumer | Producer, kafka: KafkaSettings, reports: Reports, topic: str, timeout_s: float
+) -> list[int]:
+    """The partitions of a topic. Asked by a producer, a broker that creates topics by itself creates this one.
+
+    Raises:
+        BrokerAway: no broker answered in time.
+        TopicMissing: it is not there.
+    """
+    found = metadata(client, kafka, reports, timeout_s, topic).topics[topic]
+    if found.error is not None or not found.partitions:
+        why = found.error.str() if found.error is not None else "it has no partitions"
+        raise TopicMissing(f"topic {topic!r} is not there ({why}); create it, or correct the setting")
+    return sorted(found.partitions)

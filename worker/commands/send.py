@@ -1,0 +1,234 @@
+"""`xnli-worker send`: JSON lines become Avro requests on the first input topic, keyed by their id.
+
+A line that is no request is reported and left out, the others are sent: a typing error in line 90,000 should not cost
+the person who corrects it a second copy of the 89,999 before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from worker.commands import connection
+from worker.commands.connection import Reports, TopicMissing, say
+from worker.core import encode
+from worker.errors import FatalError, Reason, Rejection, SettingsError
+from worker.kafka import properties
+from worker.messages import Headers
+from worker.registry import Codecs, open_codecs
+from worker.settings import Settings
+
+_CONNECT_TIMEOUT_S: Final = 10.0
+# A broker that creates topics by itself says "unknown" while it does so.
+_CREATION_TIMEOUT_S: Final = 3.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the lines. ``unconfirmed`` have neither a receipt nor a failure; 0 unless cut short."""
+
+    delivered: int = 0
+    refused: int = 0  # no requests, or too large: never sent
+    failed: int = 0  # sent, but not acknowledged in time (message.timeout.ms)
+    unconfirmed: int = 0
+
+
+def send(file: str, config: Path | None) -> bool:
+    """Send every request of ``file`` ("-" is stdin) and wait for the receipts. True if all lines were delivered.
+
+    Bad lines and failures go to stderr as ``FILE:LINE: what``, the tally to stdout: JSON in a pipe, a sentence on a
+    terminal.
+
+    Raises:
+        SettingsError: the settings or the file's name are wrong, or the registry does not know the request's schema.
+        BrokerAway, TopicMissing, RegistryAway: nothing was sent.
+        FatalError: the client cannot go on; what was delivered is on stdout all the same.
+    """
+    settings = connection.load_settings(config)
+    with _opened(file) as source:
+        codecs = open_codecs(settings.schema_registry, sleep=_wait_aloud)
+        topic = settings.topics.input[0]
+        codecs.open(request_topic=topic)
+        reports = Reports(say)
+        producer = connection.connect(Producer, properties.producer(settings.kafka, transactional_id=None), reports)
+        _await_topic(producer, settings, reports, topic)
+        if source.isatty():
+            say("reading requests from the terminal, one JSON object a line; end with Ctrl-D")
+        tally = Tally()
+        try:
+            with _progress(source) as advance:
+                name = "stdin" if file == "-" else file
+                _Sending(producer, codecs, reports, topic, name, tally, advance).run(source)
+        finally:
+            _show(tally, topic)
+    return not tally.refused and not tally.failed
+
+
+class _Sending:
+    """One file on its way."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        codecs: Codecs,
+        reports: Reports,
+        topic: str,
+        name: str,
+        tally: Tally,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._producer = producer
+        self._codecs = codecs
+        self._reports = reports
+        self._topic = topic
+        self._name = name
+        self._tally = tally
+        self._advance = advance
+
+    def run(self, source: BinaryIO) -> None:
+        """Send all lines and return when each has its receipt, or has failed."""
+        for number, line in enumerate(source, 1):
+            if line.isspace():
+                self._advance(len(line))
+                continue
+            try:
+                self._produce(number, line)
+            except Rejection as refused:
+                self._complain(number, str(refused))
+                self._tally.refused += 1
+                self._advance(len(line))
+            self._producer.poll(0)
+            self._reports.check()
+        # In short waits, for Ctrl-C is heard between them. It ends: after message.timeout.ms a record has failed.
+        while self._producer.flush(0.5):
+            self._reports.check()
+
+    def _produce(self, number: int, line: bytes) -> None:
+        key, value, headers = _request(line, self._codecs)
+
+        def receipt(error: KafkaError | None, _: Message) -> None:
+            self._tally.unconfirmed -= 1
+            self._advance(len(line))
+            if error is None:
+                self._tally.delivered += 1
+            else:
+                self._tally.failed += 1
+                self._complain(number, f"not delivered: {error.str()}; send it again")
+
+        while True:
+            try:
+                self._producer.produce(self._topic, value, key, headers=list(headers), on_delivery=receipt)
+            except BufferError:  # back-pressure: the queue is full until the broker has taken some of it
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                found: KafkaError = error.args[0]
+                if found.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise FatalError(f"the producer cannot go on: {found.name()}: {found.str()}") from error
+                raise Rejection(
+                    Reason.TOO_LARGE,
+                    "encode",
+                    f"the request has {len(value)} bytes, more than the producer may send; shorten its text, or raise "
+                    "message.max.bytes in kafka.producer_properties and on the topic",
+                ) from None
+            else:
+                self._tally.unconfirmed += 1
+                return
+
+    def _complain(self, number: int, what: str) -> None:
+        sys.stderr.write(f"{self._name}:{number}: {what}\n")
+
+
+def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
+    """Key, value and headers of a line's request. Raises Rejection."""
+    try:
+        # Some editors begin a file with a byte order mark.
+        parsed: Any = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise Rejection(
+            Reason.MALFORMED,
+            "encode",
+            f"no JSON: {error}; write one request a line, in UTF-8, and no line breaks in it",
+        ) from None
+    datum = encode.request(parsed)
+    value, headers = codecs.encode_request(datum)
+    return str(datum["id"]).encode(), value, headers
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        source = Path(file).open("rb")  # noqa: SIM115 (closed below; the two failures must not be told apart there)
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; name a file of JSON lines, or - for stdin") from None
+    with source:
+        yield source
+
+
+def _await_topic(producer: Producer, settings: Settings, reports: Reports, topic: str) -> None:
+    deadline_s = time.monotonic() + _CREATION_TIMEOUT_S
+    while True:
+        try:
+            connection.partitions(producer, settings.kafka, reports, topic, _CONNECT_TIMEOUT_S)
+        except TopicMissing as missing:
+            if time.monotonic() > deadline_s:
+                raise TopicMissing(f"topics.input: {missing}") from None
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _wait_aloud(seconds: float) -> None:
+    say(f"the schema registry does not answer; trying again in {seconds:.1f} s")
+    time.sleep(seconds)
+
+
+@contextmanager
+def _progress(source: BinaryIO) -> Iterator[Callable[[int], None]]:
+    """A bar of the bytes whose fate is known, of a pipe the number of lines: on a terminal. Else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    status = os.fstat(source.fileno())
+    total = status.st_size if stat.S_ISREG(status.st_mode) else None
+    columns = (
+        TextColumn("sending"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[lines]:,} lines"),
+        TimeRemainingColumn(),
+    )
+    # Rich takes stderr over while the bar is shown, so that complaints appear above it.
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total, lines=0)
+        lines = 0
+
+        def advance(size_bytes: int) -> None:
+            nonlocal lines
+            lines += 1
+            progress.update(task, advance=size_bytes, lines=lines)
+
+        yield advance
+
+
+def _show(tally: Tally, topic: str) -> None:
+    if not sys.stdout.isatty():
+        sys.stdout.write(json.dumps({"topic": topic, **asdict(tally)}) + "\n")
+        return
+    parts = [f"{tally.delivered:,} delivered to {topic}"]
+    parts += [f"{count:,} {name}" for name, count in asdict(tally).items() if count and name != "delivered"]
+    sys.stdout.write(", ".join(parts) + "\n")

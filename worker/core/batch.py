@@ -1,0 +1,90 @@
+"""When a batch is full, and what goes into it.
+
+Jobs wait in one line. A batch is a prefix of that line, so the order of admission is the order of computing, and the
+age of a batch is the age of its own first job: an idle spell never ends in a batch of one for the record after next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from worker.messages import Batch, Job, Partition, Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """What closes a batch, whichever comes first. ``max_wait_s`` counts from the admission of its first job."""
+
+    max_messages: int
+    max_tokens: int
+    max_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    job: Job
+    since_s: float
+
+
+class Batcher:
+    """The line of jobs and the rule that cuts it.
+
+    Invariant: ``tokens`` is the sum of the costs of the jobs in line; every job leaves exactly once, in order, by
+    `take` or by `forget`.
+    """
+
+    def __init__(self, policy: BatchPolicy) -> None:
+        self._policy = policy
+        self._line: deque[_Waiting] = deque()
+        self._tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all jobs in line."""
+        return self._tokens
+
+    def add(self, job: Job, now_s: float) -> None:
+        """Put a job at the end of the line."""
+        self._line.append(_Waiting(job, now_s))
+        self._tokens += job.encoded.tokens
+
+    def due(self, now_s: float) -> Trigger | None:
+        """What closes the batch at the head of the line by now, or None while it may still grow."""
+        if not self._line:
+            return None
+        if len(self._line) >= self._policy.max_messages:
+            return Trigger.MESSAGES
+        if self._tokens >= self._policy.max_tokens:
+            return Trigger.TOKENS
+        return Trigger.WAIT if now_s >= self.deadline_s else None
+
+    @property
+    def deadline_s(self) -> float:
+        """When the head of the line has waited long enough; infinity with nobody in line."""
+        return self._line[0].since_s + self._policy.max_wait_s if self._line else float("inf")
+
+    def take(self, trigger: Trigger) -> Batch:
+        """Cut a batch off the head: as many as fit both bounds, and at least one, even if it alone is over the budget.
+
+        Raises:
+            IndexError: nobody is in line.
+        """
+        first = self._line.popleft()
+        jobs, tokens = [first.job], first.job.encoded.tokens
+        while self._line and len(jobs) < self._policy.max_messages:
+            cost = self._line[0].job.encoded.tokens
+            if tokens + cost > self._policy.max_tokens:
+                break
+            jobs.append(self._line.popleft().job)
+            tokens += cost
+        self._tokens -= tokens
+        return Batch(tuple(jobs), tokens, first.since_s, trigger)
+
+    def forget(self, partition: Partition) -> None:
+        """Drop the jobs of a partition that is no longer ours; its next owner reads them again."""
+        self._line = deque(w for w in self._line if w.job.record.position.partition != partition)
+        self._tokens = sum(w.job.encoded.tokens for w in self._line)

@@ -1,0 +1,84 @@
+"""A record that cannot be answered, as the dead-letter topic receives it.
+
+Key, value, other headers and timestamp stay as they came. Our headers are replaced and never appended, so that a record
+which dies a second time does not grow; where it first came from is written once and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from worker.messages import Fault, Headers, Outgoing, Record
+
+PREFIX: Final = "xnli.dlq."
+# Written by the first death and kept by later ones.
+ORIGIN: Final = ("topic", "partition", "offset", "timestamp")
+TEXT_BYTES: Final = 1024
+STACKTRACE_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Obituary:
+    """Who says so: the topic to write to, the consumer group and the worker's name."""
+
+    topic: str
+    group: str
+    worker: str
+
+
+def dead_letter(record: Record, fault: Fault, attempts: int, obituary: Obituary) -> Outgoing:
+    """The dead letter of ``record``. Header values are UTF-8 text or decimal numbers."""
+    before = {name: value for name, value in record.headers if name.startswith(PREFIX)}
+    position = record.position
+    ours: dict[str, bytes | None] = {
+        "reason": fault.reason.encode(),
+        "stage": fault.stage.encode(),
+        "error": fault.error.encode(),
+        "message": _clip(fault.message, TEXT_BYTES),
+        "stacktrace": _clip(fault.stacktrace, STACKTRACE_BYTES),
+        "topic": position.partition.topic.encode(),
+        "partition": b"%d" % position.partition.number,
+        "offset": b"%d" % position.offset,
+        "timestamp": b"%d" % record.timestamp_ms,
+        "group": obituary.group.encode(),
+        "attempts": b"%d" % attempts,
+        "replays": before.get(f"{PREFIX}replays") or b"0",
+        "worker": obituary.worker.encode(),
+    }
+    if all(f"{PREFIX}{name}" in before for name in ORIGIN):
+        ours.update({name: before[f"{PREFIX}{name}"] for name in ORIGIN})
+    kept: Headers = tuple((name, value) for name, value in record.headers if not name.startswith(PREFIX))
+    headers = kept + tuple((f"{PREFIX}{name}", value) for name, value in ours.items())
+    timestamp_ms = record.timestamp_ms if record.timestamp_ms >= 0 else None
+    return Outgoing(obituary.topic, record.key, record.value, headers, timestamp_ms, fault.reason)
+
+
+def truncated(letter: Outgoing, keep_bytes: int = 4096) -> Outgoing:
+    """A dead letter the broker refused for its size, with the head of its value and what identifies the rest.
+
+    ``xnli.dlq.truncated`` is the length of the whole value in bytes, ``xnli.dlq.sha256`` its digest. A foreign header
+    over ``keep_bytes`` goes the same way, for it may be what is too large.
+    """
+    value = letter.value or b""
+    key = letter.key if letter.key is None or len(letter.key) <= keep_bytes else letter.key[:keep_bytes]
+    marks: Headers = (
+        (f"{PREFIX}truncated", b"%d" % len(value)),
+        (f"{PREFIX}sha256", hashlib.sha256(value).hexdigest().encode()),
+    )
+    small = tuple((name, text if text is None else text[:keep_bytes]) for name, text in letter.headers)
+    ours = tuple(h for h in small if h[0].startswith(PREFIX))
+    foreign = tuple(h for h in small if not h[0].startswith(PREFIX))[: keep_bytes // 64]
+    return Outgoing(letter.topic, key, value[:keep_bytes], foreign + ours + marks, letter.timestamp_ms, letter.reason)
+
+
+def is_truncated(letter: Outgoing) -> bool:
+    """True for what `truncated` made: there is nothing left to cut."""
+    return any(name == f"{PREFIX}truncated" for name, _ in letter.headers)
+
+
+def _clip(text: str, limit_bytes: int) -> bytes:
+    """At most ``limit_bytes`` of UTF-8, cut between characters, the end kept where the start does not fit both."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data if len(data) <= limit_bytes else data[:limit_bytes].decode("utf-8", "ignore").encode()

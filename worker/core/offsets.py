@@ -1,0 +1,168 @@
+"""Which offsets may be committed, and in which order results leave.
+
+Both questions have one answer. Per partition the ledger keeps the records in the order they were read; a record is
+*resolved* once its output (a result, a retry, a dead letter, or nothing for a tombstone) is decided, and *released*
+only when every record before it is resolved too. Outputs are produced in release order and the offset behind the
+last of them is committed with them, so
+
+- an unresolved offset is never committed (invariant 1), and
+- results of a partition leave in the order their requests came (invariant 4).
+
+Releasing has two phases: `release` shows what may go and changes nothing; `acknowledge` removes it, after the broker
+has it. A publish that fails in between therefore loses nothing: the next `release` shows the same again, and more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from worker.messages import Outgoing, Partition, Position, Record
+
+
+@dataclass(slots=True)
+class _Entry:
+    record: Record
+    resolved: bool = False
+    output: Outgoing | None = None
+
+
+@dataclass(slots=True)
+class _Account:
+    """One partition under one assignment. ``entries`` is in read order; ``by_offset`` finds one."""
+
+    epoch: int
+    entries: deque[_Entry] = field(default_factory=deque)
+    by_offset: dict[int, _Entry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What may be produced and committed together.
+
+    ``outputs`` pairs each output, at most one a record, with the position whose record it answers. ``offsets`` maps
+    each partition to the offset to commit: the one *after* the last record released, as Kafka counts. A tombstone has
+    no output but moves the offset all the same. ``epochs`` are the assignments the offsets belong to.
+    """
+
+    outputs: tuple[tuple[Position, Outgoing], ...]
+    offsets: Mapping[Partition, int]
+    epochs: Mapping[Partition, int]
+
+    def __bool__(self) -> bool:
+        return bool(self.offsets)
+
+
+class Ledger:
+    """Accounts of all assigned partitions.
+
+    A position that belongs to no account, or to a former epoch of it, is *stale*: a late result for a partition that
+    was revoked meanwhile. Stale positions are refused by `resolve` and have no other effect (invariant 4, epochs).
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[Partition, _Account] = {}
+        self._in_flight = 0
+        self._held_bytes = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Records read and not yet acknowledged."""
+        return self._in_flight
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of keys and values of the records in flight."""
+        return self._held_bytes
+
+    def assign(self, partition: Partition, epoch: int) -> None:
+        """Open an account. What an earlier assignment of the partition left behind is forgotten."""
+        self.forget(partition)
+        self._accounts[partition] = _Account(epoch)
+
+    def forget(self, partition: Partition) -> None:
+        """Close an account; its unreleased records are the next owner's. Unknown partitions are fine."""
+        account = self._accounts.pop(partition, None)
+        if account is not None:
+            self._in_flight -= len(account.entries)
+            self._held_bytes -= sum(_size_bytes(entry.record) for entry in account.entries)
+
+    def is_live(self, position: Position) -> bool:
+        """True while the position's partition is assigned under the epoch it was read in."""
+        account = self._accounts.get(position.partition)
+        return account is not None and account.epoch == position.epoch
+
+    def track(self, record: Record) -> None:
+        """Enter a record that was just read.
+
+        Raises:
+            ValueError: the position is stale, or not behind the last record tracked: the reader broke its contract.
+        """
+        position = record.position
+        account = self._accounts.get(position.partition)
+        if account is None or account.epoch != position.epoch:
+            raise ValueError(f"{position} is not assigned")
+        if account.entries and account.entries[-1].record.position.offset >= position.offset:
+            raise ValueError(f"{position} was read out of order")
+        entry = _Entry(record)
+        account.entries.append(entry)
+        account.by_offset[position.offset] = entry
+        self._in_flight += 1
+        self._held_bytes += _size_bytes(record)
+
+    def record(self, position: Position) -> Record:
+        """The record at a live position. Raises KeyError if it is stale or already acknowledged."""
+        if not self.is_live(position):
+            raise KeyError(position)
+        return self._accounts[position.partition].by_offset[position.offset].record
+
+    def resolve(self, position: Position, output: Outgoing | None) -> bool:
+        """Set what a record leads to; None for a record that is only skipped. False when the position is stale.
+
+        For a record that is resolved but not yet acknowledged the new output replaces the old.
+        """
+        if not self.is_live(position):
+            return False
+        entry = self._accounts[position.partition].by_offset.get(position.offset)
+        if entry is None:
+            return False
+        entry.resolved, entry.output = True, output
+        return True
+
+    def release(self, limit: int | None = None) -> Release:
+        """The resolved prefixes of all partitions, at most ``limit`` records in total."""
+        outputs: list[tuple[Position, Outgoing]] = []
+        offsets: dict[Partition, int] = {}
+        epochs: dict[Partition, int] = {}
+        left = self._in_flight if limit is None else limit
+        for partition, account in self._accounts.items():
+            count = 0
+            for entry in account.entries:
+                if not entry.resolved or count == left:
+                    break
+                position = entry.record.position
+                if entry.output is not None:
+                    outputs.append((position, entry.output))
+                offsets[partition] = position.offset + 1
+                count += 1
+            if count:
+                epochs[partition] = account.epoch
+                left -= count
+        return Release(tuple(outputs), offsets, epochs)
+
+    def acknowledge(self, release: Release) -> None:
+        """Remove what the broker has acknowledged. Partitions taken away while it did so are passed over."""
+        for partition, behind in release.offsets.items():
+            account = self._accounts.get(partition)
+            if account is None or account.epoch != release.epochs[partition]:
+                continue
+            while account.entries and account.entries[0].record.position.offset < behind:
+                entry = account.entries.popleft()
+                del account.by_offset[entry.record.position.offset]
+                self._in_flight -= 1
+                self._held_bytes -= _size_bytes(entry.record)
+
+
+def _size_bytes(record: Record) -> int:
+    return len(record.key or b"") + len(record.value or b"")

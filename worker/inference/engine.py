@@ -1,0 +1,275 @@
+"""The engine: requests in, outcomes out, on one device.
+
+It does each piece of work once (`worker.core.pair`), orders rows by length, cuts them into slices that the token budget
+allows, and runs each slice through a `Forward`. Messages play no part in a slice: it mixes pairs of many of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worker.core.pair import flatten
+from worker.core.score import embed, score
+from worker.errors import FatalError, OutOfDeviceMemory
+from worker.inference import packed
+from worker.inference.budget import TokenBudget
+from worker.inference.checkpoint import Checkpoint
+from worker.inference.packed import Packed
+from worker.inference.padded import Padded
+from worker.inference.tokens import Tokens
+from worker.messages import Encoded, LongText, ModelIdentity, Outcome, Pooling, Request, Row, Task
+
+log = logging.getLogger("worker.inference")
+
+
+class Forward(Protocol):
+    """One pass of rows through the model. `Packed` and `Padded` are the two there are."""
+
+    def slots(self, lengths: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Token slots, padding included, that the first one, two, ... rows of these lengths take together."""
+
+    def logits(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+        """Class logits, (rows, classes)."""
+
+    def pooled(self, rows: Sequence[Row], pooling: Pooling) -> npt.NDArray[np.float32]:
+        """One vector per row, (rows, hidden size), not normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a batch cost.
+
+    ``rows`` were asked for; ``cache_hits`` of the distinct ones came from the cache, ``computed`` went through the
+    model, with ``tokens`` tokens in ``slots`` slots (the difference is padding) in ``forwards`` forwards. ``shrinks``
+    counts forwards that did not fit into memory and were tried again smaller.
+    """
+
+    rows: int
+    computed: int
+    tokens: int
+    slots: int
+    cache_hits: int
+    shrinks: int
+    forwards: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Work under way."""
+
+    rows: int = 0
+    computed: int = 0
+    tokens: int = 0
+    slots: int = 0
+    cache_hits: int = 0
+    shrinks: int = 0
+    forwards: int = 0
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def close(self) -> Work:
+        return Work(
+            self.rows,
+            self.computed,
+            self.tokens,
+            self.slots,
+            self.cache_hits,
+            self.shrinks,
+            self.forwards,
+            time.perf_counter() - self.started_s,
+        )
+
+
+class Engine:
+    """A checkpoint at work. `encode` may be called from another thread while `run` runs; `run` from one thread only.
+
+    Args:
+        checkpoint: The loaded model.
+        max_tokens: Upper bound of the token slots of one forward. The largest single row is always admitted.
+        cache_pairs: How many pairs' logits to keep over batches, the least recently used leaving first; 0 keeps none.
+        forward: How to run rows; by default packed where the architecture allows it, else padded.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, max_tokens: int, cache_pairs: int = 0, forward: Forward | None = None
+    ) -> None:
+        if forward is None:
+            forward = Packed(checkpoint) if packed.supports(checkpoint) else Padded(checkpoint)
+        self._checkpoint = checkpoint
+        self._forward = forward
+        self._tokens = Tokens(checkpoint)
+        self._budget = TokenBudget(max_tokens)
+        self._cache: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
+        self._cache_pairs = cache_pairs
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint at work."""
+        return self._checkpoint
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model's name and revision, as results carry them."""
+        return self._checkpoint.identity
+
+    def encode(self, request: Request) -> Encoded:
+        """Tokenise a request. Thread-safe against `run`.
+
+        Raises:
+            Rejection: The checkpoint cannot do what the request asks.
+        """
+        return self._tokens.encode(request)
+
+    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
+        """Compute the outcomes of a batch, in its order.
+
+        Raises:
+            OutOfDeviceMemory: One row alone does not fit into the device's memory.
+            Rejection: A message makes the model give infinities or NaN.
+            FatalError: The device is unusable for this process.
+        """
+        tally = _Tally()
+        outcomes: dict[int, Outcome] = {}
+        groups: dict[Pooling | None, list[int]] = {}
+        for i, (request, _) in enumerate(requests):
+            groups.setdefault(request.pooling if request.task is Task.EMBED else None, []).append(i)
+        for pooling, members in groups.items():
+            flat = flatten(requests[i][1].rows for i in members)
+            tally.rows += len(flat.which)
+            if pooling is None:
+                results = self._logits(flat.rows, flat.keys, tally)
+            else:
+                results = self._slices(flat.rows, pooling, tally)
+            for i, own in zip(members, flat.restore(results), strict=True):
+                outcomes[i] = self._outcome(*requests[i], own)
+        return [outcomes[i] for i in range(len(requests))], tally.close()
+
+    def warm_up(self) -> None:
+        """Run the longest row (on CUDA: as many as the budget allows), so that the first batch meets no surprise.
+
+        Kernels are chosen and loaded, and on CUDA the budget shrinks to what the device holds and stays there.
+
+        Raises:
+            OutOfDeviceMemory: Not even one row of the full length fits.
+        """
+        order = self._checkpoint.order
+        request = Request(
+            id="warm-up",
+            task=Task.EMBED,
+            text="a " * self._checkpoint.max_length,
+            labels=(),
+            hypotheses=(),
+            multi_label=False,
+            language=next(iter(self._checkpoint.languages), None),
+            top_k=None,
+            threshold=None,
+            long_text=LongText.TRUNCATE,
+            pooling=Pooling.MEAN,
+            normalize=False,
+            attributes={},
+        )
+        row = self.encode(request).rows[0]
+        count = self._budget.tokens // len(row.token_ids) if self._checkpoint.device.type == "cuda" else 1
+        tally = _Tally()
+        self._slices([row] * max(1, count), None if order else Pooling.MEAN, tally)
+        self._budget.settle()
+        work = tally.close()
+        log.info(
+            "warmed up with %d tokens in %.2f s; up to %d tokens a forward",
+            work.tokens,
+            work.seconds,
+            self._budget.tokens,
+        )
+
+    def _outcome(self, request: Request, encoded: Encoded, results: npt.NDArray[np.float32]) -> Outcome:
+        if request.task is Task.EMBED:
+            return embed(request, results, _lengths(encoded.rows))
+        if self._checkpoint.order is None:  # encode has refused such a request
+            raise FatalError(f"{self.identity.name} has no classification head, yet a {request.task} request came here")
+        return score(request, results, encoded.windows, self._checkpoint.order)
+
+    def _logits(self, rows: Sequence[Row], keys: Sequence[bytes], tally: _Tally) -> npt.NDArray[np.float32]:
+        """Logits of distinct rows, those that the cache knows without a forward."""
+        if not self._cache_pairs:
+            return self._slices(rows, None, tally)
+        found = {key: self._cache[key] for key in keys if key in self._cache}
+        missing = [i for i, key in enumerate(keys) if key not in found]
+        tally.cache_hits += len(found)
+        if missing:
+            computed = self._slices([rows[i] for i in missing], None, tally)
+            # Copies: a view would keep the whole batch alive.
+            found |= {keys[i]: logits.copy() for i, logits in zip(missing, computed, strict=True)}
+        self._cache |= found
+        for key in found:
+            self._cache.move_to_end(key)
+        while len(self._cache) > self._cache_pairs:
+            self._cache.popitem(last=False)
+        return np.stack([found[key] for key in keys])
+
+    def _slices(self, rows: Sequence[Row], pooling: Pooling | None, tally: _Tally) -> npt.NDArray[np.float32]:
+        """Logits, or pooled vectors, of rows: longest first, in slices under the token budget."""
+        lengths = _lengths(rows)
+        order = np.argsort(-lengths, kind="stable")
+        parts: list[npt.NDArray[np.float32]] = []
+        done = 0
+        while done < len(rows):
+            rest = order[done:]
+            slots = self._forward.slots(lengths[rest])
+            count = max(1, int(np.searchsorted(slots, self._budget.tokens, side="right")))
+            chosen = [rows[i] for i in rest[:count]]
+            held = int(slots[count - 1])
+            try:
+                part = self._forward.logits(chosen) if pooling is None else self._forward.pooled(chosen, pooling)
+            except Exception as error:  # noqa: BLE001 (anything that does not tell of memory is raised again at once)
+                why = _out_of_memory(error)
+            else:
+                parts.append(part)
+                done += count
+                tally.computed += count
+                tally.tokens += int(lengths[rest[:count]].sum())
+                tally.slots += held
+                tally.forwards += 1
+                self._budget.succeed()
+                continue
+            # Here, past the except clause, no traceback keeps the failed forward's tensors alive.
+            if self._checkpoint.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if count == 1:
+                raise OutOfDeviceMemory(held, f"one row of {held} tokens does not fit into device memory: {why}")
+            self._budget.shrink(held)
+            tally.shrinks += 1
+            log.warning("a forward of %d tokens did not fit: now at most %d tokens", held, self._budget.tokens)
+        results = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
+        results[order] = np.concatenate(parts)
+        return results
+
+
+def _lengths(rows: Sequence[Row]) -> npt.NDArray[np.intp]:
+    return np.fromiter((len(row.token_ids) for row in rows), dtype=np.intp, count=len(rows))
+
+
+def _out_of_memory(error: Exception) -> str:
+    """The message of an error that tells of too little memory. Any other error is raised.
+
+    Raises:
+        FatalError: The device reported an error that stays: every later call of this process would meet it too.
+    """
+    text = str(error)
+    if (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "can't allocate memory" in text  # the CPU allocator raises a bare RuntimeError
+        or "_STATUS_ALLOC_FAILED" in text  # cuBLAS and cuDNN likewise
+    ):
+        return text.partition("\n")[0]
+    if isinstance(error, torch.AcceleratorError):
+        raise FatalError(f"the device failed and this process cannot use it any more: {text}") from error
+    raise error

@@ -1,0 +1,213 @@
+"""The packed forward: rows laid end to end in one long sequence, so that nothing is padding. For the BERT family.
+
+Attention keeps to each row; everything else in a transformer layer looks at one token at a time and never knows that
+its neighbours belong to other rows. The model's own modules do the work (their weights stay in one place), save that
+query, key and value become one matrix product. The last layer computes no more than is asked of it: to classify, only
+the states of each row's first token (CLS), so its feed-forward half runs on one token per row.
+
+On CUDA in half precision attention is `torch.nn.attention.varlen` (FlashAttention over cumulative lengths). Elsewhere
+it is `scaled_dot_product_attention` over runs of rows of equal length, which the engine's length order makes long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+
+from worker.inference.checkpoint import Checkpoint
+from worker.messages import Pooling, Row
+
+Step = Callable[[Tensor], Tensor]
+
+ROBERTA = frozenset({"roberta", "xlm-roberta", "camembert"})
+FAMILIES = ROBERTA | {"bert", "distilbert"}
+
+
+def supports(checkpoint: Checkpoint) -> bool:
+    """Whether this checkpoint is an encoder that `Packed` knows how to run."""
+    return checkpoint.family in FAMILIES and not getattr(checkpoint.model.config, "is_decoder", False)
+
+
+class Packed:
+    """A `worker.inference.engine.Forward` without padding."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        base: Any = checkpoint.model.base_model  # Any: the submodules of transformers' models are untyped
+        self._device = checkpoint.device
+        self._embeddings = base.embeddings
+        self._heads = int(checkpoint.model.config.num_attention_heads)
+        if checkpoint.family == "distilbert":
+            self._layers = [_distilbert_layer(layer) for layer in base.transformer.layer]
+        else:
+            self._layers = [_bert_layer(layer) for layer in base.encoder.layer]
+        self._head = _head(checkpoint)
+        # RoBERTa counts positions from the one after the padding id (transformers: create_position_ids_from_input_ids).
+        self._first_position = self._embeddings.padding_idx + 1 if checkpoint.family in ROBERTA else 0
+        self._token_types = hasattr(self._embeddings, "token_type_embeddings")
+        self._varlen = checkpoint.device.type == "cuda" and checkpoint.model.dtype in {torch.float16, torch.bfloat16}
+
+    def slots(self, lengths: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """The sum of the first one, two, ... of ``lengths``: there is no padding."""
+        return np.cumsum(lengths)
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+        """Class logits, (rows, classes)."""
+        states, _ = self._states(rows, first_only=True)
+        logits: npt.NDArray[np.float32] = self._head(states).float().numpy(force=True)
+        return logits
+
+    @torch.inference_mode()
+    def pooled(self, rows: Sequence[Row], pooling: Pooling) -> npt.NDArray[np.float32]:
+        """The last hidden states as one vector per row, (rows, hidden size), not normalised.
+
+        MEAN is over all tokens of the row, special ones included, as sentence-transformers pools.
+        """
+        states, spans = self._states(rows, first_only=pooling is Pooling.CLS)
+        states = states.float()
+        if pooling is Pooling.MEAN:
+            states = torch.segment_reduce(states, "mean", offsets=spans.bounds.long(), axis=0)
+        return states.numpy(force=True)
+
+    def _states(self, rows: Sequence[Row], *, first_only: bool) -> tuple[Tensor, _Spans]:
+        """Last hidden states: (rows, hidden size) of each row's first token, or (tokens, hidden size) of all."""
+        lengths = np.fromiter((len(row.token_ids) for row in rows), dtype=np.int32, count=len(rows))
+        bounds = np.concatenate([[0], np.cumsum(lengths)], dtype=np.int32)
+        within = np.arange(bounds[-1], dtype=np.int32) - np.repeat(bounds[:-1], lengths)
+        inputs = {
+            "input_ids": np.concatenate([row.token_ids for row in rows], dtype=np.int32),
+            "position_ids": within + np.int32(self._first_position),
+        }
+        if self._token_types:
+            borders = np.fromiter((row.segment_at for row in rows), dtype=np.int32, count=len(rows))
+            inputs["token_type_ids"] = (within >= np.repeat(borders, lengths)).astype(np.int32)
+        spans = _Spans(self._tensor(bounds), lengths.tolist(), varlen=self._varlen)
+
+        # The embeddings, and their sum's layer norm, are those of a batch of one long row.
+        x = self._embeddings(**{name: self._tensor(ids).unsqueeze(0) for name, ids in inputs.items()}).squeeze(0)
+        for layer in self._layers[:-1]:
+            x = layer(x, spans, self._heads)
+        return self._layers[-1](x, spans, self._heads, first_only=first_only), spans
+
+    def _tensor(self, array: npt.NDArray[np.int32]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+class _Spans:
+    """Where each row lies in the packed sequence, and attention that keeps to it.
+
+    ``bounds`` (rows + 1, int32) are the cumulative lengths: row ``i`` is ``bounds[i]:bounds[i + 1]``.
+    """
+
+    def __init__(self, bounds: Tensor, lengths: Sequence[int], *, varlen: bool) -> None:
+        self.bounds = bounds
+        self.first = bounds[:-1]
+        self._longest = max(lengths)
+        self._varlen = varlen
+        self._runs = [(len(list(run)), length) for length, run in groupby(lengths)]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, first_only: bool) -> Tensor:
+        """Attention of (tokens, heads, head size); with ``first_only`` there is one query per row."""
+        if self._varlen:
+            if not first_only:
+                return _output(varlen_attn(query, key, value, self.bounds, self.bounds, self._longest, self._longest))
+            every_one = torch.arange(len(self.bounds), dtype=torch.int32, device=self.bounds.device)
+            return _output(varlen_attn(query, key, value, every_one, self.bounds, 1, self._longest))
+        sizes = [count * length for count, length in self._runs]
+        counts = [count for count, _ in self._runs]
+        contexts = []
+        for count, q, k, v in zip(
+            counts,
+            torch.split(query, counts if first_only else sizes),
+            torch.split(key, sizes),
+            torch.split(value, sizes),
+            strict=True,
+        ):
+            # (count * length, heads, size) -> (count, heads, length, size), and back.
+            q, k, v = (part.view(count, -1, *part.shape[1:]).transpose(1, 2) for part in (q, k, v))  # noqa: PLW2901
+            contexts.append(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        return torch.cat(contexts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One post-norm transformer layer (Vaswani et al. 2017, as in BERT)."""
+
+    qkv: Step
+    out: Step
+    norm_attention: Step
+    up: Step
+    activation: Step
+    down: Step
+    norm_output: Step
+
+    def __call__(self, x: Tensor, spans: _Spans, heads: int, *, first_only: bool = False) -> Tensor:
+        query, key, value = self.qkv(x).view(len(x), 3, heads, -1).unbind(1)
+        if first_only:  # whatever follows looks at no other token
+            query, x = query[spans.first], x[spans.first]
+        context = spans.attend(query, key, value, first_only=first_only)
+        x = self.norm_attention(x + self.out(context.flatten(1)))
+        return self.norm_output(x + self.down(self.activation(self.up(x))))
+
+
+def _bert_layer(layer: Any) -> _Layer:
+    attention = layer.attention
+    return _Layer(
+        qkv=_fused(attention.self.query, attention.self.key, attention.self.value),
+        out=attention.output.dense,
+        norm_attention=attention.output.LayerNorm,
+        up=layer.intermediate.dense,
+        activation=layer.intermediate.intermediate_act_fn,
+        down=layer.output.dense,
+        norm_output=layer.output.LayerNorm,
+    )
+
+
+def _distilbert_layer(layer: Any) -> _Layer:
+    attention = layer.attention
+    return _Layer(
+        qkv=_fused(attention.q_lin, attention.k_lin, attention.v_lin),
+        out=attention.out_lin,
+        norm_attention=layer.sa_layer_norm,
+        up=layer.ffn.lin1,
+        activation=layer.ffn.activation,
+        down=layer.ffn.lin2,
+        norm_output=layer.output_layer_norm,
+    )
+
+
+def _head(checkpoint: Checkpoint) -> Step:
+    """From the CLS states, (rows, hidden size), to the logits, with the model's own modules."""
+    model: Any = checkpoint.model
+    if checkpoint.order is None:
+        return nn.Identity()  # EMBED only; nobody asks for logits
+    if checkpoint.family == "bert":
+        return lambda cls: model.classifier(model.bert.pooler(cls.unsqueeze(1)))
+    if checkpoint.family == "distilbert":
+        return lambda cls: model.classifier(torch.relu(model.pre_classifier(cls)))
+    return lambda cls: model.classifier(cls.unsqueeze(1))
+
+
+def _fused(*linears: nn.Linear) -> nn.Linear:
+    """One linear layer in place of several over the same input. Theirs become views of its weights: no copy stays."""
+    sizes = [linear.out_features for linear in linears]
+    fused = nn.Linear(linears[0].in_features, sum(sizes), device="meta").requires_grad_(requires_grad=False)
+    for name in ("weight", "bias"):
+        whole = torch.cat([getattr(linear, name) for linear in linears])
+        setattr(fused, name, nn.Parameter(whole, requires_grad=False))
+        for linear, part in zip(linears, torch.split(whole, sizes), strict=True):
+            setattr(linear, name, nn.Parameter(part, requires_grad=False))
+    return fused
+
+
+def _output(attended: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return attended if isinstance(attended, Tensor) else attended[0]

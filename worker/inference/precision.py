@@ -1,0 +1,125 @@
+"""The device and the number format to compute in, chosen by what the hardware does fast."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from worker.errors import CheckpointError
+
+log = logging.getLogger("worker.inference")
+
+
+class Precision(StrEnum):
+    """What the model computes in. INT8 keeps float32 weights on load; the forward quantises its linear layers."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the loaded weights."""
+        return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(self, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What a CPU multiplies fast: bfloat16 tiles (AMX) or int8 vectors (AVX-512 VNNI)."""
+
+    amx_bf16: bool
+    vnni: bool
+
+    @classmethod
+    def probe(cls) -> Processor:
+        """Ask torch about this CPU. AMX counts only where the operating system lets this process use it."""
+        flags: Mapping[str, object] = torch.cpu.get_capabilities()
+        onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's
+        amx = onednn and bool(flags.get("amx_bf16")) and bool(flags.get("amx_tile"))
+        # Linux grants AMX on request (arch_prctl, ARCH_REQ_XCOMP_PERM), for which torch has no public call.
+        amx = amx and torch.cpu._init_amx()  # noqa: SLF001 (see above)
+        return cls(amx_bf16=amx, vnni=onednn and bool(flags.get("avx512_vnni")))
+
+
+def find_device(name: str) -> torch.device:
+    """Resolve the setting ``model.device``: "auto" (CUDA if there is one, else the CPU) or a torch device name.
+
+    Raises:
+        CheckpointError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CheckpointError(f'model.device = "{name}" is no device name: use auto, cpu, cuda or cuda:N') from error
+    if device.type == "cpu":
+        return device
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) < count:
+            return device
+        raise CheckpointError(
+            f'model.device = "{name}" but torch {torch.__version__} sees {count} CUDA devices: install the driver and '
+            'a CUDA build of torch, choose another index, or set model.device = "cpu"'
+        )
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return device
+    raise CheckpointError(f'model.device = "{name}" cannot be used here: use auto, cpu, cuda or cuda:N')
+
+
+def choose(wanted: str, device: torch.device, family: str, processor: Processor | None = None) -> Precision:
+    """Resolve the setting ``model.precision`` and log why "auto" chose what it did.
+
+    Args:
+        wanted: "auto" or a `Precision`.
+        device: where the model will run.
+        family: ``config.model_type``.
+        processor: the CPU; probed if not given.
+
+    Raises:
+        CheckpointError: no such precision, or none that works on this device.
+    """
+    if wanted == "auto":
+        precision, reason = _automatic(device, family, processor or Processor.probe())
+        log.info("precision %s on %s: %s", precision, device, reason)
+        return precision
+    try:
+        precision = Precision(wanted)
+    except ValueError:
+        known = ", ".join(Precision)
+        raise CheckpointError(f'model.precision = "{wanted}" is unknown: use auto, {known}') from None
+    if precision is Precision.FP16 and device.type == "cpu":
+        raise CheckpointError(
+            'model.precision = "fp16" on a CPU is slower and coarser than fp32: use auto, bf16 (fast with AMX), int8 '
+            "(fast with VNNI) or fp32"
+        )
+    if precision is Precision.INT8 and device.type != "cpu":
+        raise CheckpointError(f'model.precision = "int8" is for CPUs, not {device}: use auto, bf16, fp16 or fp32')
+    return precision
+
+
+# Families whose bfloat16 and int8 scores are measured against fp32. The others run in fp32 on a CPU unless told.
+_MEASURED_ON_CPU = frozenset({"xlm-roberta", "roberta", "camembert", "bert", "distilbert"})
+
+
+def _automatic(device: torch.device, family: str, processor: Processor) -> tuple[Precision, str]:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return Precision.BF16, f"compute capability {major}.{minor} has bfloat16 tensor cores"
+        return Precision.FP16, f"compute capability {major}.{minor} has no bfloat16 tensor cores"
+    if device.type != "cpu":
+        return Precision.FP32, "nothing faster is measured there"
+    if family not in _MEASURED_ON_CPU:
+        return Precision.FP32, f"{family} is not measured in fewer bits on a CPU"
+    if processor.amx_bf16:
+        return Precision.BF16, "the CPU has AMX"
+    if processor.vnni:
+        return Precision.INT8, "the CPU has VNNI and no AMX"
+    return Precision.FP32, "the CPU has neither AMX nor VNNI"

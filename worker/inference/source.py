@@ -1,0 +1,189 @@
+"""Where a checkpoint comes from: a directory, or a model hub's repository at a pinned revision.
+
+Only files that hold no code are ever fetched or read: weights as safetensors, configuration and tokenizer as JSON or
+plain text. transformers is then given the local directory, hence converts and downloads nothing on its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import tenacity
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from worker.errors import CheckpointError
+from worker.messages import ModelIdentity
+
+log = logging.getLogger("worker.inference")
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_FILES = (
+    *WEIGHTS,
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",  # SentencePiece: sentencepiece.bpe.model, spm.model
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A directory with a whole checkpoint in it, and what results will call it."""
+
+    directory: Path
+    identity: ModelIdentity
+
+
+def find(
+    name: str, revision: str | None, *, progress: bool | None, attempts: int, sleep: Callable[[float], None]
+) -> Source:
+    """Find a checkpoint's directory, downloading it if need be.
+
+    Args:
+        name: a directory or a hub id ("owner/name").
+        revision: for a hub id the commit, tag or branch; a directory must have exactly this digest.
+        progress: show download bars; None: on a terminal.
+        attempts: tries of the download before giving up, with waits of 1 s to 30 s between them.
+        sleep: waits so many seconds; may raise to give up at once.
+
+    Raises:
+        CheckpointError: nothing there that can be loaded safely.
+    """
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        _require_checkpoint(directory, name)
+        digest = _digest(directory)
+        if revision not in (None, digest):
+            raise CheckpointError(
+                f'model.revision = "{revision}" but the files in {name} have the digest "{digest}": they are not the '
+                "ones that were pinned; put those back, or pin this digest"
+            )
+        return Source(directory, ModelIdentity(name, digest))
+    if name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise CheckpointError(f'model.name = "{name}" is no directory here, and no hub id ("owner/name") either')
+    shown = sys.stderr.isatty() if progress is None else progress
+    directory = _download(name, revision, progress=shown, attempts=attempts, sleep=sleep)
+    _require_checkpoint(directory, name)
+    commit = directory.name  # the hub's cache keeps each commit in a directory of its own
+    if revision is None or not _COMMIT.fullmatch(revision):
+        log.warning(
+            'model.revision of "%s" is %s, which may change under you: this run uses commit %s; pin it with '
+            'model.revision = "%s"',
+            name,
+            "not set" if revision is None else f'"{revision}"',
+            commit,
+            commit,
+        )
+    return Source(directory, ModelIdentity(name, commit))
+
+
+def _require_checkpoint(directory: Path, name: str) -> None:
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f'model.name = "{name}": no checkpoint there (config.json is missing)')
+    if any(next(directory.glob(pattern), None) is not None for pattern in WEIGHTS):
+        return
+    pickle = next((path.name for pattern in _PICKLES for path in directory.glob(pattern)), None)
+    found = f" ({pickle} is a pickle, which can run code when it is read)" if pickle else ""
+    raise CheckpointError(
+        f'model.name = "{name}": no model.safetensors there{found}. Only safetensors are loaded: choose a revision '
+        "that has them, or convert the checkpoint once, in a place you trust, with transformers' "
+        "from_pretrained(...).save_pretrained(...)"
+    )
+
+
+def _digest(directory: Path) -> str:
+    """SHA-256 over names and contents of every file that takes part: the same files, the same revision."""
+    total = hashlib.sha256()
+    for path in sorted({path for pattern in _FILES for path in directory.glob(pattern)}):
+        with path.open("rb") as file:
+            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{total.hexdigest()[:16]}"
+
+
+def _download(
+    name: str, revision: str | None, *, progress: bool, attempts: int, sleep: Callable[[float], None]
+) -> Path:
+    if not progress:
+        disable_progress_bars()
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not _is_answer(error)),
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=tenacity.wait_exponential_jitter(initial=1, max=30),
+        before_sleep=lambda state: log.warning(
+            'download of "%s" failed (attempt %d of %d), trying again: %s',
+            name,
+            state.attempt_number,
+            attempts,
+            state.outcome and state.outcome.exception(),
+        ),
+        sleep=sleep,
+        reraise=True,
+    )
+    try:
+        # The subfolders of a repository hold other formats of the same weights.
+        directory = retrying(
+            huggingface_hub.snapshot_download,
+            name,
+            revision=revision,
+            allow_patterns=list(_FILES),
+            ignore_patterns=["*/*"],
+        )
+    except HFValidationError as error:
+        raise CheckpointError(f'model.name = "{name}" is no directory here, and no hub id: {error}') from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f'model.revision = "{revision}": the repository "{name}" has none such') from error
+    except RepositoryNotFoundError as error:  # private and gated ones look the same without a token
+        raise CheckpointError(
+            f'model.name = "{name}": no such directory here, and no such repository, or none that may be read without '
+            "a token: check the name, or set HF_TOKEN"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f'model.name = "{name}" at revision "{revision or "main"}" is not in the local cache and the hub could not '
+            f"be reached ({error.__cause__ or error}): check the network, unset HF_HUB_OFFLINE, or set model.name to a "
+            "directory"
+        ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f'model.name = "{name}" could not be downloaded ({type(error).__name__}: {error}): try again later, or set '
+            "model.name to a directory"
+        ) from error
+    return Path(directory)
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Tell answers, which another attempt will not change, from outages.
+
+    The HTTP library is not named on purpose: it differs from one version of the hub's client to the next, so whatever
+    is no answer counts as an outage.
+    """
+    if isinstance(error, LocalEntryNotFoundError):  # nothing cached, and the look-up failed for the reason within
+        return error.__cause__ is None or _is_answer(error.__cause__)
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return 400 <= status < 500 and status not in {408, 429}
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return isinstance(error, OfflineModeIsEnabled)
+    return isinstance(error, (OSError, ValueError, TypeError))  # disk full, bad name, wrong call

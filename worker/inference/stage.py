@@ -1,0 +1,202 @@
+"""The inference stage: takes batches from one bounded queue, answers every job, and puts what it did on another.
+
+It runs on a thread of its own and owns the model and the device. Tests call `step` themselves instead.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import structlog
+
+from worker.core.retry import RetryPolicy, fault_of
+from worker.errors import FatalError, TransientError
+from worker.inference.engine import Work
+from worker.messages import Answered, Batch, Encoded, Failed, Finished, Job, Outcome, Request
+
+log = structlog.get_logger("worker.inference")
+
+
+class Runs(Protocol):
+    """The part of `worker.inference.engine.Engine` that this stage uses."""
+
+    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
+        """Outcomes in the order of the requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A batch and what became of each of its jobs, in its order. ``work`` sums all forwards, repeated ones too."""
+
+    batch: Batch
+    finished: tuple[Finished, ...]
+    work: Work
+    bisections: int
+    began_s: float
+    ended_s: float
+
+
+_NO_WORK = Work(rows=0, computed=0, tokens=0, slots=0, cache_hits=0, shrinks=0, forwards=0, seconds=0.0)
+
+
+class InferenceStage:
+    """One batch waits while one runs, and one finished batch waits to be collected; then this thread waits too.
+
+    Args:
+        engine: what computes.
+        policy: how long to wait while the device is away.
+        clock: monotonic seconds.
+        beat: told that work began or went on (`worker.telemetry.health.Health.inference_beat`).
+        idle: told that no work is left in hand.
+    """
+
+    def __init__(
+        self,
+        engine: Runs,
+        policy: RetryPolicy,
+        clock: Callable[[], float],
+        beat: Callable[[float], None],
+        idle: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._clock = clock
+        self._beat = beat
+        self._idle = idle
+        self._inbox: queue.Queue[Batch] = queue.Queue(maxsize=1)
+        self._outbox: queue.Queue[Done] = queue.Queue(maxsize=2)
+        self._stopping = threading.Event()
+        self._crash: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    # The Kafka thread's side ------------------------------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool:
+        """True if `offer` will take a batch."""
+        return not self._inbox.full()
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Batches waiting to be computed, and batches waiting to be collected."""
+        return self._inbox.qsize(), self._outbox.qsize()
+
+    def offer(self, batch: Batch) -> None:
+        """Hand over a batch. Raises queue.Full unless `has_room`; only one thread may offer."""
+        self._inbox.put_nowait(batch)
+
+    def collect(self) -> Done | None:
+        """A finished batch, or None. Raises what crashed the stage, once everything finished before is collected."""
+        try:
+            return self._outbox.get_nowait()
+        except queue.Empty:
+            if self._crash is not None:
+                raise self._crash from None
+            return None
+
+    def start(self) -> None:
+        """Run on a thread. Daemonic, because a device that hangs must not keep a process from exiting."""
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish the batch in hand and end the thread. False if it did not end in time."""
+        self._stopping.set()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # The inference thread's side --------------------------------------------------------------------------------------
+
+    def step(self, timeout_s: float) -> bool:
+        """Answer one batch if there is one within ``timeout_s``. False if there was none."""
+        try:
+            batch = self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+        except queue.Empty:
+            return False
+        done = self._answer(batch)
+        if done is not None:
+            self._hand_over(done)
+        self._idle()
+        return True
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self.step(0.1)
+        except BaseException as error:  # noqa: BLE001 (a crash of any kind is re-raised on the main thread by collect)
+            self._crash = error
+
+    def _hand_over(self, done: Done) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._outbox.put(done, timeout=0.1)
+            except queue.Full:
+                self._beat(self._clock())  # the Kafka thread is behind: the device is well
+            else:
+                return
+
+    def _answer(self, batch: Batch) -> Done | None:
+        """Answer every job; wait and begin again while the device is away. None if told to stop meanwhile."""
+        began_s = self._clock()
+        attempt = 0
+        while not self._stopping.is_set():
+            tally = _Tally(_NO_WORK)
+            try:
+                finished = self._halve(batch.jobs, tally)
+            except TransientError as error:
+                # An outage is not the messages' fault: no attempt is counted against them.
+                attempt += 1
+                delay_s = self._policy.delay_s(attempt, 1.0)
+                log.warning("device_away", error=str(error), retry_in_s=delay_s)
+                self._stopping.wait(delay_s)
+                continue
+            return Done(batch, tuple(finished), tally.work, tally.bisections, began_s, self._clock())
+        return None
+
+    def _halve(self, jobs: Sequence[Job], tally: _Tally) -> list[Finished]:
+        """Answer jobs together; if that fails, in two halves, until the culprit stands alone.
+
+        One culprit among n costs the failed pass over n, both halves, then n/2, n/4, ...: two batches more than n.
+        Every neighbour is computed at most log2(n) times more than once.
+        """
+        self._beat(self._clock())
+        try:
+            outcomes, work = self._engine.run([(job.request, job.encoded) for job in jobs])
+        except (FatalError, TransientError):
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a text provokes in the model, it ends that text only)
+            if len(jobs) == 1:
+                return [Failed(jobs[0], fault_of(error, "inference", traceback.format_exc()))]
+            log.warning("batch_halved", jobs=len(jobs), error=type(error).__name__)
+            tally.bisections += 1
+            middle = len(jobs) // 2
+            return self._halve(jobs[:middle], tally) + self._halve(jobs[middle:], tally)
+        tally.work = _sum(tally.work, work)
+        return [Answered(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+
+@dataclass(slots=True)
+class _Tally:
+    work: Work
+    bisections: int = 0
+
+
+def _sum(a: Work, b: Work) -> Work:
+    return replace(
+        a,
+        rows=a.rows + b.rows,
+        computed=a.computed + b.computed,
+        tokens=a.tokens + b.tokens,
+        slots=a.slots + b.slots,
+        cache_hits=a.cache_hits + b.cache_hits,
+        shrinks=a.shrinks + b.shrinks,
+        forwards=a.forwards + b.forwards,
+        seconds=a.seconds + b.seconds,
+    )

@@ -1,0 +1,1 @@
+"""The broker: consumer, publishers, the loop between them, and the embedded broker."""

@@ -1,0 +1,228 @@
+"""The input side: records of the partitions this worker owns, each stamped with the assignment it was read under.
+
+librdkafka runs its rebalance callbacks inside `poll`, on the calling thread, so a revoke can drain and commit in place
+and no lock of ours is needed. Everything here is called by the Kafka thread alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import structlog
+from confluent_kafka import Consumer as Client
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from worker.errors import BrokerAway, FatalError, Fenced
+from worker.kafka import properties
+from worker.kafka.properties import Properties
+from worker.messages import Headers, Partition, Position, Record
+
+log = structlog.get_logger("worker.kafka")
+
+
+class Listener(Protocol):
+    """Who is told about rebalances. Called inside `Consumer.poll` and `Consumer.close`."""
+
+    def assigned(self, epochs: Mapping[Partition, int]) -> None:
+        """These partitions are ours, under these epochs. Records of them follow."""
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """These partitions go away when this returns: the last moment to commit for them."""
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """These partitions are already somebody else's: forget them, commit nothing."""
+
+
+class Consumer:
+    """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition."""
+
+    def __init__(self, config: Properties) -> None:
+        self._incremental = properties.is_incremental(config)
+        self._listener: Listener | None = None
+        self._epochs: dict[Partition, int] = {}
+        self._last_epoch = 0
+        self._paused = False
+        self._uncommitted: dict[Partition, int] = {}
+        self._fatal: KafkaError | None = None
+        self._client = Client({**properties.with_callbacks(config, self._on_error), "on_commit": self._on_commit})
+
+    def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
+        """Join the group. The first `poll` connects."""
+        self._listener = listener
+        self._client.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    @property
+    def assignment(self) -> Mapping[Partition, int]:
+        """Owned partitions and their epochs."""
+        return self._epochs
+
+    @property
+    def paused(self) -> bool:
+        """True while no records are fetched."""
+        return self._paused
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+        """Wait up to ``timeout_s`` for a record, then take what else is there, up to ``max_records``.
+
+        Callbacks run in here. Must be called at least every max.poll.interval.ms, paused or not.
+
+        Raises:
+            FatalError: librdkafka says that this client cannot go on (`Fenced`: another took its place in the group).
+        """
+        # consume(n, t) waits for all n or for t to pass; waiting for the first alone keeps a lone record's latency low.
+        first = self._client.poll(timeout_s)
+        # Stamped at once: a rebalance inside consume() would otherwise give it the epoch of a later assignment.
+        records = [] if first is None else [self._record(first)]
+        if first is not None and max_records > 1:
+            records += [self._record(message) for message in self._client.consume(max_records - 1, 0)]
+        if self._fatal is not None:
+            raise _fatal(self._fatal)
+        return [r for r in records if r is not None and self._epochs.get(r.position.partition) == r.position.epoch]
+
+    def pause(self) -> None:
+        """Fetch nothing more, of partitions assigned later too, until `resume`."""
+        if not self._paused:
+            self._paused = True
+            self._client.pause(_positions(self._epochs))
+
+    def resume(self) -> None:
+        """Fetch again."""
+        if self._paused:
+            self._paused = False
+            self._client.resume(_positions(self._epochs))
+
+    def commit(self, offsets: Mapping[Partition, int], *, wait: bool) -> None:
+        """Commit the offset behind the last resolved record of each partition.
+
+        Without ``wait`` the answer arrives in a later `poll`, and a commit that failed is sent again with the next one.
+
+        Raises:
+            BrokerAway: (with ``wait``) the commit failed; the offsets will be sent again.
+        """
+        wanted = {**self._uncommitted, **offsets}
+        self._uncommitted = {}
+        wanted = {partition: offset for partition, offset in wanted.items() if partition in self._epochs}
+        if not wanted:
+            return
+        positions = [TopicPartition(p.topic, p.number, offset) for p, offset in wanted.items()]
+        try:
+            if wait:
+                self._client.commit(offsets=positions, asynchronous=False)
+            else:
+                self._client.commit(offsets=positions, asynchronous=True)
+        except KafkaException as error:
+            self._uncommitted = wanted
+            raise BrokerAway(f"offsets not committed: {error.args[0].str()}") from error
+
+    def recommit(self) -> None:
+        """Send again what an asynchronous commit failed to commit, if anything."""
+        if self._uncommitted:
+            self.commit({}, wait=False)
+
+    def group_metadata(self) -> Any:
+        """What proves membership to the transaction coordinator (KIP-447)."""
+        return self._client.consumer_group_metadata()
+
+    def lag(self) -> dict[Partition, int]:
+        """Records between our read position and the end of each partition, from the watermarks already fetched."""
+        found: dict[Partition, int] = {}
+        for position in self._client.position(_positions(self._epochs)):
+            if position.offset >= 0:
+                _, high = self._client.get_watermark_offsets(position, cached=True)
+                if high >= 0:
+                    found[Partition(position.topic, position.partition)] = max(0, high - position.offset)
+        return found
+
+    def close(self) -> None:
+        """Leave the group. Revokes what is assigned first, so the listener sees it."""
+        self._client.close()
+
+    def _record(self, message: Message) -> Record | None:
+        error = message.error()
+        if error is not None:
+            self._on_error(error)
+            return None
+        topic, number, offset = message.topic(), message.partition(), message.offset()
+        partition = Partition(str(topic), int(number if number is not None else -1))
+        epoch = self._epochs.get(partition)
+        if epoch is None:
+            # librdkafka may hand over records of a partition revoked a moment ago; its new owner has them.
+            return None
+        _, timestamp_ms = message.timestamp()
+        return Record(
+            position=Position(partition, int(offset if offset is not None else -1), epoch),
+            key=message.key(),
+            value=message.value(),
+            headers=_headers(message.headers()),
+            timestamp_ms=timestamp_ms,
+        )
+
+    def _on_assign(self, client: Client, partitions: list[TopicPartition]) -> None:
+        if self._incremental:
+            client.incremental_assign(partitions)
+        else:
+            client.assign(partitions)
+        if self._paused and partitions:
+            # A partition that arrives under pressure is paused like the others.
+            client.pause(partitions)
+        fresh: dict[Partition, int] = {}
+        for assigned in partitions:
+            self._last_epoch += 1
+            fresh[Partition(assigned.topic, assigned.partition)] = self._last_epoch
+        self._epochs |= fresh
+        if self._listener is not None:
+            self._listener.assigned(fresh)
+
+    def _on_revoke(self, client: Client, partitions: list[TopicPartition]) -> None:
+        # The listener runs before unassign: until then these partitions can be committed.
+        gone = [Partition(p.topic, p.partition) for p in partitions]
+        if self._listener is not None:
+            self._listener.revoked(gone)
+        self._unassign(client, partitions)
+
+    def _on_lost(self, client: Client, partitions: list[TopicPartition]) -> None:
+        if self._listener is not None:
+            self._listener.lost([Partition(p.topic, p.partition) for p in partitions])
+        self._unassign(client, partitions)
+
+    def _unassign(self, client: Client, partitions: list[TopicPartition]) -> None:
+        for gone in partitions:
+            self._epochs.pop(Partition(gone.topic, gone.partition), None)
+            self._uncommitted.pop(Partition(gone.topic, gone.partition), None)
+        if self._incremental:
+            client.incremental_unassign(partitions)
+        else:
+            client.unassign()
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        failed = {
+            Partition(p.topic, p.partition): p.offset for p in partitions if error is not None or p.error is not None
+        }
+        if failed:
+            log.warning("commit_failed", error=str(error), partitions=len(failed))
+        for partition, offset in failed.items():
+            if partition in self._epochs:
+                self._uncommitted[partition] = max(offset, self._uncommitted.get(partition, offset))
+
+    def _on_error(self, error: KafkaError) -> None:
+        # Most of what arrives here mends itself (a broker restarting): librdkafka goes on by itself, and we report.
+        if error.fatal():
+            self._fatal = error
+        log.warning("consumer_error", code=error.name(), error=error.str(), fatal=error.fatal())
+
+
+def _headers(raw: Any) -> Headers:
+    return tuple((name, value.encode() if isinstance(value, str) else value) for name, value in raw or ())
+
+
+def _positions(partitions: Iterable[Partition]) -> list[TopicPartition]:
+    return [TopicPartition(p.topic, p.number) for p in partitions]
+
+
+def _fatal(error: KafkaError) -> FatalError:
+    fenced = error.code() in {KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID}
+    kind = Fenced if fenced else FatalError
+    return kind(f"the consumer cannot go on: {error.name()}: {error.str()}")

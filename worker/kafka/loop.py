@@ -1,0 +1,493 @@
+"""The Kafka stage: everything but the model, on one thread, in steps that a reader can follow.
+
+::
+
+    fetch    records of our partitions enter the ledger
+    admit    bytes -> request -> tokens -> the batcher's line (or a dead letter)
+    offer    a batch that is due goes to the inference stage
+    collect  what comes back is resolved: a result, another attempt, a dead letter
+    publish  the resolved prefix of every partition is produced and committed
+
+No step waits for the model, and none sleeps: patience is the time-out of the consumer's poll, so that librdkafka's
+callbacks run and the group membership stays alive whatever is away.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import structlog
+
+from worker.core.batch import Batcher, BatchPolicy
+from worker.core.dead_letter import Obituary, dead_letter, is_truncated, truncated
+from worker.core.offsets import Ledger, Release
+from worker.core.retry import DeadLetter, Retry, RetryPolicy, decide, fault_of
+from worker.errors import BrokerAway, FatalError, Reason, RegistryAway, Rejection, TransactionAborted
+from worker.inference.stage import Done, InferenceStage
+from worker.kafka.consumer import Consumer
+from worker.kafka.publisher import Publisher, Unpublishable
+from worker.messages import (
+    Answered,
+    Encoded,
+    Fault,
+    FaultKind,
+    Job,
+    Outcome,
+    Outgoing,
+    Partition,
+    Record,
+    Request,
+    Trigger,
+)
+from worker.telemetry.health import Health
+from worker.telemetry.log import BatchLine, batch_done
+from worker.telemetry.metrics import Metrics, Queue, Rebalance, Stage, TransactionResult
+
+log = structlog.get_logger("worker.kafka")
+
+# Batches' worth of work in hand before fetching pauses: one runs, one waits, two are finished, two are in line.
+BATCHES_IN_HAND: Final = 6
+HELD_BYTES: Final = 64 * 1024 * 1024
+PUBLISH_TIMEOUT_S: Final = 5.0
+# Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
+REVOKE_TIMEOUT_S: Final = 10.0
+LAG_INTERVAL_S: Final = 5.0
+# While batches are under way their results are looked for every 2 ms; waiting for records alone, flags are seen in 100.
+BUSY_POLL_S: Final = 0.002
+IDLE_POLL_S: Final = 0.1
+
+
+class Codec(Protocol):
+    """From a record to a request, and from an outcome to a record."""
+
+    def read(self, record: Record) -> Request:
+        """Raises Rejection (its own fault) or RegistryAway (nobody's)."""
+
+    def write(self, job: Job, outcome: Outcome) -> Outgoing:
+        """The result record of a job."""
+
+
+Encode = Callable[[Request], Encoded]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What the loop decides by. ``max_age_s`` None: requests do not expire."""
+
+    batch: BatchPolicy
+    retry: RetryPolicy
+    obituary: Obituary
+    max_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Time as the loop sees it: monotonic and wall-clock seconds, and how to let ``wait`` seconds pass."""
+
+    monotonic_s: Clock = time.monotonic
+    wall_s: Clock = time.time
+    wait: Callable[[float], None] = time.sleep
+
+
+class KafkaStage:
+    """Owns consumer, publisher, ledger, batcher and retries. Everything runs on the thread that calls `step`."""
+
+    def __init__(
+        self,
+        *,
+        consumer: Consumer,
+        publisher: Publisher,
+        inference: InferenceStage,
+        codec: Codec,
+        encode: Encode,
+        policies: Policies,
+        metrics: Metrics,
+        health: Health,
+        clocks: Clocks | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._consumer = consumer
+        self._publisher = publisher
+        self._inference = inference
+        self._codec = codec
+        self._encode = encode
+        self._policies = policies
+        self._metrics = metrics
+        self._health = health
+        self._clocks = clocks or Clocks()
+        self._random = random.Random(seed)  # noqa: S311 (jitter, not a secret)
+
+        self._ledger = Ledger()
+        self._batcher = Batcher(policies.batch)
+        self._unread: deque[Record] = (
+            deque()
+        )  # fetched, not yet decoded; more than one step's only while the registry is away
+        self._admit_at_s = 0.0
+        self._registry_attempts = 0
+        self._later: list[tuple[float, int, Job]] = []  # a heap of jobs that wait for their next attempt
+        self._ticket = itertools.count()
+        self._computing: deque[tuple[Job, ...]] = deque()  # offered batches, oldest first
+        self._unfinished: Release | None = None  # given to the publisher, its fate unknown
+        self._publish_at_s = 0.0
+        self._publish_attempts = 0
+        self._unlogged: list[tuple[Done, float, int, int]] = []
+        self._lag_at_s = 0.0
+        self._draining = False
+
+    # The life cycle ---------------------------------------------------------------------------------------------------
+
+    def start(self, topics: Sequence[str]) -> None:
+        """Join the group."""
+        self._consumer.subscribe(topics, self)
+
+    def step(self) -> None:
+        """One turn. Raises FatalError, or whatever crashed the inference stage."""
+        self._health.loop_beat(self._clocks.monotonic_s())
+        self._fetch()
+        self._admit()
+        self._offer()
+        self._collect()
+        self._publish()
+        self._report()
+
+    @property
+    def in_flight(self) -> int:
+        """Records read whose outputs are not acknowledged yet."""
+        return self._ledger.in_flight
+
+    def drain(self, timeout_s: float) -> bool:
+        """Read nothing more, answer what is in hand, publish it. False if time ran out with something left.
+
+        What is left is not committed; the next owner of its partition reads it again.
+        """
+        self._draining = True
+        self._health.draining()
+        deadline_s = self._clocks.monotonic_s() + timeout_s
+        while self._ledger.in_flight and self._clocks.monotonic_s() < deadline_s:
+            self.step()
+            self._clocks.wait(BUSY_POLL_S)
+        return not self._ledger.in_flight
+
+    def close(self) -> None:
+        """Leave the group and disconnect. What was not published is the next owner's."""
+        try:
+            self._consumer.close()
+        finally:
+            self._publisher.close()
+
+    # Rebalances: called by the consumer, inside poll and close --------------------------------------------------------
+
+    def assigned(self, epochs: Mapping[Partition, int]) -> None:
+        """Open an account for each new partition."""
+        for partition, epoch in epochs.items():
+            self._ledger.assign(partition, epoch)
+        self._rebalanced(Rebalance.ASSIGNED, list(epochs), len(self._consumer.assignment))
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Finish what the device has begun, publish and commit what is resolved, forget the rest: all in one deadline.
+
+        Records still in line are dropped at once: their next owner computes them, and the group need not wait for it.
+        """
+        deadline_s = self._clocks.monotonic_s() + REVOKE_TIMEOUT_S
+        gone = set(partitions)
+        for partition in gone:
+            self._batcher.forget(partition)
+        while self._is_computing(gone) and self._clocks.monotonic_s() < deadline_s:
+            self._clocks.wait(BUSY_POLL_S)
+            self._collect()
+        self._publish_until(deadline_s)
+        self._forget(Rebalance.REVOKED, partitions)
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """They are somebody else's already: forget them and commit nothing."""
+        self._forget(Rebalance.LOST, partitions)
+
+    def _forget(self, kind: Rebalance, partitions: Sequence[Partition]) -> None:
+        for partition in partitions:
+            self._ledger.forget(partition)
+            self._batcher.forget(partition)
+        self._rebalanced(kind, partitions, len(self._consumer.assignment) - len(partitions))
+
+    def _rebalanced(self, kind: Rebalance, partitions: Sequence[Partition], held: int) -> None:
+        self._metrics.rebalanced(kind, partitions, assigned=held)
+        self._health.assigned(held)
+        log.info("rebalance", kind=kind.value, partitions=[f"{p.topic}-{p.number}" for p in partitions], held=held)
+
+    def _is_computing(self, partitions: set[Partition]) -> bool:
+        return any(job.record.position.partition in partitions for jobs in self._computing for job in jobs)
+
+    def _publish_until(self, deadline_s: float) -> None:
+        while self._clocks.monotonic_s() < deadline_s:
+            self._publish_at_s = 0.0
+            self._publish()
+            if self._unfinished is None and not self._ledger.release():
+                return
+            self._clocks.wait(BUSY_POLL_S)
+
+    # Fetch and admit --------------------------------------------------------------------------------------------------
+
+    def _fetch(self) -> None:
+        began_s = self._clocks.monotonic_s()
+        fullness = self._fullness()
+        if self._draining or fullness >= 1.0:
+            self._consumer.pause()
+        elif fullness <= 0.5:  # half: so that fetching does not flutter
+            self._consumer.resume()
+        self._metrics.paused(len(self._consumer.assignment) if self._consumer.paused else 0)
+        records = self._consumer.poll(self._policies.batch.max_messages, self._patience_s(began_s))
+        self._metrics.stage(Stage.POLL, self._clocks.monotonic_s() - began_s)
+        for record in records:
+            self._ledger.track(record)
+        for topic, count in Counter(record.position.partition.topic for record in records).items():
+            self._metrics.consumed(topic, count)
+        self._unread.extend(records)
+
+    def _fullness(self) -> float:
+        """How much of what may be held is held: 1 and more is pressure."""
+        policy = self._policies.batch
+        return max(
+            self._ledger.in_flight / (BATCHES_IN_HAND * policy.max_messages),
+            self._batcher.tokens / (BATCHES_IN_HAND * policy.max_tokens),
+            self._ledger.held_bytes / HELD_BYTES,
+            1.0 if self._unread else 0.0,
+        )
+
+    def _patience_s(self, now_s: float) -> float:
+        if self._computing or self._unfinished is not None:
+            return BUSY_POLL_S
+        moments = [self._batcher.deadline_s]
+        if self._later:
+            moments.append(self._later[0][0])
+        return min(IDLE_POLL_S, max(0.0, min(moments) - now_s))
+
+    def _admit(self) -> None:
+        began_s = self._clocks.monotonic_s()
+        while self._later and self._later[0][0] <= began_s:
+            job = heapq.heappop(self._later)[2]
+            self._line_up(job)
+        if not self._unread or began_s < self._admit_at_s:
+            return
+        while self._unread:
+            record = self._unread[0]
+            try:
+                if self._ledger.is_live(record.position):
+                    self._admit_one(record)
+            except RegistryAway as error:
+                # An outage is not poison: keep the record, read nothing behind it, try again later.
+                self._registry_attempts += 1
+                self._admit_at_s = began_s + self._policies.retry.delay_s(
+                    self._registry_attempts, self._random.random()
+                )
+                log.warning("registry_away", error=str(error), waiting=len(self._unread))
+                break
+            self._unread.popleft()
+            self._registry_attempts = 0
+        self._metrics.stage(Stage.DECODE, self._clocks.monotonic_s() - began_s)
+
+    def _admit_one(self, record: Record) -> None:
+        if record.value is None:
+            self._metrics.tombstones()
+            self._ledger.resolve(record.position, None)
+            return
+        try:
+            self._check_age(record)
+            request = self._codec.read(record)
+            encoded = self._encode(request)
+        except (RegistryAway, FatalError):
+            raise
+        except Exception as error:  # whatever else reading a record raises concerns that record only
+            if not isinstance(error, Rejection):
+                log.exception("admission_failed", topic=record.position.partition.topic, offset=record.position.offset)
+            self._bury(record, fault_of(error, "decode"), attempts=1)
+            return
+        self._line_up(Job(record, request, encoded, attempt=1, admitted_at_s=self._clocks.monotonic_s()))
+
+    def _check_age(self, record: Record) -> None:
+        limit_s = self._policies.max_age_s
+        age_s = self._clocks.wall_s() - record.timestamp_ms / 1000
+        if limit_s is not None and record.timestamp_ms >= 0 and age_s > limit_s:
+            raise Rejection(Reason.EXPIRED, "decode", f"{age_s:.1f} s old; limits.max_age_s is {limit_s:g}")
+
+    def _line_up(self, job: Job) -> None:
+        if self._ledger.is_live(job.record.position):
+            self._batcher.add(job, self._clocks.monotonic_s())
+
+    # Offer and collect ------------------------------------------------------------------------------------------------
+
+    def _offer(self) -> None:
+        now_s = self._clocks.monotonic_s()
+        while self._inference.has_room:
+            trigger = self._batcher.due(now_s)
+            if trigger is None and self._draining and len(self._batcher):
+                trigger = Trigger.DRAIN
+            if trigger is None:
+                return
+            batch = self._batcher.take(trigger)
+            self._metrics.batch(batch)
+            self._metrics.stage(Stage.WAIT, now_s - batch.opened_at_s)
+            self._computing.append(batch.jobs)
+            self._inference.offer(batch)
+
+    def _collect(self) -> None:
+        while (done := self._inference.collect()) is not None:
+            self._computing.popleft()
+            now_s = self._clocks.monotonic_s()
+            retried = revoked = 0
+            for finished in done.finished:
+                if not self._ledger.is_live(finished.job.record.position):
+                    revoked += 1  # a late result of a former assignment: the partition's new owner answers it
+                elif isinstance(finished, Answered):
+                    self._ledger.resolve(
+                        finished.job.record.position, self._codec.write(finished.job, finished.outcome)
+                    )
+                else:
+                    retried += self._decide(finished.job, finished.fault, now_s)
+            work = done.work
+            self._metrics.stage(Stage.INFERENCE, now_s - done.began_s)
+            self._metrics.inferred(
+                work.seconds,
+                pairs=work.rows,
+                pairs_computed=work.computed,
+                cache_hits=work.cache_hits,
+                computed_tokens=work.tokens,
+                padding_tokens=work.slots - work.tokens,
+                shrinks=work.shrinks,
+                bisections=done.bisections,
+            )
+            self._unlogged.append((done, now_s, retried, revoked))
+
+    def _decide(self, job: Job, fault: Fault, now_s: float) -> bool:
+        """Retry or bury a job that failed alone. True if it is tried again."""
+        match decide(self._policies.retry, fault, job.attempt, now_s, self._random.random()):
+            case Retry(not_before_s):
+                again = replace(job, attempt=job.attempt + 1)
+                heapq.heappush(self._later, (not_before_s, next(self._ticket), again))
+                self._metrics.retried()
+                log.warning("retry", attempt=job.attempt, error=fault.error, message=fault.message)
+                return True
+            case DeadLetter(reason):
+                self._bury(job.record, replace(fault, reason=reason), job.attempt)
+                return False
+
+    def _bury(self, record: Record, fault: Fault, attempts: int) -> None:
+        self._ledger.resolve(record.position, dead_letter(record, fault, attempts, self._policies.obituary))
+
+    # Publish ----------------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        now_s = self._clocks.monotonic_s()
+        if now_s < self._publish_at_s:
+            return
+        release = self._unfinished or self._ledger.release()
+        if not release:
+            self._consumer.recommit()
+            return
+        try:
+            self._publisher.publish(release, PUBLISH_TIMEOUT_S)
+        except BrokerAway as error:
+            self._unfinished = release
+            self._publish_failed(error)
+        except TransactionAborted as error:
+            self._unfinished = None
+            self._metrics.transaction(TransactionResult.ABORTED)
+            self._publish_failed(error)
+        except Unpublishable as error:
+            self._unfinished = None
+            if self._publisher.transactional:
+                self._metrics.transaction(TransactionResult.ABORTED)
+            self._replace(error)
+        else:
+            self._unfinished = None
+            self._publish_attempts = 0
+            self._metrics.stage(Stage.PUBLISH, self._clocks.monotonic_s() - now_s)
+            if self._publisher.transactional:
+                self._metrics.transaction(TransactionResult.COMMITTED)
+            self._acknowledged(release)
+
+    def _publish_failed(self, error: Exception) -> None:
+        self._publish_attempts += 1
+        delay_s = self._policies.retry.delay_s(self._publish_attempts, self._random.random())
+        self._publish_at_s = self._clocks.monotonic_s() + delay_s
+        self._metrics.broker_error()
+        log.warning("publish_failed", error=str(error), kind=type(error).__name__, retry_in_s=round(delay_s, 3))
+
+    def _replace(self, error: Unpublishable) -> None:
+        """Put something publishable in place of an output that the broker refuses, so that its partition goes on."""
+        output, position = error.output, error.position
+        log.warning("unpublishable", topic=output.topic, offset=position.offset, error=str(error))
+        if output.topic != self._policies.obituary.topic:
+            fault = Fault(FaultKind.MESSAGE, Reason.TOO_LARGE, "publish", "Unpublishable", f"{output.topic}: {error}")
+            self._bury(self._ledger.record(position), fault, attempts=1)
+        elif is_truncated(output):
+            raise FatalError(
+                f"{output.topic} refuses even a truncated dead letter ({error}); raise its max.message.bytes"
+            )
+        else:
+            self._ledger.resolve(position, truncated(output))
+
+    def _acknowledged(self, release: Release) -> None:
+        timestamps_ms: list[int] = []
+        buried = 0
+        for position, output in release.outputs:
+            if output.reason:
+                self._metrics.dead_lettered(output.reason)
+                buried += 1
+            elif self._ledger.is_live(position):
+                timestamps_ms.append(self._ledger.record(position).timestamp_ms)
+        self._ledger.acknowledge(release)
+        self._metrics.published(len(timestamps_ms))
+        self._metrics.answered(self._clocks.wall_s() * 1000, timestamps_ms)
+        self._log_batches(len(release.outputs) - buried, buried)
+
+    def _log_batches(self, published: int, buried: int) -> None:
+        """The canonical lines of the batches whose results have just gone out (or wait behind a retry)."""
+        now_s, wall_ms = self._clocks.monotonic_s(), self._clocks.wall_s() * 1000
+        for index, (done, collected_s, retried, revoked) in enumerate(self._unlogged):
+            work, jobs = done.work, done.batch.jobs
+            oldest_ms = min((job.record.timestamp_ms for job in jobs if job.record.timestamp_ms >= 0), default=wall_ms)
+            batch_done(
+                BatchLine(
+                    messages=len(jobs),
+                    tokens=done.batch.tokens,
+                    trigger=done.batch.trigger,
+                    pairs=work.rows,
+                    pairs_computed=work.computed,
+                    cache_hits=work.cache_hits,
+                    padding_tokens=work.slots - work.tokens,
+                    waited_ms=_ms(done.began_s - done.batch.opened_at_s),
+                    queued_ms=_ms(collected_s - done.ended_s),
+                    inference_ms=_ms(work.seconds),
+                    publish_ms=_ms(now_s - collected_s),
+                    oldest_ms=round(max(0.0, wall_ms - oldest_ms), 1),
+                    # Of the whole release, which may answer several batches: counted on the first.
+                    published=published if index == 0 else 0,
+                    retried=retried,
+                    dead_lettered=buried if index == 0 else 0,
+                    revoked=revoked,
+                    bisections=done.bisections,
+                    transaction="committed" if self._publisher.transactional else "none",
+                )
+            )
+        self._unlogged.clear()
+
+    def _report(self) -> None:
+        now_s = self._clocks.monotonic_s()
+        waiting, finished = self._inference.depths
+        self._metrics.queued(Queue.BATCHES, waiting)
+        self._metrics.queued(Queue.RESULTS, finished)
+        if now_s >= self._lag_at_s:
+            self._lag_at_s = now_s + LAG_INTERVAL_S
+            for partition, records in self._consumer.lag().items():
+                self._metrics.lag(partition.topic, partition.number, records)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -1,0 +1,85 @@
+"""librdkafka properties from settings: the defaults we choose, what the operator overrides, what nobody may."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from worker.settings import KafkaSettings
+
+# A transaction holds produce and commit calls only, never inference, so ten seconds (the figure of Kafka Streams under
+# exactly-once) are plenty, and readers wait no longer than that for the transaction of a worker that died.
+TRANSACTION_TIMEOUT_MS: Final = 10_000
+
+Properties = dict[str, Any]
+
+
+def common(settings: KafkaSettings, client: str) -> Properties:
+    """What every client of ours shares. ``client`` is the suffix of client.id, for the broker's logs and quotas."""
+    return {
+        "client.id": f"{settings.group_id}-{client}",
+        "reconnect.backoff.ms": 100,
+        "reconnect.backoff.max.ms": 5_000,
+        **settings.properties,
+        "bootstrap.servers": settings.bootstrap_servers,
+    }
+
+
+def consumer(settings: KafkaSettings) -> Properties:
+    """The worker's consumer: a member of the group that commits nothing by itself and reads committed records only."""
+    properties: Properties = {
+        **common(settings, "consumer"),
+        # A group that is new reads what is waiting: skipping it would lose requests.
+        "auto.offset.reset": "earliest",
+        "fetch.wait.max.ms": 50,
+        # How soon a topic or partition that is created later is noticed; librdkafka's own five minutes look like a hang.
+        "topic.metadata.refresh.interval.ms": 10_000,
+        # Prefetch is memory: 32 MiB in the client, on top of what the ledger holds.
+        "queued.max.messages.kbytes": 32_768,
+        "queued.min.messages": 10_000,
+    }
+    if settings.group_protocol == "classic":
+        properties["partition.assignment.strategy"] = "cooperative-sticky"
+    properties |= settings.consumer_properties
+    properties |= {
+        "group.id": settings.group_id,
+        "group.protocol": settings.group_protocol,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "isolation.level": "read_committed",
+        "enable.partition.eof": False,
+    }
+    if settings.group_instance_id is not None:
+        properties["group.instance.id"] = settings.group_instance_id
+    return properties
+
+
+def producer(settings: KafkaSettings, transactional_id: str | None) -> Properties:
+    """An idempotent producer that partitions as Java's does; transactional if it is given an id."""
+    properties: Properties = {
+        **common(settings, "producer"),
+        # flush() and commit_transaction() send at once; lingering only fills requests while we are still producing.
+        "linger.ms": 5,
+        "compression.type": "lz4",
+        "partitioner": "murmur2_random",
+        **settings.producer_properties,
+        "enable.idempotence": True,
+        "acks": "all",
+    }
+    if transactional_id is not None:
+        properties.setdefault("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+        properties["transactional.id"] = transactional_id
+    return properties
+
+
+def with_callbacks(properties: Properties, on_error: Callable[[Any], None]) -> Properties:
+    """Properties plus the hooks through which librdkafka reports what no call of ours returns."""
+    return {**properties, "error_cb": on_error, "logger": logging.getLogger("librdkafka")}
+
+
+def is_incremental(properties: Properties) -> bool:
+    """True where a rebalance hands over only what changes: KIP-429 (cooperative) and KIP-848 (consumer protocol)."""
+    if properties.get("group.protocol") == "consumer":
+        return True
+    return "cooperative" in str(properties.get("partition.assignment.strategy", ""))

@@ -1,0 +1,322 @@
+"""The output side: what is released is produced and its offsets are committed, under one of two guarantees.
+
+Both publishers share one contract. `publish` is *resumable*: after `BrokerAway` it must be called again with the same
+release, and goes on where it stood, because whether a commit took effect may be unknown until the broker answers.
+After `TransactionAborted` nothing of the release is visible and any release may follow. After `Unpublishable` one
+output cannot be produced at all; the caller replaces it and publishes anew. `FatalError` ends the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from worker.core.offsets import Release
+from worker.errors import BrokerAway, FatalError, Fenced, TransactionAborted, WorkerError
+from worker.kafka import properties
+from worker.kafka.consumer import Consumer
+from worker.kafka.properties import Properties
+from worker.messages import Outgoing, Position
+
+log = structlog.get_logger("worker.kafka")
+
+Clock = Callable[[], float]
+
+
+class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
+    """The broker or client refuses this one record for what it is, most often its size."""
+
+    def __init__(self, position: Position, output: Outgoing, message: str) -> None:
+        super().__init__(message)
+        self.position = position
+        self.output = output
+
+
+class Publisher(Protocol):
+    """Produces a release and commits its offsets. See the module's docstring for the contract."""
+
+    transactional: bool
+
+    def start(self, timeout_s: float) -> None:
+        """Make ready to publish. Raises BrokerAway when the broker did not answer in time; may be called again."""
+
+    def publish(self, release: Release, timeout_s: float) -> None:
+        """Return once everything is acknowledged and the offsets are committed or, at least once, under way."""
+
+    def close(self) -> None:
+        """Give up what is unfinished and disconnect."""
+
+
+# Of the record itself: the same bytes would be refused again.
+_OF_THE_RECORD = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_MSG,
+        KafkaError.INVALID_RECORD,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+    }
+)
+# Somebody else took our place, so everything we would still write is not ours to write.
+_FENCING = frozenset(
+    {
+        KafkaError._FENCED,  # noqa: SLF001 (librdkafka's local codes are spelt with an underscore)
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.FENCED_INSTANCE_ID,
+    }
+)
+
+
+class _Receipts:
+    """Delivery reports of one release: how many are still out, what arrived, and what failed."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.delivered: dict[Position, Outgoing] = {}
+        self.failed: list[KafkaError] = []
+        self.unpublishable: Unpublishable | None = None
+
+    def expect(self, position: Position, output: Outgoing) -> Callable[[KafkaError | None, Message], None]:
+        """The callback for one record."""
+        self.open += 1
+
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            self.open -= 1
+            if error is None:
+                self.delivered[position] = output
+            elif error.code() in _OF_THE_RECORD:
+                self.unpublishable = Unpublishable(position, output, f"{error.name()}: {error.str()}")
+            else:
+                self.failed.append(error)
+
+        return delivered
+
+
+class _Connection:
+    """A producer and what both publishers do with it."""
+
+    def __init__(self, config: Properties, clock: Clock) -> None:
+        self.clock = clock
+        self.fatal: KafkaError | None = None
+        self.client = Producer(properties.with_callbacks(config, self._on_error))
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self.fatal = error
+        log.warning("producer_error", code=error.name(), error=error.str(), fatal=error.fatal())
+
+    def produce(self, position: Position, output: Outgoing, receipts: _Receipts, deadline_s: float) -> None:
+        """Queue one record. A full queue is back-pressure: serve receipts until there is room.
+
+        Raises:
+            Unpublishable: the record is larger than the client may send.
+            BrokerAway: the queue stayed full until the deadline.
+        """
+        # librdkafka takes "no timestamp" as 0: it stamps the record itself.
+        timestamp_ms = output.timestamp_ms or 0
+        while True:
+            delivered = receipts.expect(position, output)
+            try:
+                self.client.produce(
+                    output.topic,
+                    value=output.value,
+                    key=output.key,
+                    headers=list(output.headers),
+                    timestamp=timestamp_ms,
+                    on_delivery=delivered,
+                )
+            except BufferError:
+                receipts.open -= 1
+                if self.clock() >= deadline_s:
+                    raise BrokerAway("the producer's queue stayed full: the broker takes nothing") from None
+                self.client.poll(0.05)
+            except KafkaException as error:
+                receipts.open -= 1
+                found: KafkaError = error.args[0]
+                if found.code() in _OF_THE_RECORD:
+                    raise Unpublishable(position, output, f"{found.name()}: {found.str()}") from error
+                raise
+            else:
+                return
+
+    def check(self) -> None:
+        """Raise FatalError if librdkafka has said that this client cannot go on."""
+        if self.fatal is not None:
+            kind = Fenced if self.fatal.code() in _FENCING else FatalError
+            raise kind(f"the producer cannot go on: {self.fatal.name()}: {self.fatal.str()}")
+
+    def close(self) -> None:
+        """Drop what is queued: closing without that would wait for it."""
+        self.client.purge(in_queue=True, in_flight=True)
+        self.client.flush(0)
+
+
+class AtLeastOncePublisher:
+    """Receipts first, offsets after them. A crash in between repeats results and never loses one."""
+
+    transactional = False
+
+    def __init__(self, config: Properties, consumer: Consumer, clock: Clock) -> None:
+        self._connection = _Connection(config, clock)
+        self._consumer = consumer
+        self._clock = clock
+        self._receipts: _Receipts | None = None
+
+    def start(self, timeout_s: float) -> None:
+        """Nothing to prepare."""
+
+    def publish(self, release: Release, timeout_s: float) -> None:
+        """Produce, wait for every receipt, then commit without waiting: a later commit says more anyway."""
+        deadline_s = self._clock() + timeout_s
+        receipts = self._receipts = self._receipts or _Receipts()
+        if not receipts.open:
+            # The first call, or what the last one left undelivered: what has its receipt is not produced again.
+            receipts.failed.clear()
+            for position, output in release.outputs:
+                if receipts.delivered.get(position) is not output:
+                    self._connection.produce(position, output, receipts, deadline_s)
+                    self._connection.client.poll(0)
+        while receipts.open and (left_s := deadline_s - self._clock()) > 0:
+            self._connection.client.flush(left_s)
+        self._connection.check()
+        if receipts.open:
+            raise BrokerAway(f"{receipts.open} of {len(release.outputs)} records are not acknowledged yet")
+        if receipts.unpublishable is not None:
+            refused, receipts.unpublishable = receipts.unpublishable, None
+            raise refused
+        missing = sum(receipts.delivered.get(position) is not output for position, output in release.outputs)
+        if missing:
+            why = receipts.failed[0].str() if receipts.failed else "the queue was full"
+            raise BrokerAway(f"{missing} of {len(release.outputs)} records were not delivered ({why})")
+        self._receipts = None
+        self._consumer.commit(release.offsets, wait=False)
+
+    def close(self) -> None:
+        """Give up what is unfinished and disconnect."""
+        self._connection.close()
+
+
+class _Stage(Enum):
+    """How far the transaction of the current release has come."""
+
+    IDLE = auto()
+    OPEN = auto()  # begun, outputs and offsets on their way: may still be aborted
+    COMMITTING = auto()  # the broker may have committed: only the same call again tells
+    ABORTING = auto()  # decided, not acknowledged yet
+
+
+class TransactionalPublisher:
+    """Outputs and offsets in one transaction (KIP-98, KIP-447): a reader sees all of a release or nothing of it.
+
+    No transaction is open between two calls, save one whose commit or abort the broker has not answered.
+    """
+
+    transactional = True
+
+    def __init__(self, config: Properties, consumer: Consumer, clock: Clock) -> None:
+        self._connection = _Connection(config, clock)
+        self._consumer = consumer
+        self._clock = clock
+        self._stage = _Stage.IDLE
+
+    def start(self, timeout_s: float) -> None:
+        """Fence a predecessor with the same transactional id and end what it left open.
+
+        Raises:
+            BrokerAway: the transaction coordinator did not answer in time.
+            FatalError: the broker has no transactions, or refuses this id.
+        """
+        try:
+            self._connection.client.init_transactions(timeout_s)
+        except KafkaException as error:
+            found: KafkaError = error.args[0]
+            if found.retriable():
+                raise BrokerAway(f"transactions not ready: {found.str()}") from error
+            raise FatalError(
+                f"the broker grants no transactions ({found.name()}: {found.str()}); exactly_once needs them: use "
+                "Apache Kafka with its transaction coordinator, or set delivery.guarantee = 'at_least_once'"
+            ) from error
+
+    def publish(self, release: Release, timeout_s: float) -> None:
+        """One transaction: begin, produce, send offsets, commit."""
+        deadline_s = self._clock() + timeout_s
+        if self._stage is _Stage.ABORTING:
+            self._abort(deadline_s, "resumed")
+        if self._stage is _Stage.IDLE:
+            self._open(release, deadline_s)
+        self._commit(deadline_s)
+
+    def _open(self, release: Release, deadline_s: float) -> None:
+        client = self._connection.client
+        receipts = _Receipts()
+        try:
+            client.begin_transaction()
+            self._stage = _Stage.OPEN
+            for position, output in release.outputs:
+                self._connection.produce(position, output, receipts, deadline_s)
+            offsets = [TopicPartition(p.topic, p.number, offset) for p, offset in release.offsets.items()]
+            client.send_offsets_to_transaction(offsets, self._consumer.group_metadata(), self._left_s(deadline_s))
+            while receipts.open and self._clock() < deadline_s:
+                client.flush(self._left_s(deadline_s))
+        except (Unpublishable, BrokerAway) as error:
+            self._abort(deadline_s, str(error))
+            raise
+        except KafkaException as error:
+            self._give_up(error, deadline_s)
+        if receipts.unpublishable is not None:
+            self._abort(deadline_s, str(receipts.unpublishable))
+            raise receipts.unpublishable
+        if receipts.open or receipts.failed:
+            why = receipts.failed[0].str() if receipts.failed else "time ran out"
+            self._abort(deadline_s, why)
+            raise TransactionAborted(f"{receipts.open + len(receipts.failed)} records were not delivered ({why})")
+        self._stage = _Stage.COMMITTING
+
+    def _commit(self, deadline_s: float) -> None:
+        try:
+            self._connection.client.commit_transaction(self._left_s(deadline_s))
+        except KafkaException as error:
+            if error.args[0].retriable():
+                # Committed or not: only the same call knows. The stage stays, the caller comes back.
+                raise BrokerAway(f"commit not answered: {error.args[0].str()}") from error
+            self._give_up(error, deadline_s)
+        self._stage = _Stage.IDLE
+
+    def _give_up(self, error: KafkaException, deadline_s: float) -> None:
+        """Turn an error of a transactional call into ours. Always raises."""
+        found: KafkaError = error.args[0]
+        if found.fatal() or found.code() in _FENCING:
+            kind = Fenced if found.code() in _FENCING else FatalError
+            raise kind(f"the transactional producer cannot go on: {found.name()}: {found.str()}") from error
+        # Abortable, or retriable with our time used up: in both cases nothing was committed, and abort makes it final.
+        self._abort(deadline_s, found.str())
+        raise TransactionAborted(f"{found.name()}: {found.str()}") from error
+
+    def _abort(self, deadline_s: float, why: str) -> None:
+        self._stage = _Stage.ABORTING
+        try:
+            # At least a second: an abort that has no time would leave readers waiting for the transaction's time-out.
+            self._connection.client.abort_transaction(max(1.0, self._left_s(deadline_s)))
+        except KafkaException as error:
+            found: KafkaError = error.args[0]
+            if found.retriable():
+                raise BrokerAway(f"abort not answered: {found.str()}") from error
+            kind = Fenced if found.code() in _FENCING else FatalError
+            raise kind(f"the transactional producer cannot go on: {found.name()}: {found.str()}") from error
+        self._stage = _Stage.IDLE
+        log.warning("transaction_aborted", why=why)
+
+    def _left_s(self, deadline_s: float) -> float:
+        return max(0.1, deadline_s - self._clock())
+
+    def close(self) -> None:
+        """Abort what is open, as far as the broker answers, and disconnect."""
+        if self._stage in {_Stage.OPEN, _Stage.ABORTING}:
+            try:
+                self._abort(self._clock(), "closing")
+            except WorkerError as error:
+                log.warning("abort_at_close_failed", error=str(error))
+        self._connection.close()

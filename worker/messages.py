@@ -1,0 +1,268 @@
+"""The nouns that flow through the pipeline, in the order they appear. Imports nothing of ours.
+
+``Record`` -> ``Job`` -> ``Batch`` -> ``Answered | Failed`` -> ``Outgoing`` -> committed offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class Task(StrEnum):
+    """What a request asks for."""
+
+    CLASSIFY = "CLASSIFY"
+    ENTAIL = "ENTAIL"
+    EMBED = "EMBED"
+
+
+class LongText(StrEnum):
+    """What to do with a text longer than the model's window."""
+
+    TRUNCATE = "TRUNCATE"
+    WINDOW_MAX = "WINDOW_MAX"
+    WINDOW_MEAN = "WINDOW_MEAN"
+
+
+class Pooling(StrEnum):
+    """How token states become one vector."""
+
+    CLS = "CLS"
+    MEAN = "MEAN"
+
+
+class Partition(NamedTuple):
+    """A topic and one of its partitions."""
+
+    topic: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a record was read, and under which assignment of its partition.
+
+    ``epoch`` grows with every assignment of the partition to this process, so that a result which was
+    computed under a former assignment can be told apart and dropped instead of committed.
+    """
+
+    partition: Partition
+    offset: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A Kafka record as it was read. ``timestamp_ms`` is -1 where the broker gave none."""
+
+    position: Position
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A valid request with every default filled in: what follows needs no settings to understand it.
+
+    ``hypotheses`` are the finished sentences: for CLASSIFY one per label, ``template.format(label)``; for ENTAIL as
+    the request gave them; for EMBED empty. ``labels`` is empty unless CLASSIFY.
+    """
+
+    id: str
+    task: Task
+    text: str
+    labels: tuple[str, ...]
+    hypotheses: tuple[str, ...]
+    multi_label: bool
+    language: str | None
+    top_k: int | None
+    threshold: float | None
+    long_text: LongText
+    pooling: Pooling
+    normalize: bool
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence for the model, special tokens included, without padding.
+
+    ``token_ids`` is a one-dimensional int32 array. ``segment_at`` is the index of the first token of the second
+    segment (token type 1); it equals ``len(token_ids)`` for a single text. ``language_id`` is the checkpoint's language
+    embedding, or None where the architecture has none.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    segment_at: int
+    language_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A request as the model sees it: ``rows[h * windows + w]`` is hypothesis ``h`` over window ``w`` of the text.
+
+    For EMBED there is one row per window. ``tokens`` is the sum of the rows' lengths: the request's cost.
+    """
+
+    rows: tuple[Row, ...]
+    windows: int
+    truncated: bool
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request under way. It keeps its record, so that a dead letter needs no side buffer.
+
+    ``attempt`` counts from 1. ``admitted_at_s`` is the monotonic time at which it entered the worker.
+    """
+
+    record: Record
+    request: Request
+    encoded: Encoded
+    attempt: int
+    admitted_at_s: float
+
+
+class Trigger(StrEnum):
+    """What closed a batch."""
+
+    MESSAGES = "messages"
+    TOKENS = "tokens"
+    WAIT = "wait"
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Jobs that go through the model together, in the order they were admitted.
+
+    ``tokens`` is the sum of their costs, ``opened_at_s`` the monotonic time of the first admission.
+    """
+
+    jobs: tuple[Job, ...]
+    tokens: int
+    opened_at_s: float
+    trigger: Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A label, its score, and the three NLI probabilities behind it (neutral is 0 for two-class checkpoints)."""
+
+    label: str
+    score: float
+    entailment: float
+    neutral: float
+    contradiction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Labels by falling score, after top_k and threshold. ``abstained``: no label reached the threshold."""
+
+    labels: tuple[LabelScore, ...]
+    multi_label: bool
+    abstained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The three NLI probabilities of one hypothesis given the text."""
+
+    hypothesis: str
+    entailment: float
+    neutral: float
+    contradiction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entailment:
+    """One judgement per hypothesis, in the request's order."""
+
+    judgements: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A sentence vector: one-dimensional float32 of the model's hidden size."""
+
+    vector: npt.NDArray[np.float32]
+    pooling: Pooling
+    normalized: bool
+
+
+Outcome = Classification | Entailment | Embedding
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Name and resolved revision of the checkpoint, as results carry them."""
+
+    name: str
+    revision: str
+
+
+class FaultKind(StrEnum):
+    """Whose fault a failed job is; `worker.core.retry` holds one policy for each."""
+
+    MESSAGE = "message"
+    TRANSIENT = "transient"
+    OUT_OF_MEMORY = "out_of_memory"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a record has no result. Strings only, so that it can be kept, logged and written as headers."""
+
+    kind: FaultKind
+    reason: str  # a worker.errors.Reason value, should it become a dead letter
+    stage: str
+    error: str  # the exception's class name
+    message: str
+    stacktrace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A job and its outcome."""
+
+    job: Job
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job that has no outcome, and why."""
+
+    job: Job
+    fault: Fault
+
+
+Finished = Answered | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to produce. ``timestamp_ms`` None lets the producer stamp it.
+
+    ``reason`` is the reason of a dead letter, and empty for everything else.
+    """
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int | None = None
+    reason: str = ""

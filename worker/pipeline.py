@@ -1,0 +1,247 @@
+"""The table of contents: settings become stages, wired together; start -> step -> drain -> close.
+
+Two threads and two bounded queues. The Kafka thread (this one) owns consumer, producer, batcher, ledger and retries;
+the inference thread owns the model and the device. While batch N is computed, batch N+1 is decoded and tokenised and
+batch N-1 is produced.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from worker import __version__
+from worker.core.batch import BatchPolicy
+from worker.core.dead_letter import PREFIX as DEAD_LETTER_PREFIX
+from worker.core.dead_letter import Obituary
+from worker.core.decode import SCHEMA_ID_HEADER, Defaults, Limits
+from worker.core.decode import request as read_request
+from worker.core.encode import result as result_datum
+from worker.core.retry import RetryPolicy
+from worker.errors import BrokerAway, Stalled
+from worker.inference import checkpoint as checkpoints
+from worker.inference.engine import Engine
+from worker.inference.stage import InferenceStage
+from worker.kafka import properties
+from worker.kafka.consumer import Consumer
+from worker.kafka.label_sets import LabelSets
+from worker.kafka.loop import KafkaStage, Policies
+from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.messages import Job, ModelIdentity, Outcome, Outgoing, Record, Request
+from worker.registry import Codecs, open_codecs
+from worker.settings import Settings
+from worker.telemetry.health import Health, HealthServer
+from worker.telemetry.metrics import Metrics
+
+log = structlog.get_logger("worker")
+
+# A supervisor that sends SIGTERM waits 30 s as a rule (Kubernetes' default); ending by ourselves keeps the commit ours.
+DRAIN_TIMEOUT_S: Final = 25.0
+START_TIMEOUT_S: Final = 10.0
+# A step holds at most a publish and a revoke, each with its own deadline.
+LOOP_LIMIT_S: Final = 60.0
+# Between two reports of the inference thread lies one call of the engine: a full batch of the longest texts.
+INFERENCE_LIMIT_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCodec:
+    """Records to requests and outcomes to records, by the shipped schemas and the settings."""
+
+    codecs: Codecs
+    defaults: Defaults
+    limits: Limits
+    output_topic: str
+    model: ModelIdentity
+
+    def read(self, record: Record) -> Request:
+        """The request a record holds. Raises Rejection or RegistryAway."""
+        datum = self.codecs.read_request(record.value or b"", record.headers, self.limits.max_message_bytes)
+        return read_request(datum, self.defaults, self.limits)
+
+    def write(self, job: Job, outcome: Outcome) -> Outgoing:
+        """The result of a job: the request's key and headers, without those that speak of the request's own journey."""
+        value, headers = self.codecs.encode_result(result_datum(job, outcome, self.model))
+        kept = tuple(
+            header
+            for header in job.record.headers
+            if header[0] != SCHEMA_ID_HEADER and not header[0].startswith(DEAD_LETTER_PREFIX)
+        )
+        return Outgoing(self.output_topic, job.record.key, value, kept + headers)
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The checkpoint, loaded, tested and warm.
+
+    Raises:
+        CheckpointError: it cannot serve, and why.
+    """
+    model = settings.model
+    checkpoint = checkpoints.load(
+        model.name,
+        revision=model.revision,
+        device=model.device,
+        precision=model.precision,
+        max_length=model.max_length,
+        labels=model.labels,
+        default_language=model.default_language,
+        self_test=model.self_test,
+    )
+    engine = Engine(checkpoint, max_tokens=settings.batch.max_tokens, cache_pairs=settings.cache.max_pairs)
+    engine.warm_up()
+    return engine
+
+
+class Pipeline:
+    """One worker. Build it, `start` it, call `run`; it ends when ``stop_requested`` says so, or with an error."""
+
+    def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
+        self._settings = settings
+        self._registry = CollectorRegistry()
+        self.metrics = Metrics(self._registry)
+        self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=INFERENCE_LIMIT_S)
+        self.http = HealthServer(
+            settings.http.host, settings.http.port, health=self.health, registry=self._registry, clock=time.monotonic
+        )
+        self._engine = engine
+        self._kafka: KafkaStage | None = None
+        self._inference: InferenceStage | None = None
+        self._publisher: Publisher | None = None
+        self._label_sets: LabelSets | None = None
+
+    def run(self, stop_requested: Callable[[], bool]) -> bool:
+        """Work until asked to stop, then drain. True if everything in hand was answered and committed.
+
+        Raises:
+            FatalError: the process must end; nothing that was not acknowledged is committed.
+            SettingsError: the checkpoint or the registry cannot serve.
+        """
+        try:
+            if not self._start(stop_requested) or self._kafka is None:
+                return True
+            while not stop_requested():
+                self.step()
+            drained = self._kafka.drain(DRAIN_TIMEOUT_S)
+            log.info("drained" if drained else "drain_timed_out", in_flight=self._kafka.in_flight)
+            return drained
+        finally:
+            self.close()
+
+    def step(self) -> None:
+        """One turn of the Kafka stage, watched."""
+        if self._kafka is None:
+            raise RuntimeError("not started")
+        if self._label_sets is not None:
+            self._label_sets.refresh()
+        self._kafka.step()
+        verdict = self.health.healthy(time.monotonic())
+        if not verdict.ok:
+            raise Stalled("; ".join(verdict.problems))
+
+    def _start(self, stop_requested: Callable[[], bool]) -> bool:
+        settings = self._settings
+        engine = self._engine or load_engine(settings)
+        checkpoint = engine.checkpoint
+        self.metrics.identify(
+            version=__version__,
+            model=engine.identity.name,
+            revision=engine.identity.revision,
+            device=str(checkpoint.device),
+            precision=checkpoint.precision.value,
+        )
+        self.health.model_loaded()
+        codecs = open_codecs(settings.schema_registry)
+        codecs.open(result_topic=settings.topics.output)
+        if settings.topics.label_sets is not None:
+            self._label_sets = LabelSets(properties.common(settings.kafka, "label-sets"), settings.topics.label_sets)
+            self._label_sets.load(stop_requested)
+        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        consumer = Consumer(properties.consumer(settings.kafka))
+        self._publisher = self._open_publisher(consumer, instance)
+        if not self._await_broker(self._publisher, stop_requested):
+            return False
+        retry = settings.retry
+        policies = Policies(
+            batch=BatchPolicy(
+                settings.batch.max_messages, settings.batch.max_tokens, settings.batch.max_wait_ms / 1000
+            ),
+            retry=RetryPolicy(
+                retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
+            ),
+            obituary=Obituary(settings.topics.dead_letter, settings.kafka.group_id, instance),
+            max_age_s=settings.limits.max_age_s,
+        )
+        self._inference = InferenceStage(
+            engine, policies.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
+        )
+        self._kafka = KafkaStage(
+            consumer=consumer,
+            publisher=self._publisher,
+            inference=self._inference,
+            codec=self._codec(codecs, engine),
+            encode=engine.encode,
+            policies=policies,
+            metrics=self.metrics,
+            health=self.health,
+        )
+        self._inference.start()
+        self._kafka.start(settings.topics.input)
+        log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
+        return True
+
+    def _codec(self, codecs: Codecs, engine: Engine) -> RecordCodec:
+        model, limits = self._settings.model, self._settings.limits
+        return RecordCodec(
+            codecs,
+            Defaults(
+                model.hypothesis_template,
+                model.long_text,
+                model.pooling,
+                model.normalize,
+                self._label_sets.sets if self._label_sets is not None else {},
+            ),
+            Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
+            self._settings.topics.output,
+            engine.identity,
+        )
+
+    def _open_publisher(self, consumer: Consumer, instance: str) -> Publisher:
+        kafka = self._settings.kafka
+        if self._settings.delivery.guarantee == "exactly_once":
+            # Of group and instance: a restart under the same name fences its predecessor and ends what it left open.
+            config = properties.producer(kafka, transactional_id=f"{kafka.group_id}-{instance}")
+            return TransactionalPublisher(config, consumer, time.monotonic)
+        return AtLeastOncePublisher(properties.producer(kafka, transactional_id=None), consumer, time.monotonic)
+
+    def _await_broker(self, publisher: Publisher, stop_requested: Callable[[], bool]) -> bool:
+        """Wait for the broker for as long as it takes: an outage at the start is an outage. False if told to stop."""
+        while not stop_requested():
+            self.health.loop_beat(time.monotonic())
+            try:
+                publisher.start(START_TIMEOUT_S)
+            except BrokerAway as error:
+                log.warning("broker_away", error=str(error))
+            else:
+                return True
+        return False
+
+    def close(self) -> None:
+        """Release everything, in the reverse order of `run`. Safe at any point of the start."""
+        try:
+            if self._kafka is not None:
+                self._kafka.close()
+            elif self._publisher is not None:
+                self._publisher.close()
+        finally:
+            if self._inference is not None:
+                self._inference.stop(timeout_s=1.0)
+            if self._label_sets is not None:
+                self._label_sets.close()
+            self.http.close()

@@ -1,0 +1,191 @@
+"""Logs: one JSON object a line, or a console for people. One canonical line for every batch.
+
+Everything ends in one handler on the root logger: our own structlog calls, the standard library's loggers, Python's
+warnings, and librdkafka's lines (its clients get the logger of that name, and write within ``poll``, on the caller's
+thread). The last step before rendering takes secrets out, so it sees all that is written, tracebacks included.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from worker.errors import SettingsError
+from worker.messages import Trigger
+
+LogFormat = Literal["json", "console"]
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+# These report every HTTP exchange at INFO: a line for each schema lookup or model file tells an operator nothing.
+_CHATTY = ("httpcore", "httpx", "urllib3")
+
+_LIBRDKAFKA = "librdkafka"  # name of the logger that `worker.kafka` gives to its clients
+
+REDACTED = "[redacted]"
+
+# Property and field names whose value is a secret whatever its type: librdkafka's sasl.*, ssl.key.*, ssl.keystore.* and
+# oauth properties, the registry's basic.auth.user.info, HTTP's Authorization and Cookie.
+_SENSITIVE = (
+    r"passw(?:or)?d|passphrase|secret|credential|auth|jaas|cookie|user[._-]?info"
+    r"|(?:api|access|private|ssl)[._-]?key|key[._-]?pem"
+)
+_SENSITIVE_KEY = re.compile(_SENSITIVE, re.IGNORECASE)
+# "token" is also what a model counts: under such a key text is a secret and a number is not.
+_TOKEN_KEY = re.compile("token", re.IGNORECASE)
+# The same names inside a sentence, as `name=value` or `name: value`. Repetitions are bounded, so time is linear.
+_SENSITIVE_TEXT = re.compile(
+    rf"((?:{_SENSITIVE}|token)[\w.-]{{0,32}}[\"']?\s{{0,4}}[=:]\s{{0,4}}[\"']?)(?:(?:basic|bearer)\s{{1,4}})?[^\s\"',;&]+",
+    re.IGNORECASE,
+)
+# user:password@ of a URL.
+_USER_IN_URL = re.compile(r"(://)[^\s/@:]{0,256}:[^\s/@]{0,1024}@")
+
+_DEEPEST = 6  # nesting beyond this is redacted whole: a log line is no place for it, and a cycle would never end
+
+
+def _in_text(text: str) -> str:
+    return _USER_IN_URL.sub(rf"\1{REDACTED}@", _SENSITIVE_TEXT.sub(rf"\1{REDACTED}", text))
+
+
+def _in_value(key: str, value: Any, depth: int) -> Any:
+    """``value`` as it may be shown under ``key``."""
+    if value is None or isinstance(value, bool):
+        return value
+    if _SENSITIVE_KEY.search(key):
+        return REDACTED
+    if isinstance(value, (int, float)):
+        return value
+    if _TOKEN_KEY.search(key) or depth > _DEEPEST:
+        return REDACTED
+    if isinstance(value, str):
+        return _in_text(value)
+    if isinstance(value, Mapping):
+        return {inner: _in_value(str(inner), held, depth + 1) for inner, held in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_in_value("", held, depth + 1) for held in value]
+    # Anything else would be rendered by repr: an exception or a client object may carry what it was configured with.
+    return _in_text(repr(value))
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor: replace secrets by ``[redacted]``, by the name of their key or by their shape inside text.
+
+    Keys that name a password, secret, credential, authentication or key material lose their value, at any depth. Keys
+    that contain "token" lose text but keep numbers. Strings lose the value of ``password=...`` and its like, and the
+    user part of URLs.
+    """
+    return {key: _in_value(key, value, 0) for key, value in event.items()}
+
+
+def _name_librdkafka(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Take apart what confluent-kafka logs as ``"%s [%s] %s", facility, client, text``, to be searched by field."""
+    arguments = event.pop("positional_args", ())
+    if event.get("logger") == _LIBRDKAFKA and isinstance(arguments, tuple) and len(arguments) == 3:
+        event["facility"], event["client"], event["event"] = arguments
+    return event
+
+
+def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
+    """Send every log line of this process to ``stream``. May be called again; the last call holds.
+
+    Args:
+        level: debug, info, warning or error; lines below it are not built.
+        log_format: "json" for machines, "console" for people (coloured only where ``stream`` is a terminal).
+        stream: a text stream, as a rule stderr: stdout belongs to the commands' output.
+
+    Raises:
+        SettingsError: ``level`` or ``log_format`` is none of these.
+    """
+    threshold = _LEVELS.get(level.lower())
+    if threshold is None:
+        raise SettingsError(f"log.level: {level!r} is no level; use one of {', '.join(_LEVELS)}")
+    if log_format not in {"json", "console"}:
+        raise SettingsError(f"log.format: {log_format!r} is no format; use json or console")
+
+    named: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    # Tracebacks become plain text here. structlog's richer ones print local variables, and those hold passwords.
+    finish: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+    if log_format == "json":
+        # ASCII escapes on purpose: right in any encoding of the stream, and no line separator of Unicode splits a line.
+        finish.append(structlog.processors.JSONRenderer())
+    else:
+        finish.append(
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+            )
+        )
+
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=finish, foreign_pre_chain=[*named, _name_librdkafka], pass_foreign_args=True
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(threshold)
+    for chatty in _CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING if threshold > logging.DEBUG else logging.DEBUG)
+    logging.captureWarnings(capture=True)
+
+    structlog.configure(
+        processors=[*named, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,  # a second configure must reach loggers that already spoke
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """The canonical log line: all that is worth knowing about one batch, in one searchable place.
+
+    Written once for every batch, when its fate is known, as event ``batch`` at level info. Times are milliseconds. The
+    batch's share of what the metrics count, so that the two can be held against each other.
+    """
+
+    messages: int  # jobs in the batch
+    tokens: int  # their cost as the batcher counted it
+    trigger: Trigger  # what closed the batch
+    pairs: int  # premise-hypothesis pairs (for EMBED, texts) asked for, every window of a long text counted
+    pairs_computed: int  # those that went through the model
+    cache_hits: int  # those answered by the cache; the rest were repeats within the batch
+    padding_tokens: int  # slots computed for nothing
+    waited_ms: float  # from the first admission until the inference thread began
+    inference_ms: float  # the engine at work
+    queued_ms: float  # from the inference thread's end until the Kafka thread took the results
+    publish_ms: float  # from the results' return to the acknowledgement of all they led to
+    oldest_ms: (
+        float | None
+    )  # end to end for the oldest record: its timestamp to that acknowledgement; None: no timestamp
+    published: int  # results acknowledged
+    retried: int  # messages sent to a retry topic, or kept to be tried again
+    dead_lettered: int  # messages that became dead letters
+    revoked: int  # results dropped because their partition had gone to another worker
+    bisections: int  # times the batch, or a part of it, was halved to find a culprit
+    transaction: Literal["committed", "aborted", "none"]  # none: at_least_once
+
+
+_FIELDS = tuple(field.name for field in fields(BatchLine))  # asdict would copy deeply, for a quarter of the line's cost
+_log = structlog.stdlib.get_logger("worker.batch")
+
+
+def batch_done(line: BatchLine) -> None:
+    """Write the canonical line of a batch. Called once per batch by the loop, on the Kafka thread."""
+    _log.info("batch", **{name: getattr(line, name) for name in _FIELDS})

@@ -1,0 +1,348 @@
+"""Every Prometheus metric of the worker, declared once, and the plain methods by which the stages feed them.
+
+How to read them:
+
+- padding share = ``padding_tokens / (padding_tokens + computed_tokens)``, as rates. Two counters rather than a gauge:
+  they add up over workers and over any stretch of time.
+- pairs asked for = computed + cache hits + repeats within one batch.
+- ``stage_seconds`` of poll, decode, encode, publish and commit are spent one after the other by the Kafka thread: the
+  rates of their sums show how that thread divides its second. ``inference_seconds`` does so for the inference thread.
+- ``stage="inference"`` minus ``inference_seconds`` is the time for which results waited to be taken, and for which a
+  device was away.
+
+Label values are bounded: enumerations of ours, the subscribed topics, and the partitions held at the moment. The lag of
+a partition ends with its assignment, or each rebalance would leave one behind that nobody works on.
+
+Cost: everything is counted per poll or per batch, save the end-to-end time, which is one observation a message. Any
+thread may call any method, except ``consumed``, ``lag`` and ``rebalanced``, which belong to the Kafka thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from worker.errors import Reason
+from worker.messages import Batch, Partition, Trigger
+
+
+class Stage(StrEnum):
+    """Where a batch, or the Kafka thread, spends its time: values of the label ``stage``."""
+
+    POLL = "poll"  # one call of the consumer, its waiting for records included
+    DECODE = "decode"  # the records of one poll, from bytes to requests
+    ENCODE = "encode"  # the requests of one poll, from text to tokens
+    WAIT = "wait"  # a batch, from its first admission to its closing
+    INFERENCE = "inference"  # a batch, from the inference thread's beginning until its results are taken back
+    PUBLISH = "publish"  # a batch's records, from the first produce call until all are acknowledged
+    COMMIT = "commit"  # offsets, or the transaction's end
+
+
+class Queue(StrEnum):
+    """The two queues between the threads: values of the label ``queue``."""
+
+    BATCHES = "batches"  # closed, not yet begun
+    RESULTS = "results"  # finished, not yet taken
+
+
+class Rebalance(StrEnum):
+    """What the group did with partitions of ours: values of the label ``kind``."""
+
+    ASSIGNED = "assigned"
+    REVOKED = "revoked"  # taken with notice: drained and committed
+    LOST = "lost"  # taken without: nothing may be committed
+
+
+class TransactionResult(StrEnum):
+    """How a transaction ended: values of the label ``result``."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+# Powers of two up to four times batch.max_messages' default (256): the bucket's edge tells "full" from "nearly full".
+_MESSAGES = tuple(2**n for n in range(11))
+# Powers of two around batch.max_tokens' default (16384), from one short text to four times the default.
+_TOKENS = tuple(2**n for n in range(6, 17))
+# 100 µs (decoding a poll) to 10 s (a transaction waiting for a broker that is away): about three to a decade.
+_STAGE_SECONDS = (1e-4, 2.5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# 1 ms (a small batch on a large device) to 60 s (a full batch of long texts on a small CPU).
+_INFERENCE_SECONDS = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# 10 ms (below batch.max_wait_ms' default of 50) to an hour: a backlog is old, and its age is what one wants to read.
+_END_TO_END_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+_Kind = TypeVar("_Kind", bound=StrEnum)
+
+
+def _counters(parent: Counter, kinds: type[_Kind]) -> Mapping[str, Counter]:
+    """One counter per member. Bound here they exist from the start, at 0, and an alert sees the first increase."""
+    return {kind: parent.labels(kind) for kind in kinds}
+
+
+class Metrics:
+    """The worker's metrics in ``registry``; one object per process, given to whoever has something to count.
+
+    ``topics`` are those subscribed to: their series exist before the first record.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, topics: Iterable[str] = ()) -> None:
+        # The time of creation, a second series for each counter and histogram, says no more than process_start_time.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left this one function untyped
+
+        # -- records: what became of each ----------------------------------------------------------------------
+        # Everything polled for a partition we hold, tombstones and garbage included: the denominator of every share.
+        self._consumed_by_topic = Counter(
+            "xnli_worker_records_consumed_total", "Records read.", ["topic"], registry=registry
+        )
+        self._consumed = {topic: self._consumed_by_topic.labels(topic) for topic in topics}
+        # Acknowledged and, under exactly_once, committed: an aborted transaction's results are not counted.
+        self._published = Counter(
+            "xnli_worker_records_published_total", "Results acknowledged by the broker.", registry=registry
+        )
+        self._retried = Counter(
+            "xnli_worker_records_retried_total",
+            "Records given another attempt, in place or by topic.",
+            registry=registry,
+        )
+        self._dead_lettered = _counters(
+            Counter(
+                "xnli_worker_records_dead_lettered_total",
+                "Dead letters acknowledged by the broker, by reason.",
+                ["reason"],
+                registry=registry,
+            ),
+            Reason,
+        )
+        self._tombstones = Counter(
+            "xnli_worker_tombstones_total", "Records with a null value, skipped.", registry=registry
+        )
+
+        # -- batches: how well they are filled -----------------------------------------------------------------
+        # Mostly "wait" or "idle": there is little to do. Mostly "tokens" or "messages": the device is the limit.
+        self._batches = _counters(
+            Counter(
+                "xnli_worker_batches_total", "Batches closed, by what closed them.", ["trigger"], registry=registry
+            ),
+            Trigger,
+        )
+        self._batch_messages = Histogram(
+            "xnli_worker_batch_messages", "Messages in a batch.", buckets=_MESSAGES, registry=registry
+        )
+        self._batch_tokens = Histogram(
+            "xnli_worker_batch_tokens",
+            "Tokens in a batch, as the batcher counts them.",
+            buckets=_TOKENS,
+            registry=registry,
+        )
+
+        # -- inference: what the device did --------------------------------------------------------------------
+        self._inference = Histogram(
+            "xnli_worker_inference_seconds",
+            "Time the engine worked on a batch.",
+            buckets=_INFERENCE_SECONDS,
+            registry=registry,
+        )
+        self._pairs = Counter(
+            "xnli_worker_pairs_total",
+            "Premise-hypothesis pairs (for EMBED, texts) asked for, each window counted.",
+            registry=registry,
+        )
+        self._pairs_computed = Counter(
+            "xnli_worker_pairs_computed_total", "Pairs that went through the model.", registry=registry
+        )
+        self._cache_hits = Counter(
+            "xnli_worker_cache_hits_total", "Pairs answered by the cache of scores.", registry=registry
+        )
+        self._computed_tokens = Counter(
+            "xnli_worker_computed_tokens_total",
+            "Tokens that went through the model, padding excluded.",
+            registry=registry,
+        )
+        self._padding_tokens = Counter(
+            "xnli_worker_padding_tokens_total", "Padding that went through the model.", registry=registry
+        )
+        # Falls when the device runs out of memory, and should not do so twice: see the alert.
+        self._token_budget = Gauge(
+            "xnli_worker_token_budget",
+            "Token slots, padding included, that a forward may hold at present.",
+            registry=registry,
+        )
+        self._shrinks = Counter(
+            "xnli_worker_out_of_memory_shrinks_total",
+            "Times the token budget was cut for want of device memory.",
+            registry=registry,
+        )
+        self._bisections = Counter(
+            "xnli_worker_bisections_total", "Times a failing batch was halved to find the culprit.", registry=registry
+        )
+
+        # -- time ----------------------------------------------------------------------------------------------
+        seconds = Histogram(
+            "xnli_worker_stage_seconds", "Time spent in a stage.", ["stage"], buckets=_STAGE_SECONDS, registry=registry
+        )
+        self._stages = {stage: seconds.labels(stage) for stage in Stage}
+        # What a user feels. Clocks of producers differ, so it may be off by their skew; it is never counted below 0.
+        self._end_to_end = Histogram(
+            "xnli_worker_end_to_end_seconds",
+            "From a request's record timestamp to the acknowledgement of its result.",
+            buckets=_END_TO_END_SECONDS,
+            registry=registry,
+        )
+
+        # -- flow: where it jams -------------------------------------------------------------------------------
+        depth = Gauge(
+            "xnli_worker_queue_depth", "Batches waiting between the threads, by queue.", ["queue"], registry=registry
+        )
+        self._queues = {queue: depth.labels(queue) for queue in Queue}
+        self._lag = Gauge(
+            "xnli_worker_consumer_lag",
+            "Records between the committed offset and the end of a partition held by this worker.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self._lag_of: dict[tuple[str, int], Gauge] = {}
+        self._assigned = Gauge("xnli_worker_assigned_partitions", "Partitions held.", registry=registry)
+        self._paused = Gauge(
+            "xnli_worker_paused_partitions", "Partitions held and paused by back-pressure.", registry=registry
+        )
+
+        # -- broker --------------------------------------------------------------------------------------------
+        self._transactions = _counters(
+            Counter("xnli_worker_transactions_total", "Transactions ended, by result.", ["result"], registry=registry),
+            TransactionResult,
+        )
+        self._rebalances = _counters(
+            Counter("xnli_worker_rebalances_total", "Rebalance callbacks, by kind.", ["kind"], registry=registry),
+            Rebalance,
+        )
+        self._broker_errors = Counter(
+            "xnli_worker_broker_errors_total", "Errors reported by the Kafka clients.", registry=registry
+        )
+
+        # -- the process ---------------------------------------------------------------------------------------
+        self._build = Info(
+            "xnli_worker_build", "Version of the worker, checkpoint and device in use.", registry=registry
+        )
+        # xnli_worker_process_*: CPU, resident memory, open files and start time, where /proc exists.
+        ProcessCollector(namespace="xnli_worker", registry=registry)
+
+    def consumed(self, topic: str, records: int) -> None:
+        """``records`` of ``topic`` were polled. ``topic`` is one of those subscribed to, which bounds the label."""
+        counter = self._consumed.get(topic)
+        if counter is None:
+            counter = self._consumed[topic] = self._consumed_by_topic.labels(topic)
+        counter.inc(records)
+
+    def tombstones(self, records: int = 1) -> None:
+        """Records with a null value were skipped."""
+        self._tombstones.inc(records)
+
+    def published(self, results: int) -> None:
+        """Results were acknowledged; call it after the transaction's commit, where there is one."""
+        self._published.inc(results)
+
+    def answered(self, now_ms: float, timestamps_ms: Iterable[int]) -> None:
+        """The end-to-end time of results acknowledged at ``now_ms`` (wall clock).
+
+        Takes their requests' record timestamps; those that the broker did not give (-1) are left out.
+        """
+        observe = self._end_to_end.observe
+        for timestamp_ms in timestamps_ms:
+            if timestamp_ms >= 0:
+                observe(max(0.0, (now_ms - timestamp_ms) / 1000.0))
+
+    def retried(self, records: int = 1) -> None:
+        """Records get another attempt."""
+        self._retried.inc(records)
+
+    def dead_lettered(self, reason: str, records: int = 1) -> None:
+        """Dead letters were acknowledged. ``reason`` is a value of `worker.errors.Reason`; any other is a KeyError."""
+        self._dead_lettered[reason].inc(records)
+
+    def batch(self, batch: Batch) -> None:
+        """A batch was closed."""
+        self._batches[batch.trigger].inc()
+        self._batch_messages.observe(len(batch.jobs))
+        self._batch_tokens.observe(batch.tokens)
+
+    def inferred(
+        self,
+        seconds: float,
+        *,
+        pairs: int,
+        pairs_computed: int,
+        cache_hits: int,
+        computed_tokens: int,
+        padding_tokens: int,
+        shrinks: int = 0,
+        bisections: int = 0,
+    ) -> None:
+        """The engine finished a batch after ``seconds`` of work. ``computed_tokens`` are without padding."""
+        self._inference.observe(seconds)
+        self._pairs.inc(pairs)
+        self._pairs_computed.inc(pairs_computed)
+        self._cache_hits.inc(cache_hits)
+        self._computed_tokens.inc(computed_tokens)
+        self._padding_tokens.inc(padding_tokens)
+        if shrinks:
+            self._shrinks.inc(shrinks)
+        if bisections:
+            self._bisections.inc(bisections)
+
+    def token_budget(self, tokens: int) -> None:
+        """The token slots a forward may hold, at start and whenever it changes."""
+        self._token_budget.set(tokens)
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """A stage took ``seconds``: once per poll or per batch, see `Stage`."""
+        self._stages[stage].observe(seconds)
+
+    def queued(self, queue: Queue, depth: int) -> None:
+        """How many batches a queue holds now."""
+        self._queues[queue].set(depth)
+
+    def lag(self, topic: str, partition: int, records: int) -> None:
+        """High watermark minus committed offset. Only for partitions held: `rebalanced` takes the series away again."""
+        gauge = self._lag_of.get((topic, partition))
+        if gauge is None:
+            gauge = self._lag_of[topic, partition] = self._lag.labels(topic, partition)
+        gauge.set(records)
+
+    def rebalanced(self, kind: Rebalance, partitions: Iterable[Partition], *, assigned: int) -> None:
+        """``partitions`` came or went; ``assigned`` are held in all. Those that went lose their lag."""
+        self._rebalances[kind].inc()
+        self._assigned.set(assigned)
+        if kind is Rebalance.ASSIGNED:
+            return
+        for topic, partition in partitions:
+            if self._lag_of.pop((topic, partition), None) is not None:
+                self._lag.remove(topic, partition)
+
+    def paused(self, partitions: int) -> None:
+        """How many partitions are paused now."""
+        self._paused.set(partitions)
+
+    def transaction(self, result: TransactionResult) -> None:
+        """A transaction ended."""
+        self._transactions[result].inc()
+
+    def broker_error(self) -> None:
+        """A Kafka client reported an error, by its callback or by an exception."""
+        self._broker_errors.inc()
+
+    def identify(self, *, version: str, model: str, revision: str, device: str, precision: str) -> None:
+        """What runs here, as labels of ``xnli_worker_build_info``; once, when the model is loaded."""
+        self._build.info(
+            {"version": version, "model": model, "revision": revision, "device": device, "precision": precision}
+        )
