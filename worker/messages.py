@@ -254,6 +254,25 @@ Finished = Answered | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a batch cost.
+
+    ``rows`` were asked for; ``cache_hits`` of the distinct ones came from the cache, ``computed`` went through the
+    model, with ``tokens`` tokens in ``slots`` slots (the difference is padding) in ``forwards`` forwards. ``shrinks``
+    counts forwards that did not fit into memory and were tried again smaller.
+    """
+
+    rows: int
+    computed: int
+    tokens: int
+    slots: int
+    cache_hits: int
+    shrinks: int
+    forwards: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """A record to produce. ``timestamp_ms`` None lets the producer stamp it.
 

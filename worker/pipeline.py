@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -26,19 +26,20 @@ from worker.core.decode import request as read_request
 from worker.core.encode import result as result_datum
 from worker.core.retry import RetryPolicy
 from worker.errors import BrokerAway, Stalled
-from worker.inference import checkpoint as checkpoints
-from worker.inference.engine import Engine
-from worker.inference.stage import InferenceStage
+from worker.inference.stage import InferenceStage, Runs
 from worker.kafka import properties
 from worker.kafka.consumer import Consumer
 from worker.kafka.label_sets import LabelSets
 from worker.kafka.loop import KafkaStage, Policies
 from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
-from worker.messages import Job, ModelIdentity, Outcome, Outgoing, Record, Request
+from worker.messages import Encoded, Job, ModelIdentity, Outcome, Outgoing, Record, Request
 from worker.registry import Codecs, open_codecs
 from worker.settings import Settings
 from worker.telemetry.health import Health, HealthServer
 from worker.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from worker.inference.engine import Engine
 
 log = structlog.get_logger("worker")
 
@@ -77,12 +78,35 @@ class RecordCodec:
         return Outgoing(self.output_topic, job.record.key, value, kept + headers)
 
 
+class Model(Runs, Protocol):
+    """What the pipeline asks of `worker.inference.engine.Engine`."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name and revision, as results carry them."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+
+    def encode(self, request: Request) -> Encoded:
+        """Tokens of a request. Raises Rejection."""
+
+
 def load_engine(settings: Settings) -> Engine:
     """The checkpoint, loaded, tested and warm.
 
     Raises:
         CheckpointError: it cannot serve, and why.
     """
+    # Here, because torch takes seconds to import and not every user of this module loads a model.
+    from worker.inference import checkpoint as checkpoints  # noqa: PLC0415
+    from worker.inference.engine import Engine  # noqa: PLC0415
+
     model = settings.model
     checkpoint = checkpoints.load(
         model.name,
@@ -102,7 +126,7 @@ def load_engine(settings: Settings) -> Engine:
 class Pipeline:
     """One worker. Build it, `start` it, call `run`; it ends when ``stop_requested`` says so, or with an error."""
 
-    def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
+    def __init__(self, settings: Settings, *, engine: Model | None = None) -> None:
         self._settings = settings
         self._registry = CollectorRegistry()
         self.metrics = Metrics(self._registry)
@@ -148,13 +172,12 @@ class Pipeline:
     def _start(self, stop_requested: Callable[[], bool]) -> bool:
         settings = self._settings
         engine = self._engine or load_engine(settings)
-        checkpoint = engine.checkpoint
         self.metrics.identify(
             version=__version__,
             model=engine.identity.name,
             revision=engine.identity.revision,
-            device=str(checkpoint.device),
-            precision=checkpoint.precision.value,
+            device=engine.device,
+            precision=engine.precision,
         )
         self.health.model_loaded()
         codecs = open_codecs(settings.schema_registry)
@@ -196,7 +219,7 @@ class Pipeline:
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return True
 
-    def _codec(self, codecs: Codecs, engine: Engine) -> RecordCodec:
+    def _codec(self, codecs: Codecs, engine: Model) -> RecordCodec:
         model, limits = self._settings.model, self._settings.limits
         return RecordCodec(
             codecs,

@@ -31,7 +31,6 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
-from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from worker.errors import SettingsError
 from worker.messages import LongText, Pooling
@@ -51,8 +50,17 @@ def _listed(value: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _parsed(value: object) -> object:
+    """A JSON object (from the environment) or a table (from TOML)."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f'is no JSON ({error}): write {{"key": "value"}}') from None
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Seconds = Annotated[tuple[float, ...], NoDecode, BeforeValidator(_listed)]
+Properties = Annotated[dict[str, Property], NoDecode, BeforeValidator(_parsed)]
 
 
 class Section(BaseModel):
@@ -84,9 +92,9 @@ class KafkaSettings(Section):
     group_instance_id: str | None = None
     group_protocol: Literal["classic", "consumer"] = "classic"
     # Out of repr: SASL passwords and TLS keys travel here.
-    properties: dict[str, Property] = Field(default_factory=dict, repr=False)
-    consumer_properties: dict[str, Property] = Field(default_factory=dict, repr=False)
-    producer_properties: dict[str, Property] = Field(default_factory=dict, repr=False)
+    properties: Properties = Field(default_factory=dict, repr=False)
+    consumer_properties: Properties = Field(default_factory=dict, repr=False)
+    producer_properties: Properties = Field(default_factory=dict, repr=False)
 
     @field_validator("properties", "consumer_properties", "producer_properties")
     @classmethod
@@ -306,9 +314,6 @@ def load(
 
     try:
         return Loaded()
-    except SettingsSourceError as error:  # a map or list that is no JSON
-        cause = error.__cause__ or error
-        raise SettingsError(f'{error}: {cause}; write JSON, as in {{"key": "value"}}') from None
     except ValidationError as error:
         raise SettingsError(_explain(error, config_file)) from None
 
@@ -335,13 +340,15 @@ def _explain(error: ValidationError, config_file: Path | None) -> str:
                 lines.extend(_missing(f"{where}.{key}", f"{variable}__{key.upper()}", config_file) for key in needed)
             case "missing":
                 lines.append(_missing(where, variable, config_file))
+            case _ if where.startswith("kafka.") and len(found["loc"]) == 4:  # noqa: PLR2004 (section, key, property, type)
+                lines.append(f"{'.'.join(map(str, found['loc'][:3]))}: must be a string, a number, true or false")
             case "extra_forbidden":
                 lines.append(f"{where}: no such setting; {_known(found['loc'])}")
             case _:
                 secret = where in {"schema_registry.password", "schema_registry.token"} or "properties" in where
                 shown = "" if secret or isinstance(found["input"], dict) else f" = {found['input']!r}"
                 lines.append(f"{where}{shown}: {found['msg'].removeprefix('Value error, ')}")
-    return "\n".join(lines)
+    return "\n".join(dict.fromkeys(lines))  # a union reports a value once for each of its types
 
 
 def _missing(where: str, variable: str, config_file: Path | None) -> str:

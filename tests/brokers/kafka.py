@@ -67,7 +67,8 @@ class Kafka:
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic."""
-        self.admin().delete_topics([name])[name].result(timeout=30)
+        admin = self.admin()  # held until the answer: a client that is collected takes its requests with it
+        admin.delete_topics([name])[name].result(timeout=30)
 
     def leader(self, topic: str, partition: int) -> int:
         """The id of the node that leads a partition now; -1 while none does."""
@@ -123,6 +124,9 @@ class KafkaCluster(Kafka):
             for node in self._nodes.values():
                 self._launch(node)
             self.wait_ready()
+        except java.Unavailable:
+            self.stop()
+            raise
         except BaseException:
             self._end()
             raise
@@ -198,7 +202,7 @@ class KafkaCluster(Kafka):
             lines = [f"{key}={value}" for key, value in self._configuration(node).items()]
             configuration = node.directory / "server.properties"
             configuration.write_text("\n".join(lines), encoding="utf-8")
-            command = [*_jvm(), "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(configuration)]
+            command = [*_jvm(), "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(configuration)]
             formats.append(
                 subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             )  # all at once: each is a JVM that mostly starts

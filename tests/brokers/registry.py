@@ -38,7 +38,6 @@ class Apicurio:
     def __init__(self) -> None:
         self._port = free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self._port}/apis/ccompat/v7"
-        self.directory = Path(tempfile.mkdtemp(prefix="xnli-registry-"))
         self._process: Process | None = None
 
     def start(self) -> None:
@@ -46,12 +45,14 @@ class Apicurio:
 
         Raises:
             tests.brokers.java.Unavailable: Java or Maven is missing.
-            RegistryFailed: it ended, or did not answer within a minute. The log stays in ``directory``.
+            RegistryFailed: it ended, or did not answer within a minute. The log stays.
         """
+        command = java.java().command
         (jar,) = java.folder("registry").glob("*-runner.jar")
+        self.directory = Path(tempfile.mkdtemp(prefix="xnli-registry-"))
         self._process = Process(
             [
-                java.java().command,
+                command,
                 "-Xmx384m",
                 "-XX:+UseSerialGC",
                 "-XX:TieredStopAtLevel=1",
@@ -73,7 +74,7 @@ class Apicurio:
         """End it; what was registered is gone."""
         if self._process is not None:
             self._process.kill()
-        shutil.rmtree(self.directory, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _wait_ready(self, process: Process) -> None:
         deadline = time.monotonic() + 60

@@ -1,7 +1,7 @@
 """Token ids of every family, kept: an upgrade that changes them fails here, and says whether transformers or we did.
 
-After a change that is meant: ``python -m tests.golden.test_token_ids`` writes them anew. (The tiny tokenizers are files,
-so training libraries have no part in it.)
+After a change that is meant: ``python -m tests.golden.test_token_ids`` writes them anew. (The tiny tokenizers are
+files, so training libraries have no part in it.)
 """
 
 from __future__ import annotations

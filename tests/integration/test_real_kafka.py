@@ -146,8 +146,10 @@ def test_a_suspended_node_is_replaced_and_catches_up(kafka_cluster: KafkaCluster
 def test_a_broker_that_cannot_start_says_why(kafka: Kafka) -> None:
     if not isinstance(kafka, KafkaCluster):
         pytest.skip("the machine may lack Java: the broker is a given one")
+    cluster = KafkaCluster(properties={"num.io.threads": "none"})
     with pytest.raises(BrokerFailed, match=r"num\.io\.threads"):
-        KafkaCluster(properties={"num.io.threads": "none"}).start()
+        cluster.start()
+    cluster.stop()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")

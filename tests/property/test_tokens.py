@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from tests import families
 from tests.families import tokenizers
@@ -172,6 +174,25 @@ def test_special_words_are_spelled_out_by_unigram_models(family: str, word: str)
     spelled = "".join(pieces).replace(str(tokenizer.unk_token), "?").replace("▁", " ").strip()
     expected = word if unknown else word.translate({0xFF1C: "<", 0xFF1E: ">"})
     assert spelled == f"one {''.join('?' if letter in unknown else letter for letter in expected)} two"
+
+
+@every_family
+@checked
+@given(st.lists(st.one_of(st.sampled_from(["@user", "#tag", " ", "un"]), TEXT), max_size=5).map("".join))
+def test_added_words_that_are_not_special_keep_their_meaning(family: str, text: str) -> None:
+    """As in checkpoints for tweets; with a special token before them, as DeBERTa-v3's mask is."""
+    assume(not any(word in text for word in special_words(family)))
+    tokenizer = extended(family)
+    encoded = Tokens(replace(checkpoint(family), tokenizer=tokenizer)).encode(ask(Task.EMBED, text))
+    assert encoded.rows[0].token_ids.tolist() == tokenizer([text], truncation=True, max_length=WINDOW)["input_ids"][0]
+
+
+@functools.cache
+def extended(family: str) -> Any:
+    tokenizer = copy.deepcopy(families.tokenizer(family))
+    tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
+    tokenizer.add_tokens(["@user", AddedToken("#tag", lstrip=True, normalized=False)])
+    return tokenizer
 
 
 @every_family

@@ -225,12 +225,9 @@ def _model(trial: _Trial) -> str:
     if sys.stderr.isatty():
         say(f"loading {name}; a large model takes minutes")
     began_s = time.monotonic()
-    loaded = load_engine(trial.settings).checkpoint
-    serves = "EMBED only" if loaded.order is None else "CLASSIFY, ENTAIL and EMBED"
-    return (
-        f"{name} at {loaded.identity.revision}: {loaded.family} in {loaded.precision}, {loaded.max_length} tokens, "
-        f"serves {serves}; loaded in {time.monotonic() - began_s:.1f} s"
-    )
+    engine = load_engine(trial.settings)
+    took_s = time.monotonic() - began_s
+    return f"{name} at {engine.identity.revision}, {engine.precision} on {engine.device}; loaded in {took_s:.1f} s"
 
 
 @contextmanager

@@ -161,6 +161,8 @@ def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
             "encode",
             f"no JSON: {error}; write one request a line, in UTF-8, and no line breaks in it",
         ) from None
+    if not isinstance(parsed, dict):
+        raise Rejection(Reason.INVALID, "encode", 'no JSON object; write {"id": ..., "text": ..., ...}')
     datum = encode.request(parsed)
     value, headers = codecs.encode_request(datum)
     return str(datum["id"]).encode(), value, headers

@@ -1,0 +1,1 @@
+"""Pure decisions: no clock, no thread, no Kafka, no torch, no environment."""

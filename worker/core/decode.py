@@ -8,7 +8,7 @@ Three steps, each of which raises `Rejection` and nothing else:
 
 fastavro believes what the bytes declare: a writer's schema with an array of nulls loops as often as the data says, a
 skipped field may end past the end, an index of -1 counts from the back, and a schema that contains itself overflows the
-C stack. So every payload is walked first (`Schema.walk`, about a third of the whole cost), and schemas that would let
+C stack. So every payload is walked first (`check`, about a fifth of the whole cost), and schemas that would let
 few bytes mean much work are refused when they are compiled. After the walk, the work and memory of a message are
 proportional to its length, and what fastavro still refuses is a matter of schema resolution.
 """
@@ -117,13 +117,12 @@ class Schema:
     """A compiled Avro schema. ``parsed`` is fastavro's form, logical types removed: values are read as they lie.
 
     ``fingerprint`` is CRC-64-AVRO of the parsing canonical form, 16 hex digits in the byte order of the wire.
-    ``fields`` are the top-level fields with their walks, to say which one is broken.
+    ``fields`` are the top-level fields with their walks; of a schema that is no record, one walk without a name.
     """
 
     name: str
     parsed: Any
     fingerprint: str
-    walk: Walk
     fields: tuple[tuple[str, Walk], ...]
 
 
@@ -144,7 +143,7 @@ def schema(text: str, references: Sequence[str] = (), *, reader: bool = False) -
             fastavro.parse_schema(_bare(json.loads(reference), keep_defaults=reader), names)
         parsed: Any = fastavro.parse_schema(_bare(json.loads(text), keep_defaults=reader), names)
         compiler = _Compiler(names)
-        walk = compiler.node(parsed).walk
+        root = compiler.node(parsed)
         canonical = to_parsing_canonical_form(parsed)
     except Rejection:
         raise
@@ -157,8 +156,11 @@ def schema(text: str, references: Sequence[str] = (), *, reader: bool = False) -
         name=str(parsed["name"]) if is_record else _clip(canonical),
         parsed=parsed,
         fingerprint=avro_fingerprint(canonical, "CRC-64-AVRO"),
-        walk=walk,
-        fields=tuple((f["name"], compiler.node(f["type"]).walk) for f in parsed["fields"]) if is_record else (),
+        fields=(
+            tuple((f["name"], compiler.node(f["type"]).walk) for f in parsed["fields"])
+            if is_record
+            else (("", root.walk),)
+        ),
     )
 
 
@@ -390,12 +392,7 @@ def decode(payload: bytes, writer: Schema, reader: Schema) -> dict[str, Any]:
             the reader's schema (Avro specification, "Schema Resolution"), which may depend on the union branches and
             enum symbols it uses.
     """
-    try:
-        end = writer.walk(payload, 0)
-    except (IndexError, _BadBytesError):
-        raise _malformed(payload, writer) from None
-    if end != len(payload):
-        raise _malformed(payload, writer)
+    check(payload, writer)
     # Equal canonical forms resolve to themselves, and reading without a reader's schema is twice as fast.
     target = None if writer.fingerprint == reader.fingerprint else reader.parsed
     try:
@@ -416,22 +413,28 @@ def decode(payload: bytes, writer: Schema, reader: Schema) -> dict[str, Any]:
     return cast("dict[str, Any]", datum)  # what a record resolves to
 
 
-def _malformed(payload: bytes, writer: Schema) -> Rejection:
-    """Walk again, field by field, to say where it breaks."""
-    at, where = 0, ""
-    what = "its bytes end early"
+def check(payload: bytes, writer: Schema) -> None:
+    """Walk the payload, which must be exactly one datum of the writer's schema.
+
+    Raises:
+        Rejection: MALFORMED or TOO_LARGE, as for `decode`.
+    """
+    at, name = 0, ""
     try:
-        for name, walk in writer.fields or (("", writer.walk),):
-            where = f" in field {name!r}" if name else ""
+        for name, walk in writer.fields:
             at = walk(payload, at)
             if at > len(payload):
-                break
-        else:
-            where, what = "", f"{len(payload) - at} bytes are left over"
+                raise _malformed(payload, writer, "its bytes end early", name)
     except IndexError:
-        pass
+        raise _malformed(payload, writer, "its bytes end early", name) from None
     except _BadBytesError as error:
-        what = str(error)
+        raise _malformed(payload, writer, str(error), name) from None
+    if at != len(payload):
+        raise _malformed(payload, writer, f"{len(payload) - at} bytes are left over")
+
+
+def _malformed(payload: bytes, writer: Schema, what: str, field: str = "") -> Rejection:
+    where = f" in field {field!r}" if field else ""
     return Rejection(
         Reason.MALFORMED,
         "decode",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from worker.core.score import LabelOrder
@@ -28,6 +29,9 @@ __all__ = ["Checkpoint", "LabelOrder", "Precision", "load"]
 log = logging.getLogger("worker.inference")
 
 _LEAST_TOKENS = 16  # a smaller window holds no hypothesis and text worth scoring
+_UNLIMITED = 10**6  # tokens; nobody trains with so many positions, and transformers writes 10^30 for "not said"
+# Families that count positions from the one after the padding id (transformers: create_position_ids_from_input_ids).
+_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def load(
     a hub's revision resolved to, becomes the revision that results carry.
 
     Args:
-        name: a directory, or a hub id ("owner/name").
+        name: a directory, or a hub id ("owner/name"); the directory where both exist.
         revision: a commit, tag or branch of the hub's repository; for a directory the digest that it must have.
         device: "auto", "cpu", "cuda", "cuda:N".
         precision: "auto" or a `Precision`.
@@ -110,7 +114,7 @@ def load(
     if not (sys.stderr.isatty() if progress is None else progress):
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
 
-    tokenizer = _load_tokenizer(found.directory, name)
+    tokenizer = _load_tokenizer(found.directory, name, config.vocab_size)
     model = _load_model(found.directory, name, config, chosen, place, classify=order is not None)
     languages = _languages(config)
     if default_language is not None and languages and default_language not in languages:
@@ -181,7 +185,13 @@ def _order(config: PreTrainedConfig, name: str, labels: Sequence[str] | None) ->
     )
 
 
-def _load_tokenizer(directory: Path, name: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(directory: Path, name: str, vocabulary: int) -> PreTrainedTokenizerBase:
+    # transformers makes up an empty tokenizer of the architecture's kind where there is no file at all.
+    if not any(next(directory.glob(pattern), None) is not None for pattern in source.VOCABULARIES):
+        raise CheckpointError(
+            f"{name} has no tokenizer (none of {', '.join(source.VOCABULARIES)}): save the one it was trained with "
+            "beside the weights, with tokenizer.save_pretrained(...)"
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
@@ -190,6 +200,11 @@ def _load_tokenizer(directory: Path, name: str) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"the tokenizer of {name} needs another package: {_first_line(error)}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+    if len(tokenizer) > vocabulary:
+        raise CheckpointError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens but the model embeds {vocabulary}: they do not "
+            "belong together; use the tokenizer that the model was trained with"
+        )
     return tokenizer
 
 
@@ -207,8 +222,11 @@ def _load_model(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"the weights of {name} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the weights of {name} cannot be loaded: {_first_line(error)}. If the files are damaged, copy or download "
+            "them again"
+        ) from error
     # transformers fills what the weights lack with random numbers. EMBED reads token states, which no pooler touches.
     missing = sorted(key for key in report["missing_keys"] if classify or "pooler" not in key.split("."))
     if missing:
@@ -223,11 +241,14 @@ def _load_model(
 
 
 def _max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str, wanted: int | None) -> int:
-    positions: int = config.max_position_embeddings
-    if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-        positions -= config.pad_token_id + 1  # RoBERTa counts positions from there
+    positions: int = getattr(config, "max_position_embeddings", _UNLIMITED)
+    if config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
     if wanted is None:
-        return min(positions, tokenizer.model_max_length)  # the latter is 10^30 where the tokenizer does not say
+        length: int = min(positions, tokenizer.model_max_length)  # the latter is 10^30 where the tokenizer does not say
+        if length >= _UNLIMITED:
+            raise CheckpointError(f"{name} does not say how many tokens it reads: set model.max_length")
+        return length
     if wanted < _LEAST_TOKENS:
         raise CheckpointError(
             f"model.max_length = {wanted} is too short for a text and a hypothesis: at least {_LEAST_TOKENS}"

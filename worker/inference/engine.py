@@ -26,7 +26,7 @@ from worker.inference.checkpoint import Checkpoint
 from worker.inference.packed import Packed
 from worker.inference.padded import Padded
 from worker.inference.tokens import Tokens
-from worker.messages import Encoded, LongText, ModelIdentity, Outcome, Pooling, Request, Row, Task
+from worker.messages import Encoded, LongText, ModelIdentity, Outcome, Pooling, Request, Row, Task, Work
 
 log = logging.getLogger("worker.inference")
 
@@ -42,25 +42,6 @@ class Forward(Protocol):
 
     def pooled(self, rows: Sequence[Row], pooling: Pooling) -> npt.NDArray[np.float32]:
         """One vector per row, (rows, hidden size), not normalised."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a batch cost.
-
-    ``rows`` were asked for; ``cache_hits`` of the distinct ones came from the cache, ``computed`` went through the
-    model, with ``tokens`` tokens in ``slots`` slots (the difference is padding) in ``forwards`` forwards. ``shrinks``
-    counts forwards that did not fit into memory and were tried again smaller.
-    """
-
-    rows: int
-    computed: int
-    tokens: int
-    slots: int
-    cache_hits: int
-    shrinks: int
-    forwards: int
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -115,6 +96,16 @@ class Engine:
     def checkpoint(self) -> Checkpoint:
         """The checkpoint at work."""
         return self._checkpoint
+
+    @property
+    def device(self) -> str:
+        """Where the model lies, as torch names it."""
+        return str(self._checkpoint.device)
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+        return self._checkpoint.precision.value
 
     @property
     def identity(self) -> ModelIdentity:

@@ -32,17 +32,15 @@ from worker.messages import ModelIdentity
 log = logging.getLogger("worker.inference")
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")  # the last: SentencePiece
 _FILES = (
     *WEIGHTS,
+    *VOCABULARIES,
     "config.json",
-    "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
     "merges.txt",
-    "*.model",  # SentencePiece: sentencepiece.bpe.model, spm.model
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -16,8 +16,7 @@ import structlog
 
 from worker.core.retry import RetryPolicy, fault_of
 from worker.errors import FatalError, TransientError
-from worker.inference.engine import Work
-from worker.messages import Answered, Batch, Encoded, Failed, Finished, Job, Outcome, Request
+from worker.messages import Answered, Batch, Encoded, Failed, Finished, Job, Outcome, Request, Work
 
 log = structlog.get_logger("worker.inference")
 

@@ -191,22 +191,34 @@ def _plain_backend(tokenizer: Any) -> tokenizers.Tokenizer:
 
     ``encode_special_tokens`` keeps them from being cut out of the text beforehand. A unigram model would find them
     still, because they stand among its pieces with the best of scores, where SentencePiece marks them as control
-    symbols that no text matches; so they are renamed to something that cannot occur, a piece with a blank inside.
+    symbols that no text matches. So it is built anew with them renamed to what cannot occur: a piece with a blank.
     """
-    original = tokenizer.backend_tokenizer
-    backend: tokenizers.Tokenizer = copy.deepcopy(original)
-    backend.no_truncation()
-    backend.no_padding()
+    original: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+    if not isinstance(original.model, tokenizers.models.Unigram):
+        backend = copy.deepcopy(original)
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        return backend
+    model = json.loads(original.to_str())["model"]
+    added = sorted(original.get_added_tokens_decoder().items())
+    special = {token.content for _, token in added if token.special}
+    pieces = [(f" {piece} " if piece in special else piece, score) for piece, score in model["vocab"]]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.Unigram(pieces, model["unk_id"], model.get("byte_fallback", False))
+    )
+    backend.normalizer = original.normalizer
+    backend.pre_tokenizer = original.pre_tokenizer
     backend.encode_special_tokens = True
-    if isinstance(backend.model, tokenizers.models.Unigram):
-        model = json.loads(original.to_str())["model"]
-        special = {token.content for token in original.get_added_tokens_decoder().values() if token.special}
-        # The model is built from Python's floats: parsing the JSON again in the backend might move a score by a bit.
-        backend.model = tokenizers.models.Unigram(
-            [(f" {piece} " if piece in special else piece, score) for piece, score in model["vocab"]],
-            model["unk_id"],
-            model.get("byte_fallback", False),
-        )
+    for number, token in added:
+        if token.special and number < len(pieces):
+            continue  # renamed above
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        if backend.token_to_id(token.content) != number:
+            raise CheckpointError(
+                f"the tokenizer's added token {token.content!r} has the id {number}, which leaves a gap after the "
+                f"{len(pieces)} pieces of its vocabulary; use a checkpoint whose added tokens follow one another"
+            )
     return backend
 
 

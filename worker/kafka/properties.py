@@ -33,7 +33,7 @@ def consumer(settings: KafkaSettings) -> Properties:
         # A group that is new reads what is waiting: skipping it would lose requests.
         "auto.offset.reset": "earliest",
         "fetch.wait.max.ms": 50,
-        # How soon a topic or partition that is created later is noticed; librdkafka's own five minutes look like a hang.
+        # How soon a topic created later is noticed; librdkafka's own five minutes look like a hang.
         "topic.metadata.refresh.interval.ms": 10_000,
         # Prefetch is memory: 32 MiB in the client, on top of what the ledger holds.
         "queued.max.messages.kbytes": 32_768,
@@ -63,6 +63,8 @@ def producer(settings: KafkaSettings, transactional_id: str | None) -> Propertie
         "linger.ms": 5,
         "compression.type": "lz4",
         "partitioner": "murmur2_random",
+        # The broker's limit decides, not the client's: what could be read must be writable as a dead letter.
+        "message.max.bytes": 104_857_600,
         **settings.producer_properties,
         "enable.idempotence": True,
         "acks": "all",

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,7 +154,7 @@ except CheckpointError as error:
 
 def download(
     hub: Hub, home: Path, name: str = "some/nli", revision: str = "", **environment: str
-) -> tuple[dict[str, str], str]:
+) -> tuple[dict[str, Any], str]:
     """Run in a process of its own, because the hub's client reads its environment on import. Result and log."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name, revision],

@@ -1,0 +1,458 @@
+"""Kafka in memory: a broker and, in front of it, the two clients of confluent-kafka, on one thread and a fake clock.
+
+`worker.kafka` runs on it unchanged: `MemoryBroker.plugged_in` swaps the two client classes. So every interleaving of
+rebalances, outages and answers can be had at will, and had again. It is strict where librdkafka is (a transactional call
+out of turn, an offset of a partition that is not owned) and hostile where librdkafka may be: `consume` returns
+records of a partition that a callback within the same call took away. It proves nothing about Kafka; the contract suite
+runs the same code against real brokers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+from unittest.mock import patch
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from worker.messages import Headers, Outgoing, Partition
+
+PREFETCH: Final = 3
+
+
+class Clock:
+    """Monotonic and wall-clock seconds that pass when somebody says so."""
+
+    def __init__(self, now_s: float = 1000.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What the next call of a name meets. ``applied``: the broker did what was asked, and its answer was lost."""
+
+    error: KafkaError
+    applied: bool = False
+
+
+def retriable(*, applied: bool = False) -> Fault:
+    """The answer did not come in time."""
+    return Fault(KafkaError(KafkaError._TIMED_OUT, "no answer in time", False, True, False), applied)
+
+
+def abortable(code: int = KafkaError.COORDINATOR_NOT_AVAILABLE) -> Fault:
+    """The transaction has to be aborted."""
+    return Fault(KafkaError(code, None, False, False, True))
+
+
+def fatal(code: int = KafkaError._FENCED) -> Fault:
+    """The client cannot go on."""
+    return Fault(KafkaError(code, None, True, False, False))
+
+
+@dataclass(slots=True)
+class Undecided:
+    """A transaction that is neither committed nor aborted."""
+
+    outputs: list[Outgoing]
+    offsets: dict[Partition, int]
+
+
+class MemoryBroker:
+    """What clients share. ``visible`` is what a read_committed reader sees of all outputs, in order of commit."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.inputs: dict[Partition, list[bytes | None]] = {}
+        self.committed: dict[Partition, int] = {}
+        self.visible: list[Outgoing] = []
+        self.undecided: Undecided | None = None
+        self.generation = 0
+        self.member: MemoryConsumer | None = None
+        # Faults at will: all calls, the next call of a name, records of a topic, records of a size.
+        self.away = False
+        self.faults: dict[str, deque[Fault]] = defaultdict(deque)
+        self.unwritable: set[str] = set()
+        self.client_limit_bytes = 1 << 20
+        self.broker_limit_bytes = 1 << 20
+        self.queue_limit = 1 << 20
+
+    @contextmanager
+    def plugged_in(self) -> Iterator[None]:
+        """While this lasts, `worker.kafka` connects here."""
+        with (
+            patch("worker.kafka.consumer.Client", lambda config: MemoryConsumer(self, config)),
+            patch("worker.kafka.publisher.Producer", lambda config: MemoryProducer(self, config)),
+        ):
+            yield
+
+    def send(self, partition: Partition, *values: bytes | None) -> None:
+        """Append records to an input partition."""
+        self.inputs.setdefault(partition, []).extend(values)
+
+    def assign(self, *partitions: Partition) -> None:
+        """The group gives partitions to our member; it learns so in a later poll, as of the other two."""
+        self._rebalance("assign", partitions)
+
+    def revoke(self, *partitions: Partition) -> None:
+        """The group asks for partitions back, and waits."""
+        self._rebalance("revoke", partitions)
+
+    def lose(self, *partitions: Partition) -> None:
+        """The group has given partitions to somebody else."""
+        self.generation += 1
+        self._rebalance("lose", partitions)
+
+    def _rebalance(self, kind: str, partitions: Sequence[Partition]) -> None:
+        assert self.member is not None
+        self.member.rebalance(kind, partitions)
+
+    def fault(self, call: str) -> Fault | None:
+        """What stands between this call and the broker."""
+        if self.faults[call]:
+            return self.faults[call].popleft()
+        return retriable() if self.away else None
+
+    def settle(self, *, commit: bool) -> None:
+        """Decide the open transaction."""
+        if self.undecided is not None and commit:
+            self.visible += self.undecided.outputs
+            self.committed |= self.undecided.offsets
+        self.undecided = None
+
+    def is_unstable(self, partition: Partition) -> bool:
+        """True while an undecided transaction holds an offset of the partition: nobody may read it (KIP-447)."""
+        return self.undecided is not None and partition in self.undecided.offsets
+
+
+class MemoryMessage:
+    """A record as the consumer client hands it over."""
+
+    def __init__(self, partition: Partition, offset: int, value: bytes | None, assignment: int) -> None:
+        self._partition = partition
+        self._offset = offset
+        self._value = value
+        self.assignment = assignment
+
+    @property
+    def where(self) -> Partition:
+        return self._partition
+
+    def error(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return self._partition.topic
+
+    def partition(self) -> int:
+        return self._partition.number
+
+    def offset(self) -> int:
+        return self._offset
+
+    def key(self) -> bytes:
+        return b"key"
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def headers(self) -> list[tuple[str, bytes]] | None:
+        return None
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self._offset
+
+
+@dataclass(slots=True)
+class _Owned:
+    assignment: int
+    fetch_at: int | None = None  # None: the committed offset has not been asked for yet
+    app_at: int = 0
+    paused: bool = False
+
+
+class MemoryConsumer:
+    """The consumer client. One queue holds records and callbacks, and both are served on the thread that polls."""
+
+    def __init__(self, broker: MemoryBroker, config: dict[str, Any]) -> None:
+        self._broker = broker
+        self._on_commit = config["on_commit"]
+        self._queue: deque[MemoryMessage | Callable[[], None]] = deque()
+        self._assignments = 0
+        self.owned: dict[Partition, _Owned] = {}
+        broker.generation += 1
+        broker.member = self
+
+    def subscribe(self, topics: list[str], **callbacks: Any) -> None:
+        self._on = {"assign": callbacks["on_assign"], "revoke": callbacks["on_revoke"], "lose": callbacks["on_lost"]}
+
+    def rebalance(self, kind: str, partitions: Sequence[Partition]) -> None:
+        self._queue.append(lambda: self._on[kind](self, _positions(partitions)))
+
+    def poll(self, timeout: float) -> MemoryMessage | None:
+        self._fetch()
+        message = self._next()
+        if message is None:
+            self._broker.clock.advance(timeout)
+            self._fetch()
+            message = self._next()
+        return message
+
+    def consume(self, count: int, timeout: float) -> list[MemoryMessage]:
+        self._fetch()
+        messages: list[MemoryMessage] = []
+        while len(messages) < count and (message := self._next()) is not None:
+            messages.append(message)
+        self._fetch()  # for a rebalance to land behind
+        return messages
+
+    def _fetch(self) -> None:
+        for partition, owned in self.owned.items():
+            if owned.paused or self._broker.away or self._broker.is_unstable(partition):
+                continue
+            if owned.fetch_at is None:
+                owned.fetch_at = owned.app_at = self._broker.committed.get(partition, 0)
+            values = self._broker.inputs.get(partition, [])
+            for offset in range(owned.fetch_at, min(len(values), owned.app_at + PREFETCH)):
+                self._queue.append(MemoryMessage(partition, offset, values[offset], owned.assignment))
+                owned.fetch_at = offset + 1
+
+    def _next(self) -> MemoryMessage | None:
+        while self._queue:
+            head = self._queue.popleft()
+            if not isinstance(head, MemoryMessage):
+                head()
+                continue
+            owned = self.owned.get(head.where)
+            if owned is not None and owned.assignment == head.assignment and owned.app_at == head.offset():
+                owned.app_at = head.offset() + 1
+                return head
+        return None
+
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+        for partition in _partitions(partitions):
+            assert partition not in self.owned, "assigned twice"
+            self._assignments += 1
+            self.owned[partition] = _Owned(self._assignments)
+
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
+        for partition in _partitions(partitions):
+            del self.owned[partition]
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        self.owned.clear()
+        self.incremental_assign(partitions)
+
+    def unassign(self) -> None:
+        self.owned.clear()
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        for partition in _partitions(partitions):
+            owned = self.owned[partition]
+            owned.paused = True
+            if owned.fetch_at is not None:
+                # What was fetched ahead is thrown away, and fetched again later.
+                owned.fetch_at = owned.app_at
+        self._queue = deque(op for op in self._queue if not isinstance(op, MemoryMessage) or self._flows(op))
+
+    def _flows(self, message: MemoryMessage) -> bool:
+        owned = self.owned.get(message.where)
+        return owned is not None and not owned.paused
+
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        for partition in _partitions(partitions):
+            self.owned[partition].paused = False
+
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
+        for position in offsets:
+            assert Partition(position.topic, position.partition) in self.owned, f"{position} is not ours to commit"
+        fault = self._broker.fault("commit")
+        if fault is None or fault.applied:
+            self._broker.committed |= {Partition(p.topic, p.partition): p.offset for p in offsets}
+        error = None if fault is None else fault.error
+        if asynchronous:
+            self._queue.append(lambda: self._on_commit(error, offsets))
+        elif error is not None:
+            raise KafkaException(error)
+
+    def consumer_group_metadata(self) -> int:
+        return self._broker.generation
+
+    def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        return [
+            TopicPartition(p.topic, p.partition, self.owned[Partition(p.topic, p.partition)].app_at) for p in partitions
+        ]
+
+    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
+        return 0, len(self._broker.inputs.get(Partition(partition.topic, partition.partition), []))
+
+    def close(self) -> None:
+        if self.owned:
+            self._on["revoke"](self, _positions(list(self.owned)))
+        while self._queue:  # answers to commits
+            head = self._queue.popleft()
+            if not isinstance(head, MemoryMessage):
+                head()
+
+
+class _Turn(Enum):
+    READY = auto()
+    OPEN = auto()
+    BROKEN = auto()  # only abort_transaction helps
+    COMMITTING = auto()  # only commit_transaction tells
+    ABORTING = auto()  # only abort_transaction tells
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    output: Outgoing
+    on_delivery: Callable[[KafkaError | None, None], None]
+
+
+class MemoryProducer:
+    """The producer client, transactional if its configuration has an id."""
+
+    def __init__(self, broker: MemoryBroker, config: dict[str, Any]) -> None:
+        self._broker = broker
+        self._transactional = "transactional.id" in config
+        self._turn = _Turn.READY
+        self._queue: deque[_Queued] = deque()
+        self._outputs: list[Outgoing] = []
+        self._settled = False
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def init_transactions(self, timeout: float) -> None:
+        self._meet("init_transactions")
+        self._broker.settle(commit=False)  # what a predecessor left open
+
+    def produce(
+        self,
+        topic: str,
+        *,
+        value: bytes | None,
+        key: bytes | None,
+        headers: list[tuple[str, bytes | None]],
+        timestamp: int,
+        on_delivery: Callable[[KafkaError | None, None], None],
+    ) -> None:
+        if self._transactional:
+            self._expect(_Turn.OPEN)
+        self._meet("produce")
+        output = Outgoing(topic, key, value, tuple(headers), timestamp)
+        if len(self._queue) >= self._broker.queue_limit:
+            raise BufferError("queue full")
+        if _size_bytes(output) > self._broker.client_limit_bytes:
+            raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
+        self._queue.append(_Queued(output, on_delivery))
+
+    def poll(self, timeout: float) -> int:
+        return self.flush(timeout) if timeout else 0
+
+    def flush(self, timeout: float) -> int:
+        if self._broker.away:
+            self._broker.clock.advance(timeout)
+            return len(self._queue)
+        while self._queue:
+            queued = self._queue.popleft()
+            error = self._refusal(queued.output)
+            if error is None:
+                (self._outputs if self._transactional else self._broker.visible).append(queued.output)
+            elif self._turn is _Turn.OPEN:
+                self._turn = _Turn.BROKEN
+            queued.on_delivery(error, None)
+        return 0
+
+    def _refusal(self, output: Outgoing) -> KafkaError | None:
+        if output.topic in self._broker.unwritable:
+            return KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        if _size_bytes(output) > self._broker.broker_limit_bytes:
+            return KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+        return None
+
+    def begin_transaction(self) -> None:
+        self._expect(_Turn.READY)
+        self._turn = _Turn.OPEN
+        self._outputs = []
+        self._settled = False
+
+    def send_offsets_to_transaction(self, offsets: list[TopicPartition], metadata: int, timeout: float) -> None:
+        self._expect(_Turn.OPEN)
+        if metadata != self._broker.generation:
+            raise KafkaException(abortable(KafkaError.ILLEGAL_GENERATION).error)
+        self._meet("send_offsets_to_transaction", timeout)
+        assert self._broker.undecided is None
+        self._broker.undecided = Undecided(
+            self._outputs, {Partition(p.topic, p.partition): p.offset for p in offsets}
+        )
+
+    def commit_transaction(self, timeout: float) -> None:
+        self._expect(_Turn.OPEN, _Turn.COMMITTING)
+        if self._turn is _Turn.OPEN and self.flush(timeout):
+            raise KafkaException(retriable().error)
+        self._expect(_Turn.OPEN, _Turn.COMMITTING)
+        self._turn = _Turn.COMMITTING
+        self._meet("commit_transaction", timeout, then=lambda: self._settle(commit=True))
+        self._settle(commit=True)
+        self._turn = _Turn.READY
+
+    def abort_transaction(self, timeout: float) -> None:
+        self._expect(_Turn.OPEN, _Turn.BROKEN, _Turn.ABORTING)
+        self._turn = _Turn.ABORTING
+        self.purge()
+        self._meet("abort_transaction", timeout, then=lambda: self._settle(commit=False))
+        self._settle(commit=False)
+        self._turn = _Turn.READY
+
+    def _settle(self, *, commit: bool) -> None:
+        if not self._settled:
+            self._settled = True
+            self._broker.settle(commit=commit)
+
+    def purge(self, *, in_queue: bool = True, in_flight: bool = True) -> None:
+        while self._queue:
+            self._queue.popleft().on_delivery(KafkaError(KafkaError._PURGE_QUEUE), None)
+
+    def _expect(self, *turns: _Turn) -> None:
+        if self._turn not in turns:
+            if self._turn is _Turn.BROKEN:
+                raise KafkaException(abortable(KafkaError._STATE).error)
+            raise AssertionError(f"librdkafka refuses this call while {self._turn.name}")
+
+    def _meet(self, call: str, timeout: float = 0.0, then: Callable[[], None] | None = None) -> None:
+        """Raise what stands between this call and the broker, if anything."""
+        fault = self._broker.fault(call) if call != "produce" or self._broker.faults[call] else None
+        if fault is None:
+            return
+        self._broker.clock.advance(timeout)
+        if fault.applied and then is not None:
+            then()
+        if fault.error.txn_requires_abort():
+            self._turn = _Turn.BROKEN
+        raise KafkaException(fault.error)
+
+
+def _positions(partitions: Sequence[Partition]) -> list[TopicPartition]:
+    return [TopicPartition(p.topic, p.number) for p in partitions]
+
+
+def _partitions(positions: Sequence[TopicPartition]) -> list[Partition]:
+    return [Partition(p.topic, p.partition) for p in positions]
+
+
+def _size_bytes(output: Outgoing) -> int:
+    def headers_bytes(headers: Headers) -> int:
+        return sum(len(name) + len(value or b"") for name, value in headers)
+
+    return len(output.key or b"") + len(output.value or b"") + headers_bytes(output.headers)

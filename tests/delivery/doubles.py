@@ -1,0 +1,150 @@
+"""Requests that say what shall become of them, and an engine and a codec that obey.
+
+The value of a record is a word of command, and its position is its name: results carry ``topic/partition/offset``.
+
+- ``ok``: answered.
+- ``garbage``: no request can be read from it.
+- ``poison``: the model fails on it, whenever.
+- ``flaky N``: the model fails on it N times when it is alone, then answers.
+- ``huge``: its result is larger than any broker here takes.
+- ``mute``: its result cannot be written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from worker.core.dead_letter import PREFIX
+from worker.errors import DeviceAway, Reason, RegistryAway, Rejection
+from worker.inference.engine import Work
+from worker.messages import (
+    Classification,
+    Encoded,
+    Job,
+    LongText,
+    Outcome,
+    Outgoing,
+    Partition,
+    Pooling,
+    Position,
+    Record,
+    Request,
+    Task,
+)
+
+INPUT: Final = "requests"
+OUTPUT: Final = "results"
+DEAD_LETTERS: Final = "dead-letters"
+HUGE_BYTES: Final = 1 << 20
+ANSWER: Final = Classification((), multi_label=False, abstained=False)
+
+Name = tuple[Partition, int]
+
+
+def partition(number: int = 0) -> Partition:
+    return Partition(INPUT, number)
+
+
+def record(offset: int = 0, value: bytes | None = b"ok", *, number: int = 0, epoch: int = 1) -> Record:
+    return Record(Position(partition(number), offset, epoch), b"key", value, (), 1_000)
+
+
+def request(text: str = "ok") -> Request:
+    return Request(
+        id="",
+        task=Task.CLASSIFY,
+        text=text,
+        labels=("a",),
+        hypotheses=("a",),
+        multi_label=False,
+        language=None,
+        top_k=None,
+        threshold=None,
+        long_text=LongText.TRUNCATE,
+        pooling=Pooling.MEAN,
+        normalize=True,
+        attributes={},
+    )
+
+
+def job(offset: int = 0, text: str = "ok", *, tokens: int = 1, number: int = 0, attempt: int = 1) -> Job:
+    return Job(
+        record(offset, text.encode(), number=number), request(text), Encoded((), 1, False, tokens), attempt, 0.0
+    )
+
+
+class Codec:
+    """Reads the words of command; ``away`` makes the registry unreachable."""
+
+    def __init__(self) -> None:
+        self.away = False
+
+    def read(self, record: Record) -> Request:
+        if self.away:
+            raise RegistryAway("no registry")
+        if record.value == b"garbage":
+            raise Rejection(Reason.MALFORMED, "decode", "garbage")
+        # The name goes along in the text: what the engine sees of a job is its request.
+        return request(f"{(record.value or b'').decode()}\n{name(record.position)}")
+
+    def write(self, job: Job, outcome: Outcome) -> Outgoing:
+        if word(job.request) == "mute":
+            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+        value = name(job.record.position).encode()
+        if word(job.request) == "huge":
+            value += b" " * HUGE_BYTES
+        return Outgoing(OUTPUT, job.record.key, value, job.record.headers)
+
+
+def word(request: Request) -> str:
+    return request.text.split("\n")[0]
+
+
+def encode(request: Request) -> Encoded:
+    return Encoded((), 1, False, 10)
+
+
+class Engine:
+    """Answers as the words say. ``runs`` keeps the size of every pass, ``away`` fails so many passes to come."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.away = 0
+        self._failures: Counter[str] = Counter()
+
+    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
+        self.runs.append(len(requests))
+        if self.away:
+            self.away -= 1
+            raise DeviceAway("the device is away")
+        for request, _ in requests:
+            match word(request).split():
+                case ["poison"]:
+                    raise RuntimeError("poison")
+                case ["flaky", times] if self._failures[request.text] < int(times):
+                    self._failures[request.text] += len(requests) == 1
+                    raise RuntimeError("flaky")
+        n = len(requests)
+        work = Work(rows=n, computed=n, tokens=n, slots=n, cache_hits=0, shrinks=0, forwards=1, seconds=0.0)
+        return [ANSWER] * n, work
+
+
+def name(position: Position) -> str:
+    return f"{position.partition.topic}/{position.partition.number}/{position.offset}"
+
+
+def answered(output: Outgoing) -> Name:
+    """Whose answer an output is."""
+    if output.topic == OUTPUT:
+        topic, number, offset = (output.value or b"").decode().split("/")
+        return Partition(topic, int(number)), int(offset)
+    headers = dict(output.headers)
+    where, number_, offset_ = (headers[f"{PREFIX}{part}"] or b"" for part in ("topic", "partition", "offset"))
+    return Partition(where.decode(), int(number_)), int(offset_)
+
+
+def reason(output: Outgoing) -> str:
+    """Why an output is a dead letter; empty for a result."""
+    return (dict(output.headers).get(f"{PREFIX}reason") or b"").decode()

@@ -1,0 +1,103 @@
+"""The real stages over Kafka in memory, on one thread and one clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prometheus_client import CollectorRegistry
+
+from tests.brokers.memory import Clock, MemoryBroker
+from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
+from worker.core.batch import BatchPolicy
+from worker.core.dead_letter import Obituary
+from worker.core.retry import RetryPolicy
+from worker.inference.stage import InferenceStage
+from worker.kafka.consumer import Consumer
+from worker.kafka.loop import Clocks, KafkaStage, Policies
+from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.telemetry.health import Health
+from worker.telemetry.metrics import Metrics
+
+Guarantee = Literal["exactly_once", "at_least_once"]
+
+BATCH = BatchPolicy(max_messages=4, max_tokens=1_000, max_wait_s=0.05)
+RETRY = RetryPolicy(max_attempts=3, initial_s=0.2, max_s=5.0, multiplier=2.0, jitter=0.0)
+
+
+@dataclass
+class Worker:
+    """One process: build it, `turn` it, drop it to crash it."""
+
+    broker: MemoryBroker
+    guarantee: Guarantee = "exactly_once"
+    engine: Engine = field(default_factory=Engine)
+    codec: Codec = field(default_factory=Codec)
+    batch: BatchPolicy = BATCH
+    retry: RetryPolicy = RETRY
+    max_age_s: float | None = None
+    cooperative: bool = True
+    # A device that is stuck gives no results while the Kafka thread waits for them.
+    stuck: bool = False
+
+    def __post_init__(self) -> None:
+        clock = self.clock = self.broker.clock
+        self.registry = CollectorRegistry()
+        self.health = Health(loop_limit_s=60, inference_limit_s=300)
+        strategy = "cooperative-sticky" if self.cooperative else "range"
+        with self.broker.plugged_in():
+            self.consumer = Consumer({"partition.assignment.strategy": strategy})
+            self.publisher: Publisher
+            if self.guarantee == "exactly_once":
+                self.publisher = TransactionalPublisher({"transactional.id": "worker"}, self.consumer, clock)
+            else:
+                self.publisher = AtLeastOncePublisher({}, self.consumer, clock)
+        self.publisher.start(1.0)
+        # A device that is away is waited for in real time: no time at all, here.
+        at_once = RetryPolicy(max_attempts=1, initial_s=0.0, max_s=0.0, multiplier=1.0, jitter=0.0)
+        self.inference = InferenceStage(
+            self.engine, at_once, clock, self.health.inference_beat, self.health.inference_idle
+        )
+        self.kafka = KafkaStage(
+            consumer=self.consumer,
+            publisher=self.publisher,
+            inference=self.inference,
+            codec=self.codec,
+            encode=encode,
+            policies=Policies(self.batch, self.retry, Obituary(DEAD_LETTERS, "group", "worker"), self.max_age_s),
+            metrics=Metrics(self.registry),
+            health=self.health,
+            clocks=Clocks(clock, clock, self._wait),
+            seed=0,
+        )
+        self.kafka.start([INPUT])
+
+    def _wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        if not self.stuck:
+            self.infer()
+
+    def infer(self) -> None:
+        """Let the device work, unless the results of two batches wait already."""
+        if self.inference.depths[1] < 2:
+            self.inference.step(0)
+
+    def turn(self, times: int = 1) -> None:
+        """Both stages, one after the other."""
+        for _ in range(times):
+            self.kafka.step()
+            if not self.stuck:
+                self.infer()
+
+    def settle(self, seconds: float = 60.0) -> None:
+        """Turn until nothing is in flight and nothing arrives, for at most so long."""
+        deadline_s = self.clock() + seconds
+        idle = 0
+        while idle < 3:
+            assert self.clock() < deadline_s, f"{self.kafka.in_flight} records are still in flight"
+            self.turn()
+            idle = 0 if self.kafka.in_flight else idle + 1
+
+    def counted(self, metric: str, **labels: str) -> float:
+        """The value of a metric, without its prefix."""
+        return self.registry.get_sample_value(f"xnli_worker_{metric}", labels) or 0.0

@@ -1,0 +1,109 @@
+"""A worker whose model follows a script: the real `run` command with the engine exchanged, for tests of delivery.
+
+    python -m tests.faults.scripted
+
+The script is in the texts themselves, so that every process and every attempt meets the same fault:
+
+- ``slow=0.5``    the batch takes half a second longer
+- ``poison``      the model raises for this text, every time
+- ``flaky=2``     the model raises for this text on its first two attempts in this process
+- ``kill=137``    the process dies inside inference with this exit code (``os._exit``), every time
+- ``hang``        the model never returns
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from worker import settings
+from worker.cli import StopFlag
+from worker.errors import WorkerError
+from worker.messages import (
+    Classification,
+    Encoded,
+    LabelScore,
+    ModelIdentity,
+    Outcome,
+    Request,
+    Row,
+    Work,
+)
+from worker.pipeline import Pipeline
+from worker.telemetry import log
+
+SECONDS_PER_BATCH = float(os.environ.get("XNLI_TEST_SECONDS_PER_BATCH", "0"))
+
+
+class ScriptedError(Exception):
+    """What the script made the model raise."""
+
+
+class ScriptedModel:
+    """Answers every label with the same score, at once, unless the text says otherwise. Needs no torch."""
+
+    identity = ModelIdentity("scripted", "1")
+    device = "none"
+    precision = "none"
+
+    def __init__(self) -> None:
+        self._attempts: Counter[str] = Counter()
+        self._row = Row(np.zeros(8, np.int32), 4)
+
+    def encode(self, request: Request) -> Encoded:
+        count = max(1, len(request.hypotheses))
+        return Encoded((self._row,) * count, windows=1, truncated=False, tokens=8 * count)
+
+    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
+        began_s = time.perf_counter()
+        pause_s = SECONDS_PER_BATCH
+        for request, _ in requests:
+            pause_s += self._follow(request.text)
+        if pause_s:
+            time.sleep(pause_s)
+        rows = sum(len(encoded.rows) for _, encoded in requests)
+        outcomes: list[Outcome] = [
+            Classification(
+                tuple(LabelScore(label, 0.5, 0.5, 0.0, 0.5) for label in request.labels), multi_label=True, abstained=False
+            )
+            for request, _ in requests
+        ]
+        tokens = 8 * rows
+        return outcomes, Work(rows, rows, tokens, tokens, 0, 0, 1, time.perf_counter() - began_s)
+
+    def _follow(self, text: str) -> float:
+        if text.startswith("plain"):
+            return 0.0
+        if "poison" in text:
+            raise ScriptedError(f"poison: {text[:40]}")
+        if found := re.search(r"kill=(\d+)", text):
+            os._exit(int(found[1]))
+        if "hang" in text:
+            time.sleep(3600)
+        if found := re.search(r"flaky=(\d+)", text):
+            self._attempts[text] += 1
+            if self._attempts[text] <= int(found[1]):
+                raise ScriptedError(f"attempt {self._attempts[text]} of a flaky text")
+        found = re.search(r"slow=([\d.]+)", text)
+        return float(found[1]) if found else 0.0
+
+
+def main() -> int:
+    loaded = settings.load()
+    log.configure(loaded.log.level, loaded.log.format, sys.stderr)
+    stop = StopFlag()
+    try:
+        return 0 if Pipeline(loaded, engine=ScriptedModel()).run(stop) else 1
+    except WorkerError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

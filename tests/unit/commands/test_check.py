@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.brokers.registry import LoopbackRegistry
+from tests.families import tokenizers
+from worker.commands import check as check_module
+from worker.commands.check import check
+from worker.kafka.embedded import EmbeddedBroker
+
+Shown = dict[str, list[tuple[str, str]]]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a checkpoint that loads; what it answers is another matter."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = tokenizers.xlm_roberta()
+    config = transformers.XLMRobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=66,
+        id2label={0: "contradiction", 1: "neutral", 2: "entailment"},
+        label2id={"contradiction": 0, "neutral": 1, "entailment": 2},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        transformers.XLMRobertaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def topics(embedded: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Settings with which all is well but the model, which is an empty directory; three topics that are there."""
+    unique = uuid.uuid4().hex[:8]
+    names = {key: f"{key}-{unique}" for key in ("input", "output", "dead_letter")}
+    embedded.create(*names.values())
+    for key, name in names.items():
+        monkeypatch.setenv(f"XNLI_TOPICS__{key.upper()}", name)
+    monkeypatch.setenv("XNLI_KAFKA__BOOTSTRAP_SERVERS", embedded.bootstrap_servers)
+    monkeypatch.setenv("XNLI_DELIVERY__GUARANTEE", "at_least_once")
+    monkeypatch.setenv("XNLI_MODEL__NAME", str(tmp_path))
+    monkeypatch.setenv("XNLI_MODEL__DEVICE", "cpu")
+    monkeypatch.setenv("XNLI_MODEL__SELF_TEST", "off")
+    return names
+
+
+def run(capfd: pytest.CaptureFixture[str], config: Path | None = None) -> tuple[int, Shown]:
+    """Exit code, and the status and text of each line by the name of its step. Nothing goes to stderr."""
+    code = check(config)
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    shown: Shown = {}
+    for line in out.splitlines():
+        status, name, text = line.split(maxsplit=2)
+        assert status in {"ok", "FAIL", "skip"}
+        shown.setdefault(name, []).append((status, text))
+    return code, shown
+
+
+def test_all_is_well(
+    topics: dict[str, str],
+    embedded: EmbeddedBroker,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XNLI_MODEL__NAME", str(checkpoint))
+    code, shown = run(capfd)
+    assert code == 0
+    steps = ["settings", "schemas", "broker", "topics", "transactions", "registry", "device", "model"]
+    assert list(shown) == steps
+    assert all(len(lines) == 1 for lines in shown.values())
+    assert {name: lines[0][0] for name, lines in shown.items() if lines[0][0] != "ok"} == {
+        "transactions": "skip",
+        "registry": "skip",
+    }
+    assert embedded.bootstrap_servers in shown["broker"][0][1]
+    assert all(f"{name} (4 partitions)" in shown["topics"][0][1] for name in topics.values())
+    assert str(checkpoint) in shown["model"][0][1]
+
+
+def test_an_unknown_setting_is_named_and_nothing_else_is_tried(
+    topics: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text("[batch]\nmax_mesages = 5\n[limits]\nmax_labels = 0\n")
+    code, shown = run(capfd, file)
+    assert code == 2
+    assert [status for status, _ in shown["settings"]] == ["FAIL", "FAIL"]
+    assert "batch.max_mesages: no such setting" in shown["settings"][0][1]
+    assert "limits.max_labels = 0" in shown["settings"][1][1]
+    del shown["settings"]
+    assert all(lines == [("skip", "needs settings")] for lines in shown.values())
+    assert len(shown) == 7
+
+
+def test_a_broker_that_is_not_there(
+    topics: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XNLI_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setattr(check_module, "_BROKER_TIMEOUT_S", 0.5)
+    code, shown = run(capfd)
+    ((status, text),) = shown["broker"]
+    assert status == "FAIL"
+    assert "'127.0.0.1:1'" in text
+    assert "Connection refused" in text
+    assert shown["topics"] == [("skip", "needs broker")]
+    assert shown["transactions"] == [("skip", "needs broker")]
+    assert code == 2  # the model's directory is empty, too
+
+
+def test_a_directory_without_a_model(topics: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, shown = run(capfd)
+    assert code == 2
+    ((status, text),) = shown["model"]
+    assert status == "FAIL"
+    assert str(tmp_path) in text
+    assert "config.json" in text
+
+
+def test_a_device_that_is_not_there(
+    topics: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XNLI_MODEL__DEVICE", "cuda:99")
+    code, shown = run(capfd)
+    assert code == 2
+    assert shown["device"][0][0] == "FAIL"
+    assert "cuda:99" in shown["device"][0][1]
+    assert shown["model"] == [("skip", "needs device")]
+
+
+def test_topics_that_are_not_there_are_each_named_with_the_command_that_makes_them(
+    topics: dict[str, str],
+    embedded: EmbeddedBroker,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XNLI_MODEL__NAME", str(checkpoint))
+    monkeypatch.setenv("XNLI_TOPICS__OUTPUT", "no-output")
+    monkeypatch.setenv("XNLI_TOPICS__LABEL_SETS", "no-sets")
+    code, shown = run(capfd)
+    assert code == 1
+    findings = shown["topics"]
+    assert [status for status, _ in findings] == ["FAIL", "FAIL"]
+    # As many partitions as the input has: results of one key then lie where a join expects them.
+    assert "topics.output = 'no-output'" in findings[0][1]
+    assert "--create --topic no-output --partitions 4)" in findings[0][1]
+    assert "topics.label_sets = 'no-sets'" in findings[1][1]
+    assert "cleanup.policy=compact" in findings[1][1]
+    assert run(capfd)[1]["topics"] == findings  # looking did not create them
+
+
+def test_the_embedded_broker_is_not_believed_about_transactions(
+    topics: dict[str, str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XNLI_MODEL__NAME", str(checkpoint))
+    monkeypatch.setenv("XNLI_DELIVERY__GUARANTEE", "exactly_once")
+    code, shown = run(capfd)
+    assert code == 2
+    ((status, text),) = shown["transactions"]
+    assert status == "FAIL"
+    assert "delivery.guarantee = 'at_least_once'" in text
+
+
+@pytest.mark.parametrize("section", ["properties", "consumer_properties", "producer_properties"])
+def test_a_property_that_librdkafka_does_not_know(
+    topics: dict[str, str], section: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"XNLI_KAFKA__{section.upper()}", '{"fetch.mni.bytes": 5}')
+    code, shown = run(capfd)
+    assert code == 2
+    ((status, text),) = shown["broker"]
+    assert status == "FAIL"
+    assert "fetch.mni.bytes" in text
+
+
+def test_registries(
+    topics: dict[str, str],
+    loopback_registry: LoopbackRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def registry() -> tuple[str, str]:
+        (line,) = run(capfd)[1]["registry"]
+        return line
+
+    monkeypatch.setenv("XNLI_SCHEMA_REGISTRY__URL", "localhost:8081")
+    assert registry() == ("FAIL", "schema_registry.url = 'localhost:8081': write http://host:port or https://host:port")
+
+    monkeypatch.setenv("XNLI_SCHEMA_REGISTRY__URL", loopback_registry.url)
+    status, text = registry()
+    assert status == "FAIL"
+    assert f"{topics['output']}-value" in text
+
+    loopback_registry.available = False
+    began_s = time.monotonic()
+    status, text = registry()
+    assert status == "FAIL"
+    assert loopback_registry.url in text
+    assert time.monotonic() - began_s < 5  # asked once
+
+    loopback_registry.available = True
+    monkeypatch.setenv("XNLI_SCHEMA_REGISTRY__AUTO_REGISTER", "true")
+    assert registry() == ("ok", f"{loopback_registry.url} knows the result's schema")
+
+
+def test_whatever_loading_the_model_raises_is_one_line(
+    topics: dict[str, str],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"damaged in transport")
+    code, shown = run(capfd)
+    assert code != 0
+    ((status, _),) = shown["model"]
+    assert status == "FAIL"
