@@ -18,9 +18,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from worker import __version__
+from worker.core import retry_topic
 from worker.core.batch import BatchPolicy
 from worker.core.dead_letter import PREFIX as DEAD_LETTER_PREFIX
-from worker.core.dead_letter import Obituary
+from worker.core.dead_letter import LetterLimits, Obituary
 from worker.core.decode import SCHEMA_ID_HEADER, Defaults, Limits
 from worker.core.decode import request as read_request
 from worker.core.encode import result as result_datum
@@ -72,7 +73,7 @@ class RecordCodec:
         value, headers = self.codecs.encode_result(result_datum(job, outcome, self.model))
         kept = tuple(
             header
-            for header in job.record.headers
+            for header in retry_topic.without(job.record.headers)
             if header[0] != SCHEMA_ID_HEADER and not header[0].startswith(DEAD_LETTER_PREFIX)
         )
         return Outgoing(self.output_topic, job.record.key, value, kept + headers)
@@ -200,6 +201,8 @@ class Pipeline:
             ),
             obituary=Obituary(settings.topics.dead_letter, settings.kafka.group_id, instance),
             max_age_s=settings.limits.max_age_s,
+            letters=LetterLimits(settings.dead_letter.max_consecutive, settings.dead_letter.max_ratio),
+            retry_topics=retry_topic.topics(settings.kafka.group_id, settings.topics.retry),
         )
         self._inference = InferenceStage(
             engine, policies.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
@@ -215,7 +218,7 @@ class Pipeline:
             health=self.health,
         )
         self._inference.start()
-        self._kafka.start(settings.topics.input)
+        self._kafka.start([*settings.topics.input, *(topic for _, topic in policies.retry_topics)])
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return True
 

@@ -340,7 +340,7 @@ def _explain(error: ValidationError, config_file: Path | None) -> str:
                 lines.extend(_missing(f"{where}.{key}", f"{variable}__{key.upper()}", config_file) for key in needed)
             case "missing":
                 lines.append(_missing(where, variable, config_file))
-            case _ if where.startswith("kafka.") and len(found["loc"]) == 4:  # noqa: PLR2004 (section, key, property, type)
+            case _ if where.startswith("kafka.") and len(found["loc"]) == 4:  # property, type tried
                 lines.append(f"{'.'.join(map(str, found['loc'][:3]))}: must be a string, a number, true or false")
             case "extra_forbidden":
                 lines.append(f"{where}: no such setting; {_known(found['loc'])}")

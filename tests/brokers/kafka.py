@@ -202,7 +202,14 @@ class KafkaCluster(Kafka):
             lines = [f"{key}={value}" for key, value in self._configuration(node).items()]
             configuration = node.directory / "server.properties"
             configuration.write_text("\n".join(lines), encoding="utf-8")
-            command = [*_jvm(), "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(configuration)]
+            command = [
+                *_jvm(),
+                "kafka.tools.StorageTool",
+                "format",
+                f"--cluster-id={cluster}",
+                "-c",
+                str(configuration),
+            ]
             formats.append(
                 subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             )  # all at once: each is a JVM that mostly starts

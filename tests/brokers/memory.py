@@ -79,6 +79,7 @@ class MemoryBroker:
         self.undecided: Undecided | None = None
         self.generation = 0
         self.member: MemoryConsumer | None = None
+        self.headers: list[tuple[str, bytes]] = []  # of every record
         # Faults at will: all calls, the next call of a name, records of a topic, records of a size.
         self.away = False
         self.faults: dict[str, deque[Fault]] = defaultdict(deque)
@@ -138,7 +139,15 @@ class MemoryBroker:
 class MemoryMessage:
     """A record as the consumer client hands it over."""
 
-    def __init__(self, partition: Partition, offset: int, value: bytes | None, assignment: int) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        offset: int,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]],
+        assignment: int,
+    ) -> None:
+        self._headers = headers
         self._partition = partition
         self._offset = offset
         self._value = value
@@ -166,8 +175,8 @@ class MemoryMessage:
     def value(self) -> bytes | None:
         return self._value
 
-    def headers(self) -> list[tuple[str, bytes]] | None:
-        return None
+    def headers(self) -> list[tuple[str, bytes]]:
+        return self._headers
 
     def timestamp(self) -> tuple[int, int]:
         return 1, self._offset
@@ -224,7 +233,9 @@ class MemoryConsumer:
                 owned.fetch_at = owned.app_at = self._broker.committed.get(partition, 0)
             values = self._broker.inputs.get(partition, [])
             for offset in range(owned.fetch_at, min(len(values), owned.app_at + PREFETCH)):
-                self._queue.append(MemoryMessage(partition, offset, values[offset], owned.assignment))
+                self._queue.append(
+                    MemoryMessage(partition, offset, values[offset], self._broker.headers, owned.assignment)
+                )
                 owned.fetch_at = offset + 1
 
     def _next(self) -> MemoryMessage | None:
@@ -327,6 +338,7 @@ class MemoryProducer:
         self._transactional = "transactional.id" in config
         self._turn = _Turn.READY
         self._queue: deque[_Queued] = deque()
+        self._reports: deque[Callable[[], None]] = deque()
         self._outputs: list[Outgoing] = []
         self._settled = False
 
@@ -358,21 +370,34 @@ class MemoryProducer:
         self._queue.append(_Queued(output, on_delivery))
 
     def poll(self, timeout: float) -> int:
-        return self.flush(timeout) if timeout else 0
+        if timeout:
+            self._send()
+            if not self._reports:
+                self._broker.clock.advance(timeout)
+        self._report()
+        return 0
 
     def flush(self, timeout: float) -> int:
-        if self._broker.away:
+        self._send()
+        if self._queue:
             self._broker.clock.advance(timeout)
-            return len(self._queue)
-        while self._queue:
+        self._report()
+        return len(self._queue)
+
+    def _send(self) -> None:
+        """What librdkafka does on a thread of its own, at any time. Its reports wait to be served."""
+        while self._queue and not self._broker.away:
             queued = self._queue.popleft()
             error = self._refusal(queued.output)
             if error is None:
                 (self._outputs if self._transactional else self._broker.visible).append(queued.output)
             elif self._turn is _Turn.OPEN:
                 self._turn = _Turn.BROKEN
-            queued.on_delivery(error, None)
-        return 0
+            self._reports.append(lambda queued=queued, error=error: queued.on_delivery(error, None))
+
+    def _report(self) -> None:
+        while self._reports:
+            self._reports.popleft()()
 
     def _refusal(self, output: Outgoing) -> KafkaError | None:
         if output.topic in self._broker.unwritable:
@@ -388,6 +413,7 @@ class MemoryProducer:
         self._settled = False
 
     def send_offsets_to_transaction(self, offsets: list[TopicPartition], metadata: int, timeout: float) -> None:
+        self._send()
         self._expect(_Turn.OPEN)
         if metadata != self._broker.generation:
             raise KafkaException(abortable(KafkaError.ILLEGAL_GENERATION).error)
@@ -400,7 +426,7 @@ class MemoryProducer:
     def commit_transaction(self, timeout: float) -> None:
         self._expect(_Turn.OPEN, _Turn.COMMITTING)
         if self._turn is _Turn.OPEN and self.flush(timeout):
-            raise KafkaException(retriable().error)
+            raise KafkaException(retriable().error)  # still open: the same call again
         self._expect(_Turn.OPEN, _Turn.COMMITTING)
         self._turn = _Turn.COMMITTING
         self._meet("commit_transaction", timeout, then=lambda: self._settle(commit=True))
@@ -422,7 +448,9 @@ class MemoryProducer:
 
     def purge(self, *, in_queue: bool = True, in_flight: bool = True) -> None:
         while self._queue:
-            self._queue.popleft().on_delivery(KafkaError(KafkaError._PURGE_QUEUE), None)
+            purged = self._queue.popleft()
+            self._reports.append(lambda purged=purged: purged.on_delivery(KafkaError(KafkaError._PURGE_QUEUE), None))
+        self._report()
 
     def _expect(self, *turns: _Turn) -> None:
         if self._turn not in turns:
@@ -435,7 +463,8 @@ class MemoryProducer:
         fault = self._broker.fault(call) if call != "produce" or self._broker.faults[call] else None
         if fault is None:
             return
-        self._broker.clock.advance(timeout)
+        if fault.error.retriable():
+            self._broker.clock.advance(timeout)
         if fault.applied and then is not None:
             then()
         if fault.error.txn_requires_abort():

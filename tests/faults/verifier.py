@@ -35,13 +35,19 @@ class Topics:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What became of the inputs. ``lost`` have neither result nor dead letter; ``duplicated`` have more than one."""
+    """What became of the inputs.
+
+    ``lost`` have neither result nor dead letter; ``duplicated`` have more than one of them. ``buried`` are the keys of
+    the dead letters. ``out_of_order`` counts results that came after one of a later request of the same partition;
+    repeated results are left out, because at-least-once may repeat a tail.
+    """
 
     inputs: int
     results: int
     dead_letters: int
     lost: tuple[str, ...]
     duplicated: tuple[str, ...]
+    buried: frozenset[str]
     out_of_order: int
     reasons: dict[str, int]
 
@@ -159,18 +165,62 @@ def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[Top
             time.sleep(0.2)
 
 
-def account(bootstrap_servers: str, topics: Topics) -> Account:
+class Progress:
+    """How far a group has come on a topic, asked again and again: one connection, and no answer during an outage."""
+
+    def __init__(self, bootstrap_servers: str, group: str, topic: str) -> None:
+        self._topic = topic
+        self._consumer = Consumer({
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "log_level": 0,  # an outage is what is being tested
+            "reconnect.backoff.max.ms": 500,
+        })
+        numbers = self._consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        self._partitions = [TopicPartition(topic, number) for number in numbers]
+
+    def committed(self) -> dict[int, int] | None:
+        """The offset committed for each partition, 0 where none is; None while the cluster does not say."""
+        try:
+            found = self._consumer.committed(self._partitions, timeout=2)
+        except KafkaException:
+            return None
+        return {p.partition: max(0, p.offset) for p in found}
+
+    def lag(self) -> int | None:
+        """Records behind the committed offsets; None while the cluster does not say."""
+        committed = self.committed()
+        if committed is None:
+            return None
+        try:
+            ends = [self._consumer.get_watermark_offsets(p, timeout=2)[1] for p in self._partitions]
+        except KafkaException:
+            return None
+        return sum(ends) - sum(committed.values())
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+
+def account(bootstrap_servers: str, topics: Topics, codecs: Codecs = _CODECS) -> Account:
     """Hold results and dead letters against the inputs, by key; every input must have a key of its own."""
     inputs = [m for m in read_all(bootstrap_servers, topics.requests) if m.value() is not None]
     results = read_all(bootstrap_servers, topics.results)
     letters = read_all(bootstrap_servers, topics.dead_letters)
     answered = Counter(bytes(m.key() or b"") for m in results) + Counter(bytes(m.key() or b"") for m in letters)
     keys = [bytes(m.key() or b"") for m in inputs]
-    # Order: results of one input partition, in one output partition, must come by rising source offset.
+    # Results of one input partition, in one output partition, must come by rising source offset.
     out_of_order = 0
     last: dict[tuple[int, int], int] = defaultdict(lambda: -1)
+    seen: set[bytes] = set()
     for message in results:
-        source = _CODECS.read_result(message.value() or b"", ())["source"]
+        key = bytes(message.key() or b"")
+        if key in seen:
+            continue
+        seen.add(key)
+        source = codecs.read_result(message.value() or b"", message.headers() or ())["source"]
         lane = (int(source["partition"]), message.partition() or 0)
         if source["offset"] < last[lane]:
             out_of_order += 1
@@ -185,8 +235,7 @@ def account(bootstrap_servers: str, topics: Topics) -> Account:
         dead_letters=len(letters),
         lost=tuple(k.decode() for k in keys if not answered[k]),
         duplicated=tuple(k.decode() for k, n in answered.items() if n > 1),
+        buried=frozenset(bytes(m.key() or b"").decode() for m in letters),
         out_of_order=out_of_order,
         reasons=dict(reasons),
     )
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -15,6 +16,7 @@ import torch
 import transformers
 
 from tests import families
+from worker import demo
 from worker.core.score import LabelOrder
 from worker.errors import CheckpointError
 from worker.inference import selftest
@@ -189,6 +191,22 @@ def test_xlm_languages_without_names_are_refused(tmp_path: Path) -> None:
     edit(directory, lang2id=None)
     with pytest.raises(CheckpointError, match="add lang2id"):
         load_quietly(directory)
+
+
+DEMO = Path(demo.__file__).parent / "checkpoint"
+
+
+def test_the_shipped_checkpoint_passes_the_shipped_self_test() -> None:
+    assert load_quietly(DEMO, self_test="refuse").order == LabelOrder(entailment=2, neutral=1, contradiction=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [order for order in itertools.permutations(families.NLI) if order != ("contradiction", "neutral", "entailment")],
+)
+def test_the_shipped_self_test_sees_every_permutation(wrong: tuple[str, ...]) -> None:
+    with pytest.raises(CheckpointError, match="the order contradiction, neutral, entailment fits"):
+        load_quietly(DEMO, self_test="refuse", labels=wrong)
 
 
 SURE = tuple(

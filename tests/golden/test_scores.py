@@ -18,11 +18,13 @@ import torch
 
 from tests import families
 from tests.golden import workload
+from tests.golden.precision import BOUNDS
 from tests.golden.reference import Reference
 from worker.inference import packed
-from worker.inference.checkpoint import Checkpoint, load
+from worker.inference.checkpoint import Checkpoint, Precision, load
 from worker.inference.engine import Engine
 from worker.inference.padded import Padded
+from worker.inference.precision import Processor
 from worker.messages import Classification, Embedding, Entailment, Outcome, Pooling, Request
 
 FILE = Path(__file__).with_name("scores.json")
@@ -35,11 +37,11 @@ FORWARDS = [
 ]
 
 
-def open_checkpoint(family: str, order: tuple[str, ...] = ORDER) -> Checkpoint:
+def open_checkpoint(family: str, order: tuple[str, ...] = ORDER, precision: Precision = Precision.FP32) -> Checkpoint:
     return load(
         str(families.checkpoint(family, order=order)),
         device="cpu",
-        precision="fp32",
+        precision=precision,
         max_length=512,
         self_test="off",
         default_language="en",
@@ -158,6 +160,24 @@ def test_xlm_listens_to_the_language() -> None:
     assert not np.allclose(
         reference.logits(text, hypothesis, "en"), reference.logits(text, hypothesis, "de"), atol=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "pack"), [("xlm-roberta", True), ("bert", True), ("bart", False), ("deberta-v2", False)]
+)
+@pytest.mark.parametrize("coarse", [Precision.BF16, Precision.INT8])
+def test_fewer_bits_stay_within_their_bounds(family: str, *, pack: bool, coarse: Precision) -> None:
+    if coarse is Precision.INT8 and not Processor.probe().vnni:
+        pytest.skip("int8 is for CPUs with VNNI")
+    requests = [request for request, _ in workload.CLASSIFICATIONS]
+    exact = run(open_engine(open_checkpoint(family), pack=pack), requests)
+    ours = run(open_engine(open_checkpoint(family, precision=coarse), pack=pack), requests)
+    furthest = max(
+        abs(scores(one)[label] - score)
+        for one, other in zip(ours, exact, strict=True)
+        for label, score in scores(other).items()
+    )
+    assert 1e-5 < furthest <= BOUNDS[coarse]
 
 
 def compute(family: str) -> list[float]:

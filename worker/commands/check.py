@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _BROKER_TIMEOUT_S: Final = 5.0
 # The first transaction of a cluster creates the topic that transactions are kept in.
 _TRANSACTIONS_TIMEOUT_S: Final = 15.0
-# librdkafka's embedded broker calls its cluster so. Nothing else tells it: it grants transactions, but they are hollow.
-_EMBEDDED: Final = "mockCluster"
 
 _OK, _FAILED, _SKIPPED = "ok", "FAIL", "skip"
 _STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "yellow"}
@@ -130,7 +128,7 @@ def _broker(trial: _Trial) -> str:
     with _connected(Consumer, properties.consumer(kafka), reports) as consumer:
         trial.cluster = connection.metadata(consumer, kafka, reports, _BROKER_TIMEOUT_S)
     count = len(trial.cluster.brokers)
-    kind = "embedded broker of librdkafka" if _is_embedded(trial.cluster) else "broker"
+    kind = "embedded broker of librdkafka" if connection.is_embedded(trial.cluster) else "broker"
     return f"{count} {kind}{'s' if count != 1 and kind == 'broker' else ''} at {kafka.bootstrap_servers}"
 
 
@@ -168,7 +166,7 @@ def _transactions(trial: _Trial) -> str:
     settings = trial.settings
     if settings.delivery.guarantee != "exactly_once":
         raise _Needless(f"not used: delivery.guarantee is {settings.delivery.guarantee!r}")
-    if trial.cluster is not None and _is_embedded(trial.cluster):
+    if trial.cluster is not None and connection.is_embedded(trial.cluster):
         raise SettingsError(
             "delivery.guarantee = 'exactly_once', but the embedded broker of librdkafka only pretends to have "
             "transactions: use Apache Kafka, or set delivery.guarantee = 'at_least_once'"
@@ -238,10 +236,6 @@ def _connected(kind: Callable[[Properties], _Client], config: Properties, report
     finally:
         if isinstance(client, Consumer):
             client.close()
-
-
-def _is_embedded(cluster: ClusterMetadata) -> bool:
-    return str(cluster.cluster_id).startswith(_EMBEDDED)
 
 
 # Name, the steps without which it cannot be tried, and the attempt: what it found, or an exception.

@@ -33,6 +33,9 @@ from worker.settings import Settings
 _CONNECT_TIMEOUT_S: Final = 10.0
 # A broker that creates topics by itself says "unknown" while it does so.
 _CREATION_TIMEOUT_S: Final = 3.0
+_SHORTEN: Final = (
+    "shorten its text, or raise message.max.bytes in kafka.producer_properties and max.message.bytes of the topic"
+)
 
 
 @dataclass(slots=True)
@@ -125,7 +128,8 @@ class _Sending:
                 self._tally.delivered += 1
             else:
                 self._tally.failed += 1
-                self._complain(number, f"not delivered: {error.str()}; send it again")
+                mend = _SHORTEN if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else "send it again"
+                self._complain(number, f"not delivered: {error.str()}; {mend}")
 
         while True:
             try:
@@ -139,8 +143,7 @@ class _Sending:
                 raise Rejection(
                     Reason.TOO_LARGE,
                     "encode",
-                    f"the request has {len(value)} bytes, more than the producer may send; shorten its text, or raise "
-                    "message.max.bytes in kafka.producer_properties and on the topic",
+                    f"the request has {len(value)} bytes, more than the producer may send; {_SHORTEN}",
                 ) from None
             else:
                 self._tally.unconfirmed += 1

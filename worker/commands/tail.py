@@ -73,7 +73,7 @@ def tail(
             shown = _await_registry(message, codecs, stop_requested, dead_letters=dead_letters)
             if shown is not None:
                 # In UTF-8, as JSON is, whatever the locale says.
-                sys.stdout.buffer.write(_line(shown))
+                sys.stdout.buffer.write(json_line(shown))
                 sys.stdout.buffer.flush()
                 written += 1
     finally:
@@ -124,7 +124,7 @@ def _await_registry(
     told = False
     while not stop_requested():
         try:
-            return _shown(message, codecs, dead_letters=dead_letters)
+            return describe(message, codecs, dead_letters=dead_letters)
         except RegistryAway as away:
             if not told:
                 say(f"{away}; waiting")
@@ -133,7 +133,8 @@ def _await_registry(
     return None
 
 
-def _shown(message: Message, codecs: Codecs, *, dead_letters: bool) -> dict[str, Any]:
+def describe(message: Message, codecs: Codecs, *, dead_letters: bool) -> dict[str, Any]:
+    """A record as one JSON object; see `tail`. Raises RegistryAway."""
     kind, timestamp_ms = message.timestamp()
     headers = cast("Headers", tuple(message.headers() or ()))  # the client's types allow for what it never returns
     shown: dict[str, Any] = {
@@ -141,8 +142,8 @@ def _shown(message: Message, codecs: Codecs, *, dead_letters: bool) -> dict[str,
         "partition": message.partition(),
         "offset": message.offset(),
         "timestamp": timestamp_ms if kind else None,  # 0 is TIMESTAMP_NOT_AVAILABLE
-        "key": _text(message.key()),
-        "headers": {name: _text(value) for name, value in headers},
+        "key": text_of(message.key()),
+        "headers": {name: text_of(value) for name, value in headers},
     }
     name, read = ("request", codecs.read_request) if dead_letters else ("result", codecs.read_result)
     value = message.value()
@@ -154,11 +155,13 @@ def _shown(message: Message, codecs: Codecs, *, dead_letters: bool) -> dict[str,
     return shown
 
 
-def _text(value: str | bytes | None) -> str | None:
+def text_of(value: str | bytes | None) -> str | None:
+    """Bytes as text, those that are no UTF-8 escaped."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
 
 
-def _line(shown: dict[str, Any]) -> bytes:
+def json_line(shown: dict[str, Any]) -> bytes:
+    """An object as a line of JSON."""
     try:
         text = json.dumps(shown, ensure_ascii=False, allow_nan=False)
     except ValueError:  # a request whose threshold is no number, say; JSON has no word for that, so it becomes text

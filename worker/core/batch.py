@@ -56,7 +56,7 @@ class Batcher:
         """What closes the batch at the head of the line by now, or None while it may still grow."""
         if not self._line:
             return None
-        if len(self._line) >= self._policy.max_messages:
+        if len(self._line) >= self._policy.max_messages or _is_suspect(self._line[0].job):
             return Trigger.MESSAGES
         if self._tokens >= self._policy.max_tokens:
             return Trigger.TOKENS
@@ -70,21 +70,37 @@ class Batcher:
     def take(self, trigger: Trigger) -> Batch:
         """Cut a batch off the head: as many as fit both bounds, and at least one, even if it alone is over the budget.
 
+        A job that has failed before, alone, goes alone again: in company it would fail them all once more.
+
         Raises:
             IndexError: nobody is in line.
         """
         first = self._line.popleft()
         jobs, tokens = [first.job], first.job.encoded.tokens
-        while self._line and len(jobs) < self._policy.max_messages:
+        while self._line and len(jobs) < self._policy.max_messages and not _is_suspect(first.job):
             cost = self._line[0].job.encoded.tokens
-            if tokens + cost > self._policy.max_tokens:
+            if tokens + cost > self._policy.max_tokens or _is_suspect(self._line[0].job):
                 break
             jobs.append(self._line.popleft().job)
             tokens += cost
         self._tokens -= tokens
         return Batch(tuple(jobs), tokens, first.since_s, trigger)
 
+    def take_last(self) -> Batch:
+        """Cut the job that was added last off the end, as a batch of its own (a quarantined record).
+
+        Raises:
+            IndexError: nobody is in line.
+        """
+        last = self._line.pop()
+        self._tokens -= last.job.encoded.tokens
+        return Batch((last.job,), last.job.encoded.tokens, last.since_s, Trigger.MESSAGES)
+
     def forget(self, partition: Partition) -> None:
         """Drop the jobs of a partition that is no longer ours; its next owner reads them again."""
         self._line = deque(w for w in self._line if w.job.record.position.partition != partition)
         self._tokens = sum(w.job.encoded.tokens for w in self._line)
+
+
+def _is_suspect(job: Job) -> bool:
+    return job.attempt > 1

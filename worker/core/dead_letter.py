@@ -7,9 +7,12 @@ which dies a second time does not grow; where it first came from is written once
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from worker.core import retry_topic
+from worker.errors import DeadLetterLimit
 from worker.messages import Fault, Headers, Outgoing, Record
 
 PREFIX: Final = "xnli.dlq."
@@ -31,16 +34,16 @@ class Obituary:
 def dead_letter(record: Record, fault: Fault, attempts: int, obituary: Obituary) -> Outgoing:
     """The dead letter of ``record``. Header values are UTF-8 text or decimal numbers."""
     before = {name: value for name, value in record.headers if name.startswith(PREFIX)}
-    position = record.position
+    origin, offset = retry_topic.origin_of(record)
     ours: dict[str, bytes | None] = {
         "reason": fault.reason.encode(),
         "stage": fault.stage.encode(),
         "error": fault.error.encode(),
         "message": _clip(fault.message, TEXT_BYTES),
         "stacktrace": _clip(fault.stacktrace, STACKTRACE_BYTES),
-        "topic": position.partition.topic.encode(),
-        "partition": b"%d" % position.partition.number,
-        "offset": b"%d" % position.offset,
+        "topic": origin.topic.encode(),
+        "partition": b"%d" % origin.number,
+        "offset": b"%d" % offset,
         "timestamp": b"%d" % record.timestamp_ms,
         "group": obituary.group.encode(),
         "attempts": b"%d" % attempts,
@@ -49,7 +52,7 @@ def dead_letter(record: Record, fault: Fault, attempts: int, obituary: Obituary)
     }
     if all(f"{PREFIX}{name}" in before for name in ORIGIN):
         ours.update({name: before[f"{PREFIX}{name}"] for name in ORIGIN})
-    kept: Headers = tuple((name, value) for name, value in record.headers if not name.startswith(PREFIX))
+    kept: Headers = tuple(h for h in retry_topic.without(record.headers) if not h[0].startswith(PREFIX))
     headers = kept + tuple((f"{PREFIX}{name}", value) for name, value in ours.items())
     timestamp_ms = record.timestamp_ms if record.timestamp_ms >= 0 else None
     return Outgoing(obituary.topic, record.key, record.value, headers, timestamp_ms, fault.reason)
@@ -82,3 +85,61 @@ def _clip(text: str, limit_bytes: int) -> bytes:
     """At most ``limit_bytes`` of UTF-8, cut between characters, the end kept where the start does not fit both."""
     data = text.encode("utf-8", "backslashreplace")
     return data if len(data) <= limit_bytes else data[:limit_bytes].decode("utf-8", "ignore").encode()
+
+
+@dataclass(frozen=True, slots=True)
+class LetterLimits:
+    """How many dead letters are too many: ``max_consecutive`` in a row, ``max_ratio`` of the last `WINDOW` records."""
+
+    max_consecutive: int | None = None
+    max_ratio: float | None = None
+
+
+WINDOW: Final = 1000
+# A ratio of fewer records than this says nothing: the first bad message of the day would be 100%.
+LEAST: Final = 100
+
+
+class LetterGauge:
+    """Counts answers and dead letters, in the order they are decided, against the operator's limits."""
+
+    def __init__(self, limits: LetterLimits) -> None:
+        self._limits = limits
+        self._consecutive = 0
+        self._recent: deque[bool] = deque(maxlen=WINDOW)
+        self._recent_letters = 0
+
+    def answered(self) -> None:
+        """A record got its result."""
+        self._consecutive = 0
+        if self._limits.max_ratio is not None:
+            self._enter(letter=False)
+
+    def buried(self, fault: Fault) -> None:
+        """A record is about to become a dead letter.
+
+        Raises:
+            DeadLetterLimit: it is one too many. It must not be written, nor its offset committed.
+        """
+        self._consecutive += 1
+        limit = self._limits.max_consecutive
+        if limit is not None and self._consecutive > limit:
+            raise DeadLetterLimit(
+                f"{self._consecutive} dead letters in a row, dead_letter.max_consecutive is {limit}; the last for "
+                f"{fault.reason}: {fault.message}. Mend the cause, or raise the limit; nothing was lost"
+            )
+        if self._limits.max_ratio is not None:
+            self._enter(letter=True)
+            seen = len(self._recent)
+            if seen >= LEAST and self._recent_letters > self._limits.max_ratio * seen:
+                raise DeadLetterLimit(
+                    f"{self._recent_letters} of the last {seen} records are dead letters, dead_letter.max_ratio is "
+                    f"{self._limits.max_ratio:g}; the last for {fault.reason}: {fault.message}. Mend the cause, or "
+                    "raise the limit; nothing was lost"
+                )
+
+    def _enter(self, *, letter: bool) -> None:
+        if len(self._recent) == WINDOW:
+            self._recent_letters -= self._recent[0]
+        self._recent.append(letter)
+        self._recent_letters += letter

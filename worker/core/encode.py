@@ -10,6 +10,7 @@ import fastavro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from worker.core.decode import Schema
+from worker.core.retry_topic import origin_of
 from worker.errors import Reason, Rejection
 from worker.messages import Classification, Embedding, Entailment, Job, LongText, ModelIdentity, Outcome, Pooling, Task
 
@@ -28,7 +29,7 @@ def result(job: Job, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
     a branch that fits.
     """
     asked, record = job.request, job.record
-    partition, offset = record.position.partition, record.position.offset
+    partition, offset = origin_of(record)  # before any detour through retry topics
     return {
         "id": asked.id,
         "task": asked.task.value,

@@ -43,12 +43,14 @@ class Release:
 
     ``outputs`` pairs each output, at most one a record, with the position whose record it answers. ``offsets`` maps
     each partition to the offset to commit: the one *after* the last record released, as Kafka counts. A tombstone has
-    no output but moves the offset all the same. ``epochs`` are the assignments the offsets belong to.
+    no output but moves the offset all the same. ``epochs`` are the assignments the offsets belong to. ``metadata`` is
+    what to commit beside an offset, for quarantined partitions; all others commit none.
     """
 
     outputs: tuple[tuple[Position, Outgoing], ...]
     offsets: Mapping[Partition, int]
     epochs: Mapping[Partition, int]
+    metadata: Mapping[Partition, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.offsets)
@@ -73,7 +75,7 @@ class Ledger:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of keys and values of the records in flight."""
+        """Bytes of keys, values and headers of the records in flight."""
         return self._held_bytes
 
     def assign(self, partition: Partition, epoch: int) -> None:
@@ -165,4 +167,5 @@ class Ledger:
 
 
 def _size_bytes(record: Record) -> int:
-    return len(record.key or b"") + len(record.value or b"")
+    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + headers

@@ -344,8 +344,8 @@ def _print_table(console: Console, sent: list[Sample], answers: dict[str, Answer
     if len(sent) > ROWS:
         console.print(f"... and {len(sent) - ROWS} more", style="dim")
     console.print(
-        f"[bold]{summary['answered']}[/] answered, [bold]{summary['dead_lettered']}[/] dead-lettered as they should be, "
-        f"{summary['batches']} batches; [bold]{summary['messages_per_s']}[/] messages/s, "
+        f"[bold]{summary['answered']}[/] answered, [bold]{summary['dead_lettered']}[/] dead-lettered as they should "
+        f"be, {summary['batches']} batches; [bold]{summary['messages_per_s']}[/] messages/s, "
         f"[bold]{summary['pairs_per_s']}[/] pairs/s"
         if not summary["wrong"]
         else f"[bold red]{summary['wrong']} of {summary['messages']} messages did not fare as they should[/]"

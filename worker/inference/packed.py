@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.inference.checkpoint import Checkpoint
+from worker.inference.checkpoint import Checkpoint, Precision
+from worker.inference.int8 import Int8Linear
 from worker.messages import Pooling, Row
 
 Step = Callable[[Tensor], Tensor]
@@ -45,10 +46,11 @@ class Packed:
         self._device = checkpoint.device
         self._embeddings = base.embeddings
         self._heads = int(checkpoint.model.config.num_attention_heads)
+        dense = Int8Linear if checkpoint.precision is Precision.INT8 else _as_it_is
         if checkpoint.family == "distilbert":
-            self._layers = [_distilbert_layer(layer) for layer in base.transformer.layer]
+            self._layers = [_distilbert_layer(layer, dense) for layer in base.transformer.layer]
         else:
-            self._layers = [_bert_layer(layer) for layer in base.encoder.layer]
+            self._layers = [_bert_layer(layer, dense) for layer in base.encoder.layer]
         self._head = _head(checkpoint)
         # RoBERTa counts positions from the one after the padding id (transformers: create_position_ids_from_input_ids).
         self._first_position = self._embeddings.padding_idx + 1 if checkpoint.family in ROBERTA else 0
@@ -159,30 +161,34 @@ class _Layer:
         return self.norm_output(x + self.down(self.activation(self.up(x))))
 
 
-def _bert_layer(layer: Any) -> _Layer:
+def _bert_layer(layer: Any, dense: Callable[[nn.Linear], Step]) -> _Layer:
     attention = layer.attention
     return _Layer(
-        qkv=_fused(attention.self.query, attention.self.key, attention.self.value),
-        out=attention.output.dense,
+        qkv=dense(_fused(attention.self.query, attention.self.key, attention.self.value)),
+        out=dense(attention.output.dense),
         norm_attention=attention.output.LayerNorm,
-        up=layer.intermediate.dense,
+        up=dense(layer.intermediate.dense),
         activation=layer.intermediate.intermediate_act_fn,
-        down=layer.output.dense,
+        down=dense(layer.output.dense),
         norm_output=layer.output.LayerNorm,
     )
 
 
-def _distilbert_layer(layer: Any) -> _Layer:
+def _distilbert_layer(layer: Any, dense: Callable[[nn.Linear], Step]) -> _Layer:
     attention = layer.attention
     return _Layer(
-        qkv=_fused(attention.q_lin, attention.k_lin, attention.v_lin),
-        out=attention.out_lin,
+        qkv=dense(_fused(attention.q_lin, attention.k_lin, attention.v_lin)),
+        out=dense(attention.out_lin),
         norm_attention=layer.sa_layer_norm,
-        up=layer.ffn.lin1,
+        up=dense(layer.ffn.lin1),
         activation=layer.ffn.activation,
-        down=layer.ffn.lin2,
+        down=dense(layer.ffn.lin2),
         norm_output=layer.output_layer_norm,
     )
+
+
+def _as_it_is(linear: nn.Linear) -> Step:
+    return linear
 
 
 def _head(checkpoint: Checkpoint) -> Step:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.inference.checkpoint import Checkpoint
+from worker.inference.checkpoint import Checkpoint, Precision
+from worker.inference.int8 import quantise
 from worker.messages import Pooling, Row
 
 
@@ -22,6 +23,8 @@ class Padded:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._model = checkpoint.model
         self._base = checkpoint.model.base_model
+        if checkpoint.precision is Precision.INT8:
+            quantise(self._base)
         self._device = checkpoint.device
         self._pad_id = checkpoint.pad_id
         accepted = inspect.signature(self._base.forward).parameters

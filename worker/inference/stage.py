@@ -9,6 +9,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -91,12 +92,12 @@ class InferenceStage:
 
     def collect(self) -> Done | None:
         """A finished batch, or None. Raises what crashed the stage, once everything finished before is collected."""
-        try:
+        crash = self._crash  # read first: by now, whatever was finished before it is in the queue
+        with suppress(queue.Empty):
             return self._outbox.get_nowait()
-        except queue.Empty:
-            if self._crash is not None:
-                raise self._crash from None
-            return None
+        if crash is not None:
+            raise crash
+        return None
 
     def start(self) -> None:
         """Run on a thread. Daemonic, because a device that hangs must not keep a process from exiting."""

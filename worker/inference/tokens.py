@@ -5,7 +5,8 @@ that are meant:
 
 - **Special tokens inside a text are text.** transformers reads a literal ``</s>`` or ``[SEP]`` in user text as the
   separator itself, so that a message could end its own premise, or upset BART, which pools at the last ``</s>``. Here
-  such a string is segmented like any other, as SentencePiece and fastBPE themselves do.
+  such a string is segmented like any other, as SentencePiece and fastBPE themselves do. (XLM's Python tokenizer knows
+  only all added tokens or none, so there the words that somebody added to the vocabulary are text, too.)
 - **A premise is never dropped without a word.** Where the hypothesis leaves no room for a single premise token,
   transformers stops truncating or raises, depending on the tokenizer; here the request is invalid.
 

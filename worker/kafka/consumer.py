@@ -43,6 +43,9 @@ class Consumer:
         self._epochs: dict[Partition, int] = {}
         self._last_epoch = 0
         self._paused = False
+        self._held: set[Partition] = set()
+        self._from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
+        self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
         self._uncommitted: dict[Partition, int] = {}
         self._fatal: KafkaError | None = None
         self._client = Client({**properties.with_callbacks(config, self._on_error), "on_commit": self._on_commit})
@@ -92,12 +95,55 @@ class Consumer:
         """Fetch again."""
         if self._paused:
             self._paused = False
-            self._client.resume(_positions(self._epochs))
+            self._client.resume(_positions(partition for partition in self._epochs if partition not in self._held))
 
-    def commit(self, offsets: Mapping[Partition, int], *, wait: bool) -> None:
+    def hold(self, partition: Partition, offset: int) -> None:
+        """Fetch nothing more of one partition until `unhold`, and go on there at ``offset``, even if read before.
+
+        What was fetched behind ``offset`` is dropped, so a partition that waits holds no memory.
+        """
+        self._held.add(partition)
+        position = TopicPartition(partition.topic, partition.number, offset)
+        self._client.pause([position])
+        self._client.seek(position)
+
+    def unhold(self, partition: Partition) -> None:
+        """Fetch of the partition again (as soon as nothing is paused)."""
+        self._held.discard(partition)
+        if not self._paused and partition in self._epochs:
+            self._client.resume(_positions([partition]))
+
+    def committed(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
+        """The group's offset and its metadata for each partition; where it has none, the offset reading begins at.
+
+        Raises:
+            BrokerAway: no answer in time.
+        """
+        try:
+            found = self._client.committed(_positions(partitions), timeout=timeout_s)
+            return {
+                Partition(p.topic, p.partition): (p.offset if p.offset >= 0 else self._beginning(p), p.metadata or "")
+                for p in found
+                if p.error is None
+            }
+        except KafkaException as error:
+            raise BrokerAway(f"committed offsets unknown: {error.args[0].str()}") from error
+
+    def _beginning(self, partition: TopicPartition) -> int:
+        low, high = self._client.get_watermark_offsets(partition, timeout=5.0)
+        return high if self._from_end else low
+
+    def commit(
+        self,
+        offsets: Mapping[Partition, int],
+        *,
+        wait: bool,
+        metadata: Mapping[Partition, str] | None = None,
+    ) -> None:
         """Commit the offset behind the last resolved record of each partition.
 
-        Without ``wait`` the answer arrives in a later `poll`, and a commit that failed is sent again with the next one.
+        Without ``wait`` the answer arrives in a later `poll`, and a commit that failed is sent again with the next one
+        (without its metadata: what comes later knows better).
 
         Raises:
             BrokerAway: (with ``wait``) the commit failed; the offsets will be sent again.
@@ -107,7 +153,9 @@ class Consumer:
         wanted = {partition: offset for partition, offset in wanted.items() if partition in self._epochs}
         if not wanted:
             return
-        positions = [TopicPartition(p.topic, p.number, offset) for p, offset in wanted.items()]
+        self._asked |= wanted
+        beside = metadata or {}
+        positions = [TopicPartition(p.topic, p.number, offset, beside.get(p, "")) for p, offset in wanted.items()]
         try:
             if wait:
                 self._client.commit(offsets=positions, asynchronous=False)
@@ -120,7 +168,10 @@ class Consumer:
     def recommit(self) -> None:
         """Send again what an asynchronous commit failed to commit, if anything."""
         if self._uncommitted:
-            self.commit({}, wait=False)
+            try:
+                self.commit({}, wait=False)
+            except BrokerAway as error:
+                log.warning("commit_failed", error=str(error), partitions=len(self._uncommitted))
 
     def group_metadata(self) -> Any:
         """What proves membership to the transaction coordinator (KIP-447)."""
@@ -191,21 +242,20 @@ class Consumer:
     def _unassign(self, client: Client, partitions: list[TopicPartition]) -> None:
         for gone in partitions:
             self._epochs.pop(Partition(gone.topic, gone.partition), None)
+            self._asked.pop(Partition(gone.topic, gone.partition), None)
             self._uncommitted.pop(Partition(gone.topic, gone.partition), None)
+            self._held.discard(Partition(gone.topic, gone.partition))
         if self._incremental:
             client.incremental_unassign(partitions)
         else:
             client.unassign()
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        failed = {
-            Partition(p.topic, p.partition): p.offset for p in partitions if error is not None or p.error is not None
-        }
+        failed = {Partition(p.topic, p.partition) for p in partitions if error is not None or p.error is not None}
         if failed:
             log.warning("commit_failed", error=str(error), partitions=len(failed))
-        for partition, offset in failed.items():
-            if partition in self._epochs:
-                self._uncommitted[partition] = max(offset, self._uncommitted.get(partition, offset))
+        # Not the offset that failed: one that was asked for after it may be committed by now.
+        self._uncommitted |= {partition: self._asked[partition] for partition in failed if partition in self._asked}
 
     def _on_error(self, error: KafkaError) -> None:
         # Most of what arrives here mends itself (a broker restarting): librdkafka goes on by itself, and we report.

@@ -18,17 +18,20 @@ import heapq
 import itertools
 import random
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
 
 from worker.core.batch import Batcher, BatchPolicy
-from worker.core.dead_letter import Obituary, dead_letter, is_truncated, truncated
+from worker.core.dead_letter import LetterGauge, LetterLimits, Obituary, dead_letter, is_truncated, truncated
 from worker.core.offsets import Ledger, Release
+from worker.core.quarantine import STARTS, Mark, begin, parse, render
 from worker.core.retry import DeadLetter, Retry, RetryPolicy, decide, fault_of
+from worker.core.retry_topic import detour_of, send_round
 from worker.errors import BrokerAway, FatalError, Reason, RegistryAway, Rejection, TransactionAborted
 from worker.inference.stage import Done, InferenceStage
 from worker.kafka.consumer import Consumer
@@ -59,6 +62,11 @@ PUBLISH_TIMEOUT_S: Final = 5.0
 # Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
 REVOKE_TIMEOUT_S: Final = 10.0
 LAG_INTERVAL_S: Final = 5.0
+# A transaction that a dead predecessor left open is aborted by the broker after ten seconds; until then committed
+# offsets are not stable and the answer waits.
+MARK_TIMEOUT_S: Final = 15.0
+# Batches whose records can have been in the device's hands when a process died: one computed, one finished before it.
+WINDOW_BATCHES: Final = 2
 # While batches are under way their results are looked for every 2 ms; waiting for records alone, flags are seen in 100.
 BUSY_POLL_S: Final = 0.002
 IDLE_POLL_S: Final = 0.1
@@ -86,6 +94,18 @@ class Policies:
     retry: RetryPolicy
     obituary: Obituary
     max_age_s: float | None
+    letters: LetterLimits = field(default_factory=LetterLimits)
+    retry_topics: tuple[tuple[float, str], ...] = ()  # delay in seconds and topic, shortest first; empty: in place
+
+
+@dataclass(slots=True)
+class _Ward:
+    """A quarantined partition: at most one record of it is in hand. ``condemned``: the next was a suspect."""
+
+    until: int
+    condemned: bool
+    record: Record | None = None
+    suspect_at: int | None = None  # the offset of the record that is marked, until it is answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +147,8 @@ class KafkaStage:
 
         self._ledger = Ledger()
         self._batcher = Batcher(policies.batch)
-        self._unread: deque[Record] = (
-            deque()
-        )  # fetched, not yet decoded; more than one step's only while the registry is away
+        # Fetched, not yet decoded: more than one step's only while the registry is away.
+        self._unread: deque[Record] = deque()
         self._admit_at_s = 0.0
         self._registry_attempts = 0
         self._later: list[tuple[float, int, Job]] = []  # a heap of jobs that wait for their next attempt
@@ -141,6 +160,15 @@ class KafkaStage:
         self._unlogged: list[tuple[Done, float, int, int]] = []
         self._lag_at_s = 0.0
         self._draining = False
+        self._letters = LetterGauge(policies.letters)
+        # Retry topics: partitions whose next record is not due, and when it is, in wall-clock milliseconds.
+        self._not_due_ms: dict[Partition, int] = {}
+        self._retry_topics = frozenset(topic for _, topic in policies.retry_topics)
+        # Quarantine (worker.core.quarantine). All three are empty in good times, and then nothing looks further.
+        self._starts: dict[Partition, tuple[int, Mark]] = {}  # no progress since assigned: offset and former mark
+        self._wards: dict[Partition, _Ward] = {}
+        self._alone = False  # a quarantined record is being computed, with nothing beside it
+        self._ward_had_turn = False
 
     # The life cycle ---------------------------------------------------------------------------------------------------
 
@@ -171,7 +199,8 @@ class KafkaStage:
         self._draining = True
         self._health.draining()
         deadline_s = self._clocks.monotonic_s() + timeout_s
-        while self._ledger.in_flight and self._clocks.monotonic_s() < deadline_s:
+        # A commit without an answer is seen through although its partitions may have left: readers wait for it.
+        while (self._ledger.in_flight or self._unfinished) and self._clocks.monotonic_s() < deadline_s:
             self.step()
             self._clocks.wait(BUSY_POLL_S)
         return not self._ledger.in_flight
@@ -190,6 +219,35 @@ class KafkaStage:
         for partition, epoch in epochs.items():
             self._ledger.assign(partition, epoch)
         self._rebalanced(Rebalance.ASSIGNED, list(epochs), len(self._consumer.assignment))
+        if epochs:
+            self._count_starts(list(epochs))
+
+    def _count_starts(self, partitions: Sequence[Partition]) -> None:
+        """Step 1 of worker.core.quarantine: raise the count of starts, or enter quarantine, before anything is read."""
+        window = WINDOW_BATCHES * self._policies.batch.max_messages
+        try:
+            marks: dict[Partition, tuple[int, Mark]] = {}
+            for partition, (offset, metadata) in self._consumer.committed(partitions, MARK_TIMEOUT_S).items():
+                former = parse(metadata)
+                mark = begin(former, offset, window)
+                marks[partition] = offset, mark
+                if mark.quarantined:
+                    self._wards[partition] = _Ward(mark.until, condemned=mark.suspect)
+                    log.error("quarantined", partition=str(partition), offset=offset, mark=render(mark))
+                else:
+                    self._starts[partition] = offset, former
+            self._mark(marks)
+        except BrokerAway as error:
+            # Not counted this time; a record that kills takes one more start to be found.
+            log.warning("starts_not_counted", error=str(error))
+
+    def _mark(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
+        """Commit unchanged offsets with new metadata. Raises BrokerAway."""
+        self._consumer.commit(
+            {partition: offset for partition, (offset, _) in marks.items()},
+            wait=True,
+            metadata={partition: render(mark) for partition, (_, mark) in marks.items()},
+        )
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Finish what the device has begun, publish and commit what is resolved, forget the rest: all in one deadline.
@@ -204,7 +262,21 @@ class KafkaStage:
             self._clocks.wait(BUSY_POLL_S)
             self._collect()
         self._publish_until(deadline_s)
+        self._hand_over(gone)
         self._forget(Rebalance.REVOKED, partitions)
+
+    def _hand_over(self, partitions: set[Partition]) -> None:
+        """Take this start's marks back: a partition handed over in good order says nothing against its next record."""
+        marks = {p: mark for p, mark in self._starts.items() if p in partitions}
+        for partition in partitions & self._wards.keys():
+            ward = self._wards[partition]
+            if ward.suspect_at is not None:
+                marks[partition] = ward.suspect_at, Mark(until=ward.until)
+        if marks:
+            try:
+                self._mark(marks)
+            except BrokerAway as error:
+                log.warning("starts_not_taken_back", error=str(error))
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         """They are somebody else's already: forget them and commit nothing."""
@@ -214,6 +286,9 @@ class KafkaStage:
         for partition in partitions:
             self._ledger.forget(partition)
             self._batcher.forget(partition)
+            self._starts.pop(partition, None)
+            self._wards.pop(partition, None)
+            self._not_due_ms.pop(partition, None)
         self._rebalanced(kind, partitions, len(self._consumer.assignment) - len(partitions))
 
     def _rebalanced(self, kind: Rebalance, partitions: Sequence[Partition], held: int) -> None:
@@ -225,8 +300,8 @@ class KafkaStage:
         return any(job.record.position.partition in partitions for jobs in self._computing for job in jobs)
 
     def _publish_until(self, deadline_s: float) -> None:
+        self._publish_at_s = 0.0  # a back-off that began before would use up the deadline
         while self._clocks.monotonic_s() < deadline_s:
-            self._publish_at_s = 0.0
             self._publish()
             if self._unfinished is None and not self._ledger.release():
                 return
@@ -244,11 +319,44 @@ class KafkaStage:
         self._metrics.paused(len(self._consumer.assignment) if self._consumer.paused else 0)
         records = self._consumer.poll(self._policies.batch.max_messages, self._patience_s(began_s))
         self._metrics.stage(Stage.POLL, self._clocks.monotonic_s() - began_s)
+        if self._not_due_ms or self._wards or self._retry_topics:
+            records = self._set_aside(records)
         for record in records:
             self._ledger.track(record)
         for topic, count in Counter(record.position.partition.topic for record in records).items():
             self._metrics.consumed(topic, count)
         self._unread.extend(records)
+
+    def _set_aside(self, records: Sequence[Record]) -> list[Record]:
+        """Leave out what is not due yet (retry topics) and take one record at a time of quarantined partitions.
+
+        What is left out is held by the consumer and read again later: waiting costs no memory, and no place in the
+        ledger that another partition could use.
+        """
+        now_ms = int(self._clocks.wall_s() * 1000)
+        for partition in [p for p, due_ms in self._not_due_ms.items() if due_ms <= now_ms]:
+            del self._not_due_ms[partition]
+            self._consumer.unhold(partition)
+        kept: list[Record] = []
+        held: set[Partition] = set()
+        for record in records:
+            partition, offset = record.position.partition, record.position.offset
+            if partition in held:
+                continue
+            if partition in self._wards:
+                held.add(partition)
+                self._consumer.hold(partition, offset + 1)
+                self._wards[partition].record = record
+                self._ledger.track(record)
+                continue
+            detour = detour_of(record) if partition.topic in self._retry_topics else None
+            if detour is not None and detour.not_before_ms > now_ms:
+                held.add(partition)
+                self._consumer.hold(partition, offset)
+                self._not_due_ms[partition] = detour.not_before_ms
+                continue
+            kept.append(record)
+        return kept
 
     def _fullness(self) -> float:
         """How much of what may be held is held: 1 and more is pressure."""
@@ -261,11 +369,15 @@ class KafkaStage:
         )
 
     def _patience_s(self, now_s: float) -> float:
-        if self._computing or self._unfinished is not None:
+        if self._computing:
             return BUSY_POLL_S
         moments = [self._batcher.deadline_s]
+        if self._unfinished is not None:
+            moments.append(self._publish_at_s)
         if self._later:
             moments.append(self._later[0][0])
+        if self._not_due_ms:
+            moments.append(now_s + min(self._not_due_ms.values()) / 1000 - self._clocks.wall_s())
         return min(IDLE_POLL_S, max(0.0, min(moments) - now_s))
 
     def _admit(self) -> None:
@@ -308,7 +420,9 @@ class KafkaStage:
                 log.exception("admission_failed", topic=record.position.partition.topic, offset=record.position.offset)
             self._bury(record, fault_of(error, "decode"), attempts=1)
             return
-        self._line_up(Job(record, request, encoded, attempt=1, admitted_at_s=self._clocks.monotonic_s()))
+        detour = detour_of(record) if self._retry_topics else None
+        attempt = detour.attempt if detour is not None else 1
+        self._line_up(Job(record, request, encoded, attempt, admitted_at_s=self._clocks.monotonic_s()))
 
     def _check_age(self, record: Record) -> None:
         limit_s = self._policies.max_age_s
@@ -324,6 +438,8 @@ class KafkaStage:
 
     def _offer(self) -> None:
         now_s = self._clocks.monotonic_s()
+        if self._wards and self._is_turn_of_ward(now_s):
+            return
         while self._inference.has_room:
             trigger = self._batcher.due(now_s)
             if trigger is None and self._draining and len(self._batcher):
@@ -336,18 +452,64 @@ class KafkaStage:
             self._computing.append(batch.jobs)
             self._inference.offer(batch)
 
+    def _is_turn_of_ward(self, now_s: float) -> bool:
+        """Quarantined records and ordinary batches take turns; True while nothing else may be offered."""
+        if self._alone:
+            return True
+        ward = next((ward for ward in self._wards.values() if ward.record is not None), None)
+        if ward is None or (self._ward_had_turn and self._batcher.due(now_s) is not None):
+            self._ward_had_turn = False
+            return False
+        # Nothing else may be under way: the process must not die of a neighbour while the suspect's mark stands.
+        if not self._computing and self._unfinished is None and not self._ledger.release():
+            self._ward_had_turn = True
+            self._treat(ward)
+        return True
+
+    def _treat(self, ward: _Ward) -> None:
+        """Steps 2 and 3 of worker.core.quarantine, for one record."""
+        record = ward.record
+        if record is None:
+            return
+        if ward.condemned:
+            ward.record, ward.condemned = None, False
+            fault = Fault(
+                FaultKind.MESSAGE,
+                Reason.CRASH,
+                "quarantine",
+                "ProcessDied",
+                "the process died with this record in hand",
+            )
+            self._bury(record, fault, attempts=STARTS + 1)
+            return
+        position = record.position
+        try:
+            self._mark({position.partition: (position.offset, Mark(until=ward.until, suspect=True))})
+            ward.suspect_at = position.offset
+            lined_up = len(self._batcher)
+            self._admit_one(record)
+        except (BrokerAway, RegistryAway) as error:
+            log.warning("quarantine_waits", error=str(error))  # the record stays where it is
+            return
+        ward.record = None
+        if len(self._batcher) > lined_up:
+            batch = self._batcher.take_last()
+            self._alone = True
+            self._metrics.batch(batch)
+            self._computing.append(batch.jobs)
+            self._inference.offer(batch)
+
     def _collect(self) -> None:
         while (done := self._inference.collect()) is not None:
             self._computing.popleft()
+            self._alone = False
             now_s = self._clocks.monotonic_s()
             retried = revoked = 0
             for finished in done.finished:
                 if not self._ledger.is_live(finished.job.record.position):
                     revoked += 1  # a late result of a former assignment: the partition's new owner answers it
                 elif isinstance(finished, Answered):
-                    self._ledger.resolve(
-                        finished.job.record.position, self._codec.write(finished.job, finished.outcome)
-                    )
+                    retried += self._answer(finished, now_s)
                 else:
                     retried += self._decide(finished.job, finished.fault, now_s)
             work = done.work
@@ -364,20 +526,43 @@ class KafkaStage:
             )
             self._unlogged.append((done, now_s, retried, revoked))
 
+    def _answer(self, answered: Answered, now_s: float) -> bool:
+        """Resolve a job by its result. True if that could not be written and the job is tried again."""
+        job = answered.job
+        try:
+            output = self._codec.write(job, answered.outcome)
+        except Exception as error:  # whatever cannot be written of one result concerns that message only
+            log.exception("result_not_written", offset=job.record.position.offset)
+            return self._decide(job, fault_of(error, "encode", traceback.format_exc()), now_s)
+        self._letters.answered()
+        self._ledger.resolve(job.record.position, output)
+        return False
+
     def _decide(self, job: Job, fault: Fault, now_s: float) -> bool:
         """Retry or bury a job that failed alone. True if it is tried again."""
         match decide(self._policies.retry, fault, job.attempt, now_s, self._random.random()):
             case Retry(not_before_s):
-                again = replace(job, attempt=job.attempt + 1)
-                heapq.heappush(self._later, (not_before_s, next(self._ticket), again))
-                self._metrics.retried()
                 log.warning("retry", attempt=job.attempt, error=fault.error, message=fault.message)
+                if self._policies.retry_topics:
+                    self._send_round(job)
+                else:
+                    again = replace(job, attempt=job.attempt + 1)
+                    heapq.heappush(self._later, (not_before_s, next(self._ticket), again))
+                    self._metrics.retried()
                 return True
             case DeadLetter(reason):
                 self._bury(job.record, replace(fault, reason=reason), job.attempt)
                 return False
 
+    def _send_round(self, job: Job) -> None:
+        """Resolve a record by its next attempt, a copy in the retry topic of its delay: its partition goes on."""
+        topics = self._policies.retry_topics
+        delay_s, topic = topics[min(job.attempt, len(topics)) - 1]
+        not_before_ms = int((self._clocks.wall_s() + delay_s) * 1000)
+        self._ledger.resolve(job.record.position, send_round(job.record, topic, job.attempt + 1, not_before_ms))
+
     def _bury(self, record: Record, fault: Fault, attempts: int) -> None:
+        self._letters.buried(fault)
         self._ledger.resolve(record.position, dead_letter(record, fault, attempts, self._policies.obituary))
 
     # Publish ----------------------------------------------------------------------------------------------------------
@@ -386,7 +571,7 @@ class KafkaStage:
         now_s = self._clocks.monotonic_s()
         if now_s < self._publish_at_s:
             return
-        release = self._unfinished or self._ledger.release()
+        release = self._unfinished or self._release()
         if not release:
             self._consumer.recommit()
             return
@@ -396,6 +581,8 @@ class KafkaStage:
             self._unfinished = release
             self._publish_failed(error)
         except TransactionAborted as error:
+            if self._unfinished is not None:
+                self._publish_attempts = 0  # the broker answers again
             self._unfinished = None
             self._metrics.transaction(TransactionResult.ABORTED)
             self._publish_failed(error)
@@ -412,6 +599,14 @@ class KafkaStage:
                 self._metrics.transaction(TransactionResult.COMMITTED)
             self._acknowledged(release)
 
+    def _release(self) -> Release:
+        release = self._ledger.release()
+        if not self._wards:
+            return release
+        # A quarantine outlives the process: its end travels with every offset until that is reached.
+        marks = {p: Mark(until=w.until) for p, w in self._wards.items() if release.offsets.get(p, w.until) < w.until}
+        return replace(release, metadata={partition: render(mark) for partition, mark in marks.items()})
+
     def _publish_failed(self, error: Exception) -> None:
         self._publish_attempts += 1
         delay_s = self._policies.retry.delay_s(self._publish_attempts, self._random.random())
@@ -422,6 +617,8 @@ class KafkaStage:
     def _replace(self, error: Unpublishable) -> None:
         """Put something publishable in place of an output that the broker refuses, so that its partition goes on."""
         output, position = error.output, error.position
+        if not self._ledger.is_live(position):
+            return  # its partition has left since: the new owner meets the same
         log.warning("unpublishable", topic=output.topic, offset=position.offset, error=str(error))
         if output.topic != self._policies.obituary.topic:
             fault = Fault(FaultKind.MESSAGE, Reason.TOO_LARGE, "publish", "Unpublishable", f"{output.topic}: {error}")
@@ -440,12 +637,29 @@ class KafkaStage:
             if output.reason:
                 self._metrics.dead_lettered(output.reason)
                 buried += 1
+            elif output.topic in self._retry_topics:
+                self._metrics.retried()
             elif self._ledger.is_live(position):
                 timestamps_ms.append(self._ledger.record(position).timestamp_ms)
         self._ledger.acknowledge(release)
+        if self._starts or self._wards:
+            self._progressed(release)
         self._metrics.published(len(timestamps_ms))
         self._metrics.answered(self._clocks.wall_s() * 1000, timestamps_ms)
         self._log_batches(len(release.outputs) - buried, buried)
+
+    def _progressed(self, release: Release) -> None:
+        """Progress resets the count of starts, lets the next quarantined record in, and lifts a quarantine."""
+        for partition, behind in release.offsets.items():
+            self._starts.pop(partition, None)
+            ward = self._wards.get(partition)
+            if ward is None or release.epochs[partition] != self._consumer.assignment.get(partition):
+                continue
+            ward.suspect_at = None
+            if behind >= ward.until:
+                del self._wards[partition]
+                log.info("quarantine_lifted", partition=str(partition), offset=behind)
+            self._consumer.unhold(partition)
 
     def _log_batches(self, published: int, buried: int) -> None:
         """The canonical lines of the batches whose results have just gone out (or wait behind a retry)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -49,6 +49,13 @@ class Publisher(Protocol):
 
     def close(self) -> None:
         """Give up what is unfinished and disconnect."""
+
+
+class Reads(Protocol):
+    """Whose offsets a transaction carries: the worker's consumer, or one that belongs to no group's generation."""
+
+    def group_metadata(self) -> Any:
+        """What the coordinator checks the offsets' sender by (KIP-447)."""
 
 
 # Of the record itself: the same bytes would be refused again.
@@ -175,10 +182,17 @@ class AtLeastOncePublisher:
         if not receipts.open:
             # The first call, or what the last one left undelivered: what has its receipt is not produced again.
             receipts.failed.clear()
-            for position, output in release.outputs:
-                if receipts.delivered.get(position) is not output:
-                    self._connection.produce(position, output, receipts, deadline_s)
-                    self._connection.client.poll(0)
+            try:
+                for position, output in release.outputs:
+                    if receipts.delivered.get(position) is not output:
+                        self._connection.produce(position, output, receipts, deadline_s)
+                        self._connection.client.poll(0)
+            except Unpublishable as error:
+                receipts.unpublishable = error  # raised below, once what is in front of it has its receipts
+            except KafkaException as error:
+                self._connection.client.poll(0)
+                self._connection.check()
+                raise BrokerAway(f"not produced: {error.args[0].str()}") from error
         while receipts.open and (left_s := deadline_s - self._clock()) > 0:
             self._connection.client.flush(left_s)
         self._connection.check()
@@ -191,8 +205,11 @@ class AtLeastOncePublisher:
         if missing:
             why = receipts.failed[0].str() if receipts.failed else "the queue was full"
             raise BrokerAway(f"{missing} of {len(release.outputs)} records were not delivered ({why})")
+        # The offsets of partitions that left since this release was made are their new owner's to commit.
+        owned = self._consumer.assignment
+        offsets = {p: offset for p, offset in release.offsets.items() if owned.get(p) == release.epochs[p]}
+        self._consumer.commit(offsets, wait=False, metadata=release.metadata)
         self._receipts = None
-        self._consumer.commit(release.offsets, wait=False)
 
     def close(self) -> None:
         """Give up what is unfinished and disconnect."""
@@ -216,7 +233,7 @@ class TransactionalPublisher:
 
     transactional = True
 
-    def __init__(self, config: Properties, consumer: Consumer, clock: Clock) -> None:
+    def __init__(self, config: Properties, consumer: Reads, clock: Clock) -> None:
         self._connection = _Connection(config, clock)
         self._consumer = consumer
         self._clock = clock
@@ -245,6 +262,8 @@ class TransactionalPublisher:
         deadline_s = self._clock() + timeout_s
         if self._stage is _Stage.ABORTING:
             self._abort(deadline_s, "resumed")
+            # Not this release again: a partition may have left since, and its new owner may have answered already.
+            raise TransactionAborted("the abort is answered now")
         if self._stage is _Stage.IDLE:
             self._open(release, deadline_s)
         self._commit(deadline_s)
@@ -257,15 +276,21 @@ class TransactionalPublisher:
             self._stage = _Stage.OPEN
             for position, output in release.outputs:
                 self._connection.produce(position, output, receipts, deadline_s)
-            offsets = [TopicPartition(p.topic, p.number, offset) for p, offset in release.offsets.items()]
+            offsets = [
+                TopicPartition(p.topic, p.number, offset, release.metadata.get(p, ""))
+                for p, offset in release.offsets.items()
+            ]
             client.send_offsets_to_transaction(offsets, self._consumer.group_metadata(), self._left_s(deadline_s))
             while receipts.open and self._clock() < deadline_s:
                 client.flush(self._left_s(deadline_s))
-        except (Unpublishable, BrokerAway) as error:
+        except Unpublishable as error:
             self._abort(deadline_s, str(error))
             raise
+        except BrokerAway as error:
+            self._abort(deadline_s, str(error))
+            raise TransactionAborted(str(error)) from error
         except KafkaException as error:
-            self._give_up(error, deadline_s)
+            self._give_up(error, deadline_s, receipts)
         if receipts.unpublishable is not None:
             self._abort(deadline_s, str(receipts.unpublishable))
             raise receipts.unpublishable
@@ -285,7 +310,7 @@ class TransactionalPublisher:
             self._give_up(error, deadline_s)
         self._stage = _Stage.IDLE
 
-    def _give_up(self, error: KafkaException, deadline_s: float) -> None:
+    def _give_up(self, error: KafkaException, deadline_s: float, receipts: _Receipts | None = None) -> None:
         """Turn an error of a transactional call into ours. Always raises."""
         found: KafkaError = error.args[0]
         if found.fatal() or found.code() in _FENCING:
@@ -293,6 +318,9 @@ class TransactionalPublisher:
             raise kind(f"the transactional producer cannot go on: {found.name()}: {found.str()}") from error
         # Abortable, or retriable with our time used up: in both cases nothing was committed, and abort makes it final.
         self._abort(deadline_s, found.str())
+        if receipts is not None and receipts.unpublishable is not None:
+            # Records are sent in the background: what made the transaction fail was met by a later call.
+            raise receipts.unpublishable from error
         raise TransactionAborted(f"{found.name()}: {found.str()}") from error
 
     def _abort(self, deadline_s: float, why: str) -> None:

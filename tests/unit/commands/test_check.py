@@ -8,7 +8,9 @@ import pytest
 import torch
 import transformers
 
+from tests.brokers.kafka import Kafka
 from tests.brokers.registry import LoopbackRegistry
+from tests.conftest import TopicFactory
 from tests.families import tokenizers
 from worker.commands import check as check_module
 from worker.commands.check import check
@@ -88,6 +90,27 @@ def test_all_is_well(
     assert embedded.bootstrap_servers in shown["broker"][0][1]
     assert all(f"{name} (4 partitions)" in shown["topics"][0][1] for name in topics.values())
     assert str(checkpoint) in shown["model"][0][1]
+
+
+@pytest.mark.kafka
+def test_all_is_well_on_real_kafka(
+    kafka: Kafka,
+    topic: TopicFactory,
+    checkpoint: Path,
+    topics: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    names = {key: topic(key, partitions=2) for key in topics}
+    for key, name in names.items():
+        monkeypatch.setenv(f"XNLI_TOPICS__{key.upper()}", name)
+    monkeypatch.setenv("XNLI_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    monkeypatch.setenv("XNLI_DELIVERY__GUARANTEE", "exactly_once")
+    monkeypatch.setenv("XNLI_MODEL__NAME", str(checkpoint))
+    code, shown = run(capfd)
+    assert code == 0
+    assert shown["transactions"][0][0] == "ok"
+    assert all(f"{name} (2 partitions)" in shown["topics"][0][1] for name in names.values())
 
 
 def test_an_unknown_setting_is_named_and_nothing_else_is_tried(

@@ -87,8 +87,13 @@ BAD = {
 
 
 def test_bad_lines_are_reported_and_the_others_are_sent(
-    embedded: EmbeddedBroker, topic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    embedded: EmbeddedBroker,
+    topic: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("XNLI_KAFKA__PRODUCER_PROPERTIES", '{"message.max.bytes": 1000000}')
     file = tmp_path / "requests.jsonl"
     between = [lines({**GOOD, "id": str(number)}).encode() for number in range(len(BAD))]
     file.write_bytes(b"".join(bad + b"\n" + good for bad, good in zip(BAD, between, strict=True)))

@@ -1,0 +1,203 @@
+"""The faults, each a scene played on a `Stage` while workers answer requests, up to the moment when all is well again.
+
+What a scene leaves to its caller: feeding the rest, timing the recovery, and the account.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tests.brokers.kafka import KafkaCluster
+from tests.brokers.registry import LoopbackRegistry
+from tests.faults.stage import CellFailed, Stage
+from tests.faults.verifier import count
+
+# A frozen worker must have been missed by its group and by its own poll interval: 8 s (see Stage).
+FROZEN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One fault.
+
+    ``seconds`` is about how long two workers take for all messages if nothing happens: the model pauses to stretch it.
+    ``nodes`` is the size of the cluster.
+    """
+
+    name: str
+    play: Callable[[Stage], None]
+    seconds: float = 6.0
+    workers: int = 2
+    nodes: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
+    registry: bool = False
+
+    @property
+    def owns_cluster(self) -> bool:
+        """True if it harms the broker itself, so that nobody else may be using it."""
+        return self.play not in {sigkill, sigterm, sigstop, poison, dead_letters_unwritable, produce_error}
+
+
+def _cluster(stage: Stage) -> KafkaCluster:
+    if not isinstance(stage.kafka, KafkaCluster):
+        raise TypeError("this scene needs a cluster of its own")
+    return stage.kafka
+
+
+def sigkill(stage: Stage) -> None:
+    """A worker dies half-way, and its supervisor starts it again at once."""
+    stage.feed(0.8)
+    stage.await_results(0.25)
+    victim = stage.random.choice(stage.members)
+    victim.worker.kill()
+    victim.worker.restart()
+
+
+def sigterm(stage: Stage) -> None:
+    """A worker is asked to go half-way, and another takes its place."""
+    stage.feed(0.8)
+    stage.await_results(0.25)
+    stage.leave(stage.random.choice(stage.members))
+    stage.join()
+
+
+def sigstop(stage: Stage) -> None:
+    """Each worker in turn freezes for longer than its session and its poll interval."""
+    stage.feed(0.4)
+    stage.await_results(0.1)
+    for member in stage.random.sample(stage.members, len(stage.members)):
+        member.worker.signal(signal.SIGSTOP)
+        try:
+            stage.spend(FROZEN_S / 2)
+            stage.feed(0.2)
+            stage.spend(FROZEN_S / 2)
+        finally:
+            member.worker.signal(signal.SIGCONT)
+
+
+def broker_restart(stage: Stage) -> None:
+    """The only broker dies and comes back, twice."""
+    cluster = _cluster(stage)
+    stage.feed(0.8)
+    for share in (0.15, 0.4):
+        stage.await_results(share)
+        cluster.kill(1)
+        cluster.restart(1)
+
+
+def broker_away(stage: Stage) -> None:
+    """The only broker hangs with transactions open, then dies, and is away for longer than every time-out.
+
+    One worker starts while it is away.
+    """
+    cluster = _cluster(stage)
+    stage.feed(0.8)
+    stage.await_results(0.15)
+    cluster.suspend(1)
+    stage.spend(1.0)
+    cluster.kill(1)
+    stage.spend(stage.size.outage_s / 2)
+    stage.join()
+    stage.spend(stage.size.outage_s / 2)
+    cluster.restart(1)
+
+
+def one_of_three(stage: Stage) -> None:
+    """Each broker of three dies in turn, so every coordinator and leader does once, and comes back some seconds later."""
+    cluster = _cluster(stage)
+    stage.feed(0.2)
+    stage.await_results(0.1)
+    for node in stage.random.sample([1, 2, 3], 3):
+        cluster.kill(node)
+        stage.feed(0.2)
+        stage.spend(stage.size.outage_s / 2)
+        cluster.restart(node)
+
+
+def produce_error(stage: Stage) -> None:
+    """The output topic refuses every write for a while."""
+    stage.feed(0.5)
+    stage.await_results(0.15)
+    with stage.unwritable(stage.topics.results):
+        stage.feed(0.3)
+        stage.spend(stage.size.outage_s)
+
+
+def commit_error(stage: Stage) -> None:
+    """Offsets and the state of transactions cannot be written for a while."""
+    stage.feed(0.5)
+    stage.await_results(0.15)
+    with stage.unwritable("__consumer_offsets", *(["__transaction_state"] if stage.exactly_once else [])):
+        stage.feed(0.3)
+        stage.spend(stage.size.outage_s)
+
+
+def rebalance_storm(stage: Stage) -> None:
+    """Workers join and leave at random: asked to go, or killed."""
+    stage.feed(0.1)
+    for _ in range(8):
+        stage.feed(0.1)
+        few, many = len(stage.members) < 2, len(stage.members) > 3
+        match "join" if few else stage.random.choice(("leave", "kill") if many else ("join", "leave", "kill")):
+            case "join":
+                stage.join()
+            case "leave":
+                stage.leave(stage.random.choice(stage.members))
+            case "kill":
+                victim = stage.random.choice(stage.members)
+                victim.worker.kill()
+                stage.members.remove(victim)
+        stage.spend(stage.random.uniform(0.5, 3.0))
+
+
+def poison(stage: Stage) -> None:
+    """Texts on which the model fails, in the middle of batches."""
+    stage.feed(0.8, poison=20)
+    stage.await_results(0.25)
+
+
+def dead_letters_unwritable(stage: Stage) -> None:
+    """Poison, and a dead-letter topic that refuses every write for a while: its partition has to wait."""
+    with stage.unwritable(stage.topics.dead_letters):
+        stage.feed(0.8, poison=20)
+        stage.until(lambda: any(m.worker.events("publish_failed") for m in stage.members), "a dead letter to be refused")
+        stage.spend(stage.size.outage_s)
+        if count(stage.kafka.bootstrap_servers, stage.topics.dead_letters):
+            raise CellFailed("the dead-letter topic took a write: the fault was none")
+
+
+def registry_away(stage: Stage) -> None:
+    """The registry refuses connections, then answers 503, while writers use a schema no worker has asked for yet.
+
+    One worker starts while it is away.
+    """
+    registry = stage.registry
+    stage.feed(0.4)
+    stage.await_results(0.2)
+    registry.stop()
+    stage.new_writer_schema()
+    stage.feed(0.4)
+    stage.join()
+    stage.spend(stage.size.outage_s / 2)
+    registry.available = False
+    registry.start()
+    stage.spend(stage.size.outage_s / 2)
+    registry.available = True
+
+
+SCENARIOS = (
+    Scenario("sigkill", sigkill),
+    Scenario("sigterm", sigterm),
+    Scenario("sigstop", sigstop, seconds=20),
+    Scenario("poison", poison, seconds=1),
+    Scenario("dead_letters_unwritable", dead_letters_unwritable, seconds=1),
+    Scenario("produce_error", produce_error),
+    Scenario("commit_error", commit_error),
+    Scenario("registry_away", registry_away, registry=True),
+    Scenario("rebalance_storm", rebalance_storm, seconds=20),
+    Scenario("broker_restart", broker_restart, seconds=3),
+    Scenario("broker_away", broker_away),
+    Scenario("one_of_three", one_of_three, nodes=3),
+)

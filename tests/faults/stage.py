@@ -1,0 +1,263 @@
+"""The stage of one cell: topics of its own, workers with a supervisor, messages fed in order, and an account at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
+
+from tests.brokers.kafka import Kafka
+from tests.faults.verifier import Account, Progress, Topics, account, count, request, send
+from tests.faults.workers import WorkerProcess
+from worker.registry import Codecs
+
+PARTITIONS = 6
+DRAIN_S = 60.0
+
+
+class CellFailed(Exception):  # noqa: N818 (what happened, as the field says it)
+    """A cell did not come to its end, or broke its promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is sent and how long an outage lasts. Both grow from the small run to the full one."""
+
+    messages: int
+    outage_s: float
+
+    @classmethod
+    def of(cls, messages: int) -> Size:
+        """An outage of a minute from 100,000 messages on, of 12 s below: more than any time-out of the workers here."""
+        return cls(messages, 60.0 if messages >= 100_000 else 12.0)
+
+    @property
+    def batch(self) -> int:
+        """Messages a batch: a hundred batches in the small run, the default of 256 in the full one."""
+        return min(256, max(10, self.messages // 100))
+
+    @property
+    def deadline_s(self) -> float:
+        """For one cell, on a machine that is slow and busy."""
+        return 240 + 4 * self.outage_s + self.messages / 250
+
+
+@dataclass(slots=True)
+class Member:
+    """A worker and what it has been through. ``restarts`` counts the starts nobody had asked for."""
+
+    worker: WorkerProcess
+    restarts: int = 0
+    exit_codes: list[int] = field(default_factory=list)
+
+
+class Stage:
+    """Feed, hurt, wait, account. Every wait supervises: a worker that ends by itself is started again, and counted."""
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        topics: Topics,
+        size: Size,
+        guarantee: str,
+        seed: int,
+        folder: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        encode: Callable[[str, str], bytes] = request,
+    ) -> None:
+        self.kafka = kafka
+        self.topics = topics
+        self.size = size
+        self.random = random.Random(seed)
+        self.members: list[Member] = []
+        self.poison: set[str] = set()
+        self.encode = encode
+        self._folder = folder
+        self._settings = dict(settings or {})
+        self._guarantee = guarantee
+        self._fed = 0
+        self._started = 0
+        self._deadline_s = time.monotonic() + size.deadline_s
+        self._progress = Progress(kafka.bootstrap_servers, topics.requests, topics.requests)
+
+    def _environment(self) -> dict[str, str]:
+        return (
+            self.topics.environment()
+            | {
+                "XNLI_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
+                "XNLI_KAFKA__GROUP_ID": self.topics.requests,
+                # The shortest that a busy machine keeps: a frozen or dead worker is noticed after 6 s.
+                "XNLI_KAFKA__CONSUMER_PROPERTIES": (
+                    '{"session.timeout.ms": 6000, "heartbeat.interval.ms": 500, "max.poll.interval.ms": 8000}'
+                ),
+                "XNLI_DELIVERY__GUARANTEE": self._guarantee,
+                "XNLI_BATCH__MAX_MESSAGES": str(self.size.batch),
+                "XNLI_RETRY__MAX_ATTEMPTS": "2",
+                "XNLI_RETRY__MAX_MS": "2000",
+            }
+            | self._settings
+        )
+
+    # Workers ----------------------------------------------------------------------------------------------------------
+
+    def join(self, **settings: str) -> Member:
+        """Start one more worker."""
+        self._started += 1
+        log = self._folder / f"worker-{self._started}.log"
+        member = Member(WorkerProcess(self._environment() | settings, log))
+        self.members.append(member)
+        return member
+
+    def join_and_wait(self, workers: int) -> None:
+        """Start workers, and return when they share the partitions."""
+        for _ in range(workers):
+            self.join()
+        for member in self.members:
+            self.until(lambda member=member: bool(member.worker.events("rebalance")), "the group to form")
+
+    def leave(self, member: Member) -> None:
+        """SIGTERM. The worker must drain and exit with 0."""
+        member.worker.process.terminate()
+        try:
+            code = member.worker.process.wait(DRAIN_S)
+        except subprocess.TimeoutExpired:
+            raise CellFailed(f"a worker did not end within {DRAIN_S:g} s of SIGTERM\n{self._tails()}") from None
+        self.members.remove(member)
+        if code != 0:
+            raise CellFailed(f"a worker ended with {code} on SIGTERM\n{self._tail(member)}")
+
+    def supervise(self) -> None:
+        """Start again whatever ended by itself, a second later, as a supervisor does."""
+        for member in self.members:
+            code = member.worker.process.poll()
+            if code is not None:
+                member.restarts += 1
+                member.exit_codes.append(code)
+                time.sleep(1)
+                member.worker.restart()
+
+    @property
+    def restarts(self) -> int:
+        """Starts that nobody had asked for."""
+        return sum(member.restarts for member in self.members)
+
+    # Messages ---------------------------------------------------------------------------------------------------------
+
+    def feed(self, share: float, *, poison: int = 0) -> None:
+        """Send the next ``share`` of all messages, ``poison`` of them such that the model fails on them."""
+        fed = min(self.size.messages, self._fed + round(share * self.size.messages))
+        numbers = range(self._fed, fed)
+        bad = set(self.random.sample(numbers, min(poison, len(numbers))))
+        self.poison |= {f"k{i}" for i in bad}
+        self._fed = fed
+        send(
+            self.kafka.bootstrap_servers,
+            self.topics.requests,
+            (
+                (f"k{i}", self.encode(f"k{i}", f"poison {i}" if i in bad else f"plain text {i}"))
+                for i in numbers
+            ),
+        )
+
+    def await_results(self, share: float) -> None:
+        """Return when about ``share`` of all messages have a record in the output."""
+        wanted = share * self.size.messages
+        self.until(lambda: count(self.kafka.bootstrap_servers, self.topics.results) >= wanted, f"{share:.0%} of results")
+
+    # Waiting ----------------------------------------------------------------------------------------------------------
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Supervise until something is true."""
+        while not condition():
+            self.supervise()
+            if time.monotonic() > self._deadline_s:
+                raise CellFailed(f"time ran out waiting for {what}\n{self._tails()}")
+            time.sleep(0.1)
+
+    def spend(self, seconds: float) -> None:
+        """Let time pass, supervising."""
+        end_s = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= end_s, f"{seconds:g} s to pass")
+
+    def committed(self) -> dict[int, int]:
+        """What is committed now, as soon as the cluster says."""
+        while True:
+            if (found := self._progress.committed()) is not None:
+                return found
+            self.until(lambda: True, "committed offsets")
+            time.sleep(0.1)
+
+    def recover(self) -> float:
+        """Feed the rest, and return the seconds from the call until every partition has moved on."""
+        began_s = time.monotonic()
+        self.feed(1.0)
+        before = self.committed()
+
+        def moved() -> bool:
+            now = self._progress.committed()
+            return now is not None and all(offset > before[partition] for partition, offset in now.items())
+
+        self.until(moved, "every partition to move on")
+        return time.monotonic() - began_s
+
+    def finish(self, codecs: Codecs | None = None) -> Account:
+        """Wait until everything is committed, let the workers drain, and account for every message."""
+        self.until(lambda: self._progress.lag() == 0, "everything to be committed")
+        for member in self.members[:]:
+            self.leave(member)
+        found = account(self.kafka.bootstrap_servers, self.topics, *([codecs] if codecs else []))
+        if found.inputs != self.size.messages:
+            raise CellFailed(f"{found.inputs} inputs, not {self.size.messages}: the feeding is broken, not the worker")
+        return found
+
+    def close(self) -> None:
+        """End what still runs."""
+        self._progress.close()
+        for member in self.members:
+            member.worker.__exit__(None, None, None)
+
+    def _tails(self) -> str:
+        return "\n".join(map(self._tail, self.members))
+
+    @staticmethod
+    def _tail(member: Member) -> str:
+        lines = member.worker.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join([f"--- {member.worker.log_path}", *(line[:400] for line in lines[-12:])])
+
+    # Faults of the cluster --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def unwritable(self, *topics: str) -> Iterator[None]:
+        """Refuse every acks=all write to topics, meanwhile: they ask for more replicas in sync than there are."""
+        self._alter(topics, "100")
+        try:
+            yield
+        finally:
+            self._alter(topics, None)
+
+    def _alter(self, topics: tuple[str, ...], in_sync: str | None) -> None:
+        admin = self.kafka.admin()
+        operation = AlterConfigOpType.DELETE if in_sync is None else AlterConfigOpType.SET
+        resources = [
+            ConfigResource(
+                ConfigResource.Type.TOPIC,
+                topic,
+                incremental_configs=[
+                    ConfigEntry("min.insync.replicas", in_sync or "", incremental_operation=operation)
+                ],
+            )
+            for topic in topics
+        ]
+        for topic, done in admin.incremental_alter_configs(resources).items():
+            try:
+                done.result(timeout=30)
+            except KafkaException as error:
+                raise CellFailed(f"{topic}: not altered: {error}") from error

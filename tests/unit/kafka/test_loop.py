@@ -1,0 +1,552 @@
+"""The Kafka stage, step by step, over Kafka in memory and on a fake clock."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from tests.brokers.memory import Clock, Fault, MemoryBroker, abortable, fatal, retriable
+from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, answered, partition, reason
+from tests.delivery.worker import BATCH, RETRY, Guarantee, Worker
+from worker.core.batch import BatchPolicy
+from worker.core.dead_letter import is_truncated
+from worker.core.retry import RetryPolicy
+from worker.errors import FatalError, Fenced
+from worker.messages import Partition
+
+P0, P1 = partition(0), partition(1)
+BOTH = pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker(Clock())
+
+
+def started(broker: MemoryBroker, guarantee: Guarantee = "exactly_once", **options: object) -> Worker:
+    worker = Worker(broker, guarantee, **options)  # type: ignore[arg-type]  # options are the worker's own fields
+    broker.assign(P0, P1)
+    worker.kafka.step()
+    return worker
+
+
+def offsets(broker: MemoryBroker, where: Partition = P0, *, dead: bool | None = None) -> list[int]:
+    """Offsets of the records answered, in the order a reader sees; with ``dead`` only (or without) dead letters."""
+    return [
+        answered(output)[1]
+        for output in broker.visible
+        if answered(output)[0] == where and dead in {None, bool(reason(output))}
+    ]
+
+
+def reasons(broker: MemoryBroker) -> dict[int, str]:
+    return {answered(output)[1]: reason(output) for output in broker.visible if reason(output)}
+
+
+# Everything well ------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_every_record_is_answered_in_order_and_committed(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    broker.send(P0, *[b"ok"] * 10)
+    broker.send(P1, *[b"ok"] * 5)
+    worker.settle()
+    assert offsets(broker, P0) == list(range(10))
+    assert offsets(broker, P1) == list(range(5))
+    assert broker.committed == {P0: 10, P1: 5}
+    assert worker.counted("records_consumed_total", topic="requests") == 15
+    assert worker.counted("records_published_total") == 15
+
+
+def test_a_lone_record_waits_for_max_wait_and_no_longer(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, b"ok")
+    began_s = broker.clock()
+    while not broker.visible:
+        worker.turn()
+    # Two polls of the busy loop: one until the batch is offered, one until its result is there.
+    assert broker.clock() - began_s == pytest.approx(BATCH.max_wait_s + 0.004, abs=0.003)
+
+
+def test_tombstones_are_skipped_counted_and_committed(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, None, b"ok", None)
+    worker.settle()
+    assert offsets(broker) == [1]
+    assert broker.committed == {P0: 3}
+    assert worker.counted("tombstones_total") == 2
+
+
+def test_what_the_worker_committed_is_not_read_again(broker: MemoryBroker) -> None:
+    broker.send(P0, *[b"ok"] * 4)
+    started(broker).settle()
+    broker.send(P0, b"ok")
+    started(broker).settle()
+    assert offsets(broker) == [0, 1, 2, 3, 4]
+
+
+# Failures of messages -------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_one_message_never_fails_another(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    broker.client_limit_bytes = HUGE_BYTES // 2
+    broker.send(P0, b"ok", b"poison", b"ok", b"garbage", b"ok", b"huge", b"ok", b"mute", b"ok")
+    worker.settle()
+    assert offsets(broker, dead=False) == [0, 2, 4, 6, 8]
+    assert reasons(broker) == {1: "inference", 3: "malformed", 5: "too_large", 7: "inference"}
+    assert broker.committed == {P0: 9}
+    assert worker.counted("records_dead_lettered_total", reason="too_large") == 1
+    assert worker.counted("records_published_total") == 5
+
+
+@BOTH
+def test_a_result_the_broker_refuses_becomes_a_dead_letter(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    """The client sends it in the background: the refusal may be met by any later call."""
+    worker = started(broker, guarantee)
+    broker.client_limit_bytes, broker.broker_limit_bytes = 2 * HUGE_BYTES, HUGE_BYTES // 2
+    broker.send(P0, b"ok", b"huge", b"ok")
+    worker.settle()
+    assert offsets(broker, dead=False) == [0, 2]
+    assert reasons(broker) == {1: "too_large"}
+
+
+@BOTH
+def test_a_message_that_fails_twice_is_answered_once_and_keeps_its_place(
+    broker: MemoryBroker, guarantee: Guarantee
+) -> None:
+    worker = started(broker, guarantee)
+    broker.send(P0, b"ok", b"flaky 2", b"ok", b"ok", b"ok")
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3, 4]
+    assert reasons(broker) == {}
+    assert worker.counted("records_retried_total") == 2
+
+
+def test_a_culprit_is_tried_again_alone(broker: MemoryBroker) -> None:
+    worker = started(broker, batch=BatchPolicy(max_messages=8, max_tokens=1_000, max_wait_s=0.05))
+    broker.send(P0, b"poison", *[b"ok"] * 7)
+    while not offsets(broker):
+        worker.turn(20)
+        broker.send(P1, *[b"ok"] * 6)  # company that a retry must not drag along
+    worker.settle()
+    # 8 fail, then 4 + 2 + 1 fail and as many succeed; then once alone for each attempt that is left.
+    wanted = 8 + len(offsets(broker, P1)) + 8 + 4 + 2 + RETRY.max_attempts - 1
+    assert sum(worker.engine.runs) == wanted
+
+
+def test_retries_wait_as_long_as_the_policy_says(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, b"poison")
+    moments: list[float] = []
+    while not broker.visible:
+        before = len(worker.engine.runs)
+        worker.turn()
+        if len(worker.engine.runs) > before:
+            moments.append(broker.clock())
+    gaps = [after - before for before, after in zip(moments, moments[1:], strict=False)]
+    assert gaps == [pytest.approx(0.2, abs=0.02), pytest.approx(0.4, abs=0.02)]
+
+
+def test_an_expired_request_is_not_scored(broker: MemoryBroker) -> None:
+    worker = started(broker, max_age_s=60.0)
+    broker.send(P0, b"ok")  # its timestamp is the beginning of time
+    worker.settle()
+    assert reasons(broker) == {0: "expired"}
+    assert worker.engine.runs == []
+
+
+def test_a_dead_letter_too_large_is_truncated(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.broker_limit_bytes = 12_000
+    broker.send(P0, b"small", b"x" * 20_000)
+    worker.codec.read = _reject  # type: ignore[method-assign]  # whatever it reads
+    worker.settle()
+    first, second = broker.visible
+    assert not is_truncated(first)
+    assert dict(second.headers)["xnli.dlq.truncated"] == b"20000"
+    assert broker.committed == {P0: 2}
+
+
+def _reject(_: object) -> object:
+    raise FileNotFoundError("neither a rejection nor known")
+
+
+def test_a_dead_letter_that_cannot_be_written_at_all_halts_with_nothing_committed(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.broker_limit_bytes = 10
+    broker.send(P0, b"garbage")
+    with pytest.raises(FatalError, match=r"max\.message\.bytes"):
+        worker.settle()
+    assert broker.committed == {}
+
+
+# Outages --------------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_broker_away_is_waited_for(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    broker.send(P0, *[b"ok"] * 6)
+    while not worker.kafka.in_flight:
+        worker.turn()
+    broker.away = True
+    began_s = broker.clock()
+    turns = 0
+    while broker.clock() < began_s + 60:
+        worker.turn()
+        turns += 1
+    assert not broker.visible
+    assert turns < 60 * 30, "a busy loop"
+    broker.away = False
+    worker.settle(RETRY.max_s + 2)
+    assert offsets(broker) == list(range(6))
+    assert reasons(broker) == {}
+
+
+@BOTH
+def test_a_registry_away_is_waited_for(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    worker.codec.away = True
+    broker.send(P0, *[b"ok"] * 30)
+    broker.send(P1, *[b"ok"] * 30)
+    worker.turn(200)
+    assert worker.consumer.paused
+    held = worker.kafka.in_flight
+    assert 0 < held <= 2 * BATCH.max_messages, "reading goes on though nothing can be decoded"
+    broker.revoke(P1)
+    worker.turn(10)
+    worker.codec.away = False
+    worker.settle()
+    assert offsets(broker) == list(range(30))
+    assert offsets(broker, P1) == []
+    assert reasons(broker) == {}
+
+
+@BOTH
+def test_a_device_away_costs_no_attempt(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    worker.engine.away = 20
+    broker.send(P0, *[b"ok"] * 4)
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3]
+    assert reasons(broker) == {}
+
+
+@BOTH
+def test_an_unwritable_dead_letter_topic_blocks_the_commit(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    broker.unwritable = {DEAD_LETTERS}
+    broker.send(P0, b"ok", b"garbage", b"ok")
+    worker.turn(500)
+    assert broker.committed.get(P0, 0) <= 1
+    assert offsets(broker, dead=True) == []
+    broker.unwritable = set()
+    worker.settle()
+    assert broker.committed == {P0: 3}
+    assert sorted(set(offsets(broker))) == [0, 1, 2]
+
+
+@BOTH
+def test_a_topic_that_is_missing_is_waited_for(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    broker.faults["produce"].extend([Fault(KafkaError(KafkaError._UNKNOWN_TOPIC))] * 3)
+    broker.send(P0, b"ok", b"ok")
+    worker.settle()
+    assert sorted(set(offsets(broker))) == [0, 1]
+
+
+def test_a_commit_that_cannot_be_sent_is_sent_later(broker: MemoryBroker) -> None:
+    worker = started(broker, "at_least_once")
+    broker.send(P0, b"ok")
+    broker.faults["commit"].append(retriable())
+    member = broker.member
+    assert member is not None
+    refused, commit = 2, member.commit
+
+    def refuse(**arguments: object) -> None:
+        nonlocal refused
+        refused -= 1
+        if refused >= 0:
+            raise KafkaException(KafkaError(KafkaError._STATE))
+        commit(**arguments)  # type: ignore[arg-type]  # passed through
+
+    member.commit = refuse  # type: ignore[method-assign]
+    worker.settle()
+    worker.turn(30)
+    assert broker.committed == {P0: 1}
+    assert offsets(broker) == [0]
+
+
+def test_a_late_failure_of_an_old_commit_does_not_take_back_a_newer_one(broker: MemoryBroker) -> None:
+    worker = started(broker, "at_least_once")
+    broker.faults["commit"].append(retriable())
+    worker.consumer.commit({P0: 5}, wait=False)
+    worker.consumer.commit({P0: 9}, wait=False)
+    assert broker.committed == {P0: 9}
+    worker.turn(5)
+    assert broker.committed == {P0: 9}
+
+
+# Transactions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_commit_without_an_answer_is_asked_again(broker: MemoryBroker, *, applied: bool) -> None:
+    worker = started(broker)
+    broker.faults["commit_transaction"].append(retriable(applied=applied))
+    broker.send(P0, *[b"ok"] * 4)
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3]
+    assert worker.counted("transactions_total", result="committed") == 1
+
+
+@pytest.mark.parametrize("call", ["produce", "send_offsets_to_transaction", "commit_transaction"])
+def test_an_aborted_transaction_is_done_again(broker: MemoryBroker, call: str) -> None:
+    worker = started(broker)
+    broker.faults[call].append(abortable())
+    broker.send(P0, *[b"ok"] * 4)
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3]
+    assert worker.counted("transactions_total", result="aborted") == 1
+
+
+def test_a_fenced_worker_ends(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.faults["commit_transaction"].append(fatal())
+    broker.send(P0, b"ok")
+    with pytest.raises(Fenced):
+        worker.settle()
+
+
+@pytest.mark.parametrize("how", ["revoke", "lose"])
+def test_a_partition_that_leaves_while_an_abort_is_unanswered_is_not_written_again(
+    broker: MemoryBroker, how: str
+) -> None:
+    worker = started(broker)
+    broker.send(P0, *[b"ok"] * 3)
+    broker.send(P1, *[b"ok"] * 3)
+    broker.faults["send_offsets_to_transaction"].append(abortable())
+    broker.faults["abort_transaction"].extend([retriable()] * 100)
+    while len(broker.faults["abort_transaction"]) == 100:
+        worker.turn()
+    getattr(broker, how)(P0)
+    worker.turn(2)
+    broker.faults.clear()
+    worker.settle()
+    # It is somebody else's, who may have answered it meanwhile.
+    assert offsets(broker, P0) == []
+    assert broker.committed == {P1: 3}
+    newcomer = started(broker)
+    newcomer.settle()
+    assert offsets(broker, P0) == [0, 1, 2]
+    assert offsets(broker, P1) == [0, 1, 2]
+
+
+def test_a_partition_that_leaves_while_the_queue_is_full_is_not_written_again(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, *[b"ok"] * 3)
+    broker.queue_limit = 0
+    while not worker.counted("broker_errors_total"):
+        worker.turn()
+    broker.lose(P0)
+    worker.kafka.step()
+    broker.queue_limit = 100
+    worker.turn(300)
+    assert offsets(broker) == []
+    assert broker.committed == {}
+
+
+# Rebalances -----------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("cooperative", [True, False])
+def test_on_revoke_what_is_computed_is_committed_and_the_rest_left(
+    broker: MemoryBroker, guarantee: Guarantee, *, cooperative: bool
+) -> None:
+    worker = started(broker, guarantee, cooperative=cooperative)
+    broker.send(P0, *[b"ok"] * 6)
+    while worker.inference.has_room:  # a batch of four is offered, two records stay in line
+        worker.kafka.step()
+    broker.revoke(P0, P1)
+    worker.kafka.step()
+    assert offsets(broker) == [0, 1, 2, 3]
+    assert worker.kafka.in_flight == 0
+    broker.assign(P0, P1)
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3, 4, 5]
+    assert broker.committed == {P0: 6}
+
+
+def test_a_late_result_of_a_former_assignment_is_dropped(broker: MemoryBroker) -> None:
+    worker = started(broker, stuck=True)
+    broker.send(P0, *[b"ok"] * 4)
+    while worker.inference.has_room:
+        worker.kafka.step()
+    began_s = broker.clock()
+    broker.revoke(P0)
+    broker.assign(P0)
+    worker.kafka.step()
+    assert broker.clock() - began_s == pytest.approx(10.0, abs=0.1), "the deadline of a revoke"
+    worker.stuck = False
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3]
+    assert worker.engine.runs == [4, 4], "computed under both assignments, published under one"
+
+
+@BOTH
+def test_of_a_lost_partition_nothing_is_committed(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    broker.send(P0, *[b"ok"] * 4)
+    while worker.inference.has_room:
+        worker.kafka.step()
+    worker.infer()
+    broker.lose(P0)
+    worker.turn(100)
+    assert broker.visible == []
+    assert broker.committed == {}
+
+
+def test_a_retry_of_a_partition_that_left_is_forgotten(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, b"poison")
+    while not worker.counted("records_retried_total"):
+        worker.turn()
+    broker.revoke(P0)
+    broker.assign(P0)
+    worker.settle()
+    assert reasons(broker) == {0: "inference"}
+    assert offsets(broker) == [0]
+
+
+def test_an_output_refused_after_its_partition_left_does_not_end_the_worker(broker: MemoryBroker) -> None:
+    worker = started(broker, "at_least_once")
+    broker.client_limit_bytes, broker.broker_limit_bytes = 2 * HUGE_BYTES, HUGE_BYTES // 2
+    broker.send(P0, b"huge")
+    broker.send(P1, b"ok")
+    while worker.kafka.in_flight < 2:
+        worker.turn()
+    broker.away = True
+    while not worker.counted("broker_errors_total"):
+        worker.turn()
+    broker.lose(P0)
+    worker.kafka.step()
+    broker.away = False
+    worker.settle()
+    assert broker.committed == {P1: 1}
+
+
+def test_a_revoke_while_transactions_fail_neither_spins_nor_lengthens_the_back_off(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, *[b"ok"] * 4)
+    broker.faults["send_offsets_to_transaction"].extend([abortable()] * 1_000)
+    while worker.inference.has_room:
+        worker.kafka.step()
+    broker.revoke(P0)
+    worker.kafka.step()
+    assert worker.counted("transactions_total", result="aborted") < 20
+
+
+def test_a_partition_assigned_under_pressure_is_paused(broker: MemoryBroker) -> None:
+    worker = Worker(broker, stuck=True)
+    broker.assign(P0)
+    broker.send(P0, *[b"ok"] * 200)
+    broker.send(P1, *[b"ok"] * 5)
+    worker.turn(50)
+    assert worker.consumer.paused
+    held = worker.kafka.in_flight
+    assert held <= 7 * BATCH.max_messages
+    broker.assign(P1)
+    worker.turn(5)
+    assert worker.kafka.in_flight == held
+    assert worker.counted("paused_partitions") == 2
+    worker.stuck = False
+    worker.settle()
+    assert offsets(broker) == list(range(200))
+    assert offsets(broker, P1) == list(range(5))
+
+
+def test_bytes_in_hand_are_bounded_headers_included(broker: MemoryBroker) -> None:
+    worker = started(broker, stuck=True, batch=BatchPolicy(max_messages=1_000, max_tokens=1 << 20, max_wait_s=0.05))
+    broker.headers = [("big", b"x" * (1 << 20))]
+    broker.send(P0, *[b"ok"] * 300)
+    worker.turn(300)
+    assert worker.consumer.paused
+    assert worker.kafka.in_flight < 80, "64 MiB and one poll more"
+
+
+# The end --------------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_drain_answers_what_is_in_hand_and_reads_nothing_more(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    worker = started(broker, guarantee)
+    broker.send(P0, *[b"ok"] * 3)
+    while worker.kafka.in_flight < 3:
+        worker.kafka.step()
+    broker.send(P0, b"ok")
+    began_s = broker.clock()
+    assert worker.kafka.drain(25.0)
+    assert broker.clock() - began_s < 0.2
+    worker.kafka.close()
+    assert offsets(broker) == [0, 1, 2]
+    assert broker.committed == {P0: 3}
+
+
+def test_a_drain_without_the_registry_ends_in_time_and_commits_what_it_can(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, b"ok", b"ok")
+    while worker.kafka.in_flight < 2:
+        worker.kafka.step()
+    worker.codec.away = True
+    broker.send(P0, b"ok")
+    worker.turn()
+    began_s = broker.clock()
+    assert not worker.kafka.drain(25.0)
+    assert broker.clock() - began_s == pytest.approx(25.0, abs=0.5)
+    worker.kafka.close()
+    assert broker.committed == {P0: 2}
+    assert offsets(broker) == [0, 1]
+
+
+def test_a_drain_sees_an_unanswered_commit_through(broker: MemoryBroker) -> None:
+    """Its partitions are gone, yet readers wait for the transaction."""
+    worker = started(broker)
+    broker.faults["commit_transaction"].extend([retriable()] * 3)
+    broker.send(P0, b"ok")
+    while not worker.counted("broker_errors_total"):
+        worker.turn()
+    broker.lose(P0, P1)
+    worker.kafka.step()
+    assert worker.kafka.in_flight == 0
+    assert worker.kafka.drain(25.0)
+    assert broker.undecided is None
+    assert offsets(broker) == [0]
+
+
+def test_a_crash_of_the_inference_stage_comes_up_in_a_step(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    worker.inference._crash = ZeroDivisionError("a bug")
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        worker.kafka.step()
+
+
+def test_the_output_of_a_result_goes_to_the_output_topic(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, b"ok", b"garbage")
+    worker.settle()
+    assert [output.topic for output in broker.visible] == [OUTPUT, DEAD_LETTERS]
+
+
+def test_back_off_after_failed_publishes_grows_and_is_reset(broker: MemoryBroker) -> None:
+    slow = RetryPolicy(max_attempts=3, initial_s=1.0, max_s=30.0, multiplier=2.0, jitter=0.0)
+    worker = started(broker, retry=slow)
+    for _ in range(2):
+        broker.faults["send_offsets_to_transaction"].extend([abortable()] * 3)
+        broker.send(P0, b"ok")
+        began_s = broker.clock()
+        worker.settle()
+        assert 7.0 < broker.clock() - began_s < 8.0  # 1 + 2 + 4

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from worker.errors import SettingsError
+from worker.messages import LongText
+from worker.settings import KafkaSettings, Section, Settings, load
+
+SECRET = "hunter2"  # noqa: S105 (what the tests look for)
+REQUIRED = {"XNLI_KAFKA__BOOTSTRAP_SERVERS": "host:9092", "XNLI_MODEL__NAME": "models/nli"}
+
+SECTIONS = {name: cast("type[Section]", field.annotation) for name, field in Settings.model_fields.items()}
+VARIABLES = sorted(
+    f"XNLI_{section}__{key}".upper() for section, fields in SECTIONS.items() for key in fields.model_fields
+)
+
+
+def from_environment(**variables: str) -> Settings:
+    return load(environ={**REQUIRED, **variables})
+
+
+def attempt(**variables: str) -> Settings | str:
+    """The settings, or why there are none."""
+    try:
+        return from_environment(**variables)
+    except SettingsError as error:
+        return str(error)
+
+
+def refusal(variables: Mapping[str, str] | None = None, file: Path | None = None) -> list[str]:
+    """The findings, one a line, with what is required given."""
+    with pytest.raises(SettingsError) as caught:
+        load(file, {**REQUIRED, **(variables or {})})
+    return str(caught.value).split("\n")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "worker.toml"
+
+
+# What wins
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_presets(file: Path) -> None:
+    file.write_text('[model]\nname = "file"\nrevision = "file"\n[batch]\nmax_tokens = 1000\n')
+    presets: dict[str, dict[str, object]] = {"model": {"name": "preset", "revision": "preset", "device": "cpu"}}
+    presets["batch"] = {"max_wait_ms": 7}
+    found = load(file, {**REQUIRED, "XNLI_MODEL__NAME": "environment"}, presets)
+    assert (found.model.name, found.model.revision, found.model.device) == ("environment", "file", "cpu")
+    assert (found.batch.max_tokens, found.batch.max_wait_ms, found.batch.max_messages) == (1000, 7, 256)
+
+
+def test_everything_in_a_file(file: Path) -> None:
+    file.write_text("""
+        [kafka]
+        bootstrap_servers = "a:9092,b:9092"
+        group_instance_id = "worker-0"
+        [kafka.properties]
+        "security.protocol" = "SASL_SSL"
+        "socket.keepalive.enable" = true
+        [kafka.consumer_properties]
+        "fetch.min.bytes" = 1
+        [topics]
+        input = ["one", "two"]
+        retry = [5, 60.5]
+        [model]
+        name = "models/nli"
+        labels = ["contradiction", "neutral", "entailment"]
+        long_text = "WINDOW_MAX"
+        """)
+    found = load(file, {})
+    assert found.kafka.properties == {"security.protocol": "SASL_SSL", "socket.keepalive.enable": True}
+    assert found.topics.input == ("one", "two")
+    assert found.topics.retry == (5.0, 60.5)
+    assert found.model.labels == ("contradiction", "neutral", "entailment")
+    assert found.model.long_text is LongText.WINDOW_MAX
+
+
+@pytest.mark.parametrize("text", ["one,two", " one , two ,", '["one", "two"]'])
+def test_a_list_in_the_environment(text: str) -> None:
+    assert from_environment(XNLI_TOPICS__INPUT=text).topics.input == ("one", "two")
+
+
+def test_one_input_topic_needs_no_list(file: Path) -> None:
+    file.write_text('[topics]\ninput = "one"\n')
+    assert load(file, REQUIRED).topics.input == ("one",)
+
+
+def test_a_map_in_the_environment_is_json() -> None:
+    found = from_environment(XNLI_KAFKA__PRODUCER_PROPERTIES='{"linger.ms": 5, "compression.type": "zstd"}')
+    assert found.kafka.producer_properties == {"linger.ms": 5, "compression.type": "zstd"}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("XNLI_BATCH__MAX_MESAGES", "batch.max_mesages: no such setting; [batch] knows max_messages"),
+        ("XNLI_BATHC__MAX_MESSAGES", "XNLI_BATHC__MAX_MESSAGES: no such setting"),
+        ("XNLI_BATCH", "XNLI_BATCH: no such setting"),
+        ("XNLI_BATCH_MAX_MESSAGES", "XNLI_BATCH_MAX_MESSAGES: no such setting"),
+    ],
+)
+def test_a_variable_that_is_no_setting(name: str, expected: str) -> None:
+    (finding,) = refusal({name: "5"})
+    assert finding.startswith(expected)
+
+
+def test_keys_and_sections_that_are_no_settings(file: Path) -> None:
+    file.write_text("[batch]\nmax_mesages = 5\n[bacth]\nmax_messages = 5\n")
+    key, section = sorted(refusal(file=file), key=lambda line: line.startswith("bacth"))
+    assert key.startswith("batch.max_mesages: no such setting; [batch] knows max_messages")
+    assert section.startswith("bacth: no such setting; sections are kafka, topics")
+
+
+def test_variables_of_others_and_of_the_tests_are_left_alone() -> None:
+    assert from_environment(XNLI_TEST_KAFKA="host:1", PATH="/bin", OTHER_XNLI_BATCH__MAX="1")
+
+
+def test_what_is_required_is_asked_for_in_both_ways(file: Path) -> None:
+    file.write_text("")
+    with pytest.raises(SettingsError) as caught:
+        load(file, {})
+    assert str(caught.value).split("\n") == [
+        f"kafka.bootstrap_servers: is required; set it in {file} or as XNLI_KAFKA__BOOTSTRAP_SERVERS",
+        f"model.name: is required; set it in {file} or as XNLI_MODEL__NAME",
+    ]
+
+
+def test_every_finding_has_a_line_with_setting_and_value(file: Path) -> None:
+    file.write_text('[batch]\nmax_tokens = 0\n[http]\nport = 65536\n[delivery]\nguarantee = "twice"\n')
+    findings = refusal(file=file)
+    assert len(findings) == 3
+    for finding, start in zip(
+        sorted(findings),
+        ["batch.max_tokens = 0: ", "delivery.guarantee = 'twice': ", "http.port = 65536: "],
+        strict=True,
+    ):
+        assert finding.startswith(start)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_value_that_cannot_be_parsed_is_a_finding_and_no_crash(variable: str) -> None:
+    section, key = variable.removeprefix("XNLI_").lower().split("__")
+    found = attempt(**{variable: "["})
+    assert isinstance(found, Settings) or found.startswith((f"{section}.{key}", f"{section}: "))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    absent, folder, no_toml, no_text = (tmp_path / name for name in ("absent", "folder", "no_toml", "no_text"))
+    folder.mkdir()
+    no_toml.write_text("[kafka\n")
+    no_text.write_bytes(b"\xff\xfe")
+    assert refusal(file=absent) == [f"{absent}: no such file; name an existing TOML file with --config"]
+    assert refusal(file=folder)[0].startswith(f"{folder}: cannot be read")
+    assert refusal(file=no_toml)[0].startswith(f"{no_toml}: is no TOML: ")
+    assert refusal(file=no_text)[0].startswith(f"{no_text}: is no TOML: ")
+
+
+@pytest.mark.parametrize("section", ["properties", "consumer_properties", "producer_properties"])
+@pytest.mark.parametrize("name", sorted(KafkaSettings.RESERVED))
+def test_a_property_that_is_ours_is_refused_with_the_reason(section: str, name: str, file: Path) -> None:
+    file.write_text(f'[kafka.{section}]\n"{name}" = "1"\n')
+    assert refusal(file=file) == [
+        f"kafka.{section}: {name} cannot be set here: {KafkaSettings.RESERVED[name]}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("topics", "expected"),
+    [
+        ({"INPUT": "a,b", "OUTPUT": "b"}, "topics.output = 'b' is also an input topic"),
+        ({"INPUT": "a,b", "DEAD_LETTER": "a"}, "topics.dead_letter = 'a' is also an input topic"),
+        ({"OUTPUT": "c", "DEAD_LETTER": "c"}, "topics.output and topics.dead_letter are both 'c'"),
+        ({"INPUT": ""}, "name at least one input topic"),
+        ({"OUTPUT": ""}, "topics.output = ''"),
+    ],
+)
+def test_topics_that_would_make_a_loop_or_are_none(topics: dict[str, str], expected: str) -> None:
+    (finding,) = refusal({f"XNLI_TOPICS__{key}": topic for key, topic in topics.items()})
+    assert expected in finding
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [
+        {"TOKEN": SECRET, "USERNAME": "me", "PASSWORD": SECRET},
+        {"USERNAME": "me"},
+        {"PASSWORD": SECRET},
+    ],
+)
+def test_a_registry_is_entered_in_one_way(registry: dict[str, str]) -> None:
+    (finding,) = refusal({f"XNLI_SCHEMA_REGISTRY__{key}": value for key, value in registry.items()})
+    assert "schema_registry.username" in finding
+    assert SECRET not in finding
+
+
+@given(st.text(alphabet="{}!:0a. ", max_size=12))
+@example("This example is {}.")
+@example("{{}}")
+@example("{{{}}}")
+def test_a_template_that_is_accepted_has_one_gap_and_nothing_else(template: str) -> None:
+    found = attempt(XNLI_MODEL__HYPOTHESIS_TEMPLATE=template)
+    if isinstance(found, str):
+        assert "one bare {}" in found
+        # What is refused is not just "before{}after".
+        assert template.count("{}") != 1 or set("{}") & set(template.replace("{}", "", 1))
+    else:
+        before, after = (part.replace("{{", "{").replace("}}", "}") for part in template.split("{}"))
+        assert found.model.hypothesis_template.format("label") == f"{before}label{after}"
+
+
+# What is not printed
+
+
+def test_secrets_are_not_in_the_representation() -> None:
+    found = from_environment(
+        XNLI_SCHEMA_REGISTRY__USERNAME="me",
+        XNLI_SCHEMA_REGISTRY__PASSWORD=SECRET,
+        XNLI_KAFKA__PROPERTIES=f'{{"sasl.password": "{SECRET}"}}',
+        XNLI_KAFKA__CONSUMER_PROPERTIES=f'{{"ssl.key.password": "{SECRET}"}}',
+        XNLI_KAFKA__PRODUCER_PROPERTIES=f'{{"ssl.key.pem": "{SECRET}"}}',
+    )
+    assert SECRET not in repr(found) + str(found)
+    assert SECRET not in repr(from_environment(XNLI_SCHEMA_REGISTRY__TOKEN=SECRET))
+    assert found.schema_registry.password is not None
+    assert found.schema_registry.password.get_secret_value() == SECRET
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        f'[kafka.properties]\n"sasl.password" = ["{SECRET}"]\n',
+        f'[kafka]\nproperties = "{SECRET}"\n',
+        f'[kafka]\nconsumer_properties = ["{SECRET}"]\n',
+        f'[kafka.properties]\nacks = 1\n"sasl.password" = "{SECRET}"\n',
+        f'[schema_registry]\npassword = ["{SECRET}"]\n',
+        f'[schema_registry]\ntoken = {{secret = "{SECRET}"}}\n',
+        f'[schema_registry]\npasword = "{SECRET}"\n',
+    ],
+)
+def test_secrets_are_not_in_findings(toml: str, file: Path) -> None:
+    file.write_text(toml)
+    (finding,) = refusal(file=file)
+    assert SECRET not in finding
+
+
+@pytest.mark.parametrize("text", [f'{{"sasl.password": "{SECRET}"', SECRET, f'["{SECRET}"]', f'"{SECRET}"'])
+def test_a_map_of_secrets_that_is_no_json_is_named_and_not_shown(text: str) -> None:
+    (finding,) = refusal({"XNLI_KAFKA__PROPERTIES": text})
+    assert finding.startswith("kafka.properties: ")
+    assert SECRET not in finding
