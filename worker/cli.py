@@ -13,10 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from worker import __version__
 from worker.errors import FatalError, SettingsError, TransientError, WorkerError
+
+if TYPE_CHECKING:
+    from worker.core.replay import Selection
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -93,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--from-beginning", action="store_true", help="start at the oldest record instead of the newest")
     _add_config(tail)
 
+    _add_dead_letters(_group(commands, "dead-letters", "list, show or replay what could not be answered"))
+
     check = _command(commands, "check", _check, "try settings, broker, topics, registry, schemas, model and device")
     _add_config(check)
     return parser
@@ -106,6 +111,49 @@ def _command(
     return parser
 
 
+def _group(commands: Any, name: str, text: str) -> Any:
+    """A command that only has commands."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    return parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+
+def _add_dead_letters(commands: Any) -> None:
+    listing = _command(commands, "list", _list_letters, "a table on a terminal, JSON lines in a pipe")
+    _add_selection(listing)
+    listing.add_argument("--limit", type=_positive, default=None, metavar="N", help="stop after N letters")
+
+    show = _command(commands, "show", _show_letter, "one letter whole: headers, key and payload")
+    show.add_argument("position", metavar="PARTITION:OFFSET", help="where it lies in the dead-letter topic")
+    _add_config(show)
+
+    replay = _command(commands, "replay", _replay, "send letters as requests again, each once; resumes if broken off")
+    _add_selection(replay)
+    replay.add_argument("--to", metavar="TOPIC", help="destination (default: the topic each request came from)")
+    replay.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
+    replay.add_argument("--limit", type=_positive, default=None, metavar="N", help="send at most N in this run")
+    replay.add_argument("--rate", type=_positive, default=None, metavar="N", help="send at most N a second")
+    replay.add_argument(
+        "--max-replays", type=_positive, default=3, metavar="N", help="refuse letters replayed N times (default: 3)"
+    )
+    replay.add_argument(
+        "--campaign",
+        metavar="NAME",
+        help="keeps the progress under this name (default: one derived from filters and --to; other filters are "
+        "another campaign, and may send the same letter again)",
+    )
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", action="append", default=[], metavar="R", help="this reason; may be given again")
+    parser.add_argument("--since", metavar="TIME", help="requests of this time or later: ISO 8601, or an age (list)")
+    parser.add_argument("--until", metavar="TIME", help="requests before this time")
+    parser.add_argument("--topic", metavar="TOPIC", help="requests that first came from this topic")
+    parser.add_argument("--partition", type=_natural, metavar="N", help="requests that first came from this partition")
+    parser.add_argument("--key", metavar="KEY", help="requests with this key")
+    parser.add_argument("--replays", type=_natural, metavar="N", help="requests replayed N times already")
+    _add_config(parser)
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, default=None, metavar="FILE", help="TOML settings; XNLI_* variables override"
@@ -117,6 +165,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def _natural(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 # Commands import what they need when they run: `--help` and a wrong setting need not wait for torch.
@@ -160,6 +212,53 @@ def _tail(arguments: argparse.Namespace) -> int:
         )
         else FAILED
     )
+
+
+def _selection(arguments: argparse.Namespace, *, ages: bool) -> Selection:
+    from worker.commands.dead_letters import select  # noqa: PLC0415
+
+    return select(
+        reasons=arguments.reason,
+        since=arguments.since,
+        until=arguments.until,
+        topic=arguments.topic,
+        partition=arguments.partition,
+        key=arguments.key,
+        replays=arguments.replays,
+        ages=ages,
+    )
+
+
+def _list_letters(arguments: argparse.Namespace) -> int:
+    from worker.commands.dead_letters import list_letters  # noqa: PLC0415
+
+    selection = _selection(arguments, ages=True)
+    list_letters(arguments.config, selection, limit=arguments.limit, stop_requested=StopFlag())
+    return DONE
+
+
+def _show_letter(arguments: argparse.Namespace) -> int:
+    from worker.commands.dead_letters import show  # noqa: PLC0415
+
+    show(arguments.config, arguments.position)
+    return DONE
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from worker.commands.replay import replay  # noqa: PLC0415
+
+    done = replay(
+        arguments.config,
+        _selection(arguments, ages=False),
+        to=arguments.to,
+        max_replays=arguments.max_replays,
+        campaign=arguments.campaign,
+        limit=arguments.limit,
+        rate=arguments.rate,
+        dry_run=arguments.dry_run,
+        stop_requested=StopFlag(),
+    )
+    return DONE if done else FAILED
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -259,7 +259,8 @@ class Work:
 
     ``rows`` were asked for; ``cache_hits`` of the distinct ones came from the cache, ``computed`` went through the
     model, with ``tokens`` tokens in ``slots`` slots (the difference is padding) in ``forwards`` forwards. ``shrinks``
-    counts forwards that did not fit into memory and were tried again smaller.
+    counts forwards that did not fit into memory and were tried again smaller; ``budget`` is how many token slots a
+    forward may hold after that.
     """
 
     rows: int
@@ -270,6 +271,7 @@ class Work:
     shrinks: int
     forwards: int
     seconds: float
+    budget: int = 0
 
 
 @dataclass(frozen=True, slots=True)

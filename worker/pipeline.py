@@ -26,7 +26,7 @@ from worker.core.decode import SCHEMA_ID_HEADER, Defaults, Limits
 from worker.core.decode import request as read_request
 from worker.core.encode import result as result_datum
 from worker.core.retry import RetryPolicy
-from worker.errors import BrokerAway, Stalled
+from worker.errors import BrokerAway, RegistryAway, Stalled
 from worker.inference.stage import InferenceStage, Runs
 from worker.kafka import properties
 from worker.kafka.consumer import Consumer
@@ -46,7 +46,7 @@ log = structlog.get_logger("worker")
 
 # A supervisor that sends SIGTERM waits 30 s as a rule (Kubernetes' default); ending by ourselves keeps the commit ours.
 DRAIN_TIMEOUT_S: Final = 25.0
-START_TIMEOUT_S: Final = 10.0
+START_TIMEOUT_S: Final = 5.0
 # A step holds at most a publish and a revoke, each with its own deadline.
 LOOP_LIMIT_S: Final = 60.0
 # Between two reports of the inference thread lies one call of the engine: a full batch of the longest texts.
@@ -98,16 +98,21 @@ class Model(Runs, Protocol):
         """Tokens of a request. Raises Rejection."""
 
 
-def load_engine(settings: Settings) -> Engine:
-    """The checkpoint, loaded, tested and warm.
+def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Engine:
+    """The checkpoint, loaded, tested and warm. ``wait`` passes the time between attempts to download it.
 
     Raises:
         CheckpointError: it cannot serve, and why.
     """
     # Here, because torch takes seconds to import and not every user of this module loads a model.
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
     from worker.inference import checkpoint as checkpoints  # noqa: PLC0415
     from worker.inference.engine import Engine  # noqa: PLC0415
 
+    # transformers logs through a handler of its own; through ours its lines are JSON like all others.
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
     model = settings.model
     checkpoint = checkpoints.load(
         model.name,
@@ -118,20 +123,33 @@ def load_engine(settings: Settings) -> Engine:
         labels=model.labels,
         default_language=model.default_language,
         self_test=model.self_test,
+        sleep=wait,
     )
     engine = Engine(checkpoint, max_tokens=settings.batch.max_tokens, cache_pairs=settings.cache.max_pairs)
     engine.warm_up()
     return engine
 
 
-class Pipeline:
-    """One worker. Build it, `start` it, call `run`; it ends when ``stop_requested`` says so, or with an error."""
+class _Stopped(Exception):  # noqa: N818 (asked for, no error)
+    """The worker was asked to stop while it waited for something at the start."""
 
-    def __init__(self, settings: Settings, *, engine: Model | None = None) -> None:
+
+class Pipeline:
+    """One worker. Call `run`; it ends when ``stop_requested`` says so, or with an error.
+
+    Args:
+        settings: everything it goes by.
+        engine: in place of the checkpoint of the settings, for tests of delivery.
+        inference_limit_s: how long one call of the engine may take before the device counts as hung.
+    """
+
+    def __init__(
+        self, settings: Settings, *, engine: Model | None = None, inference_limit_s: float = INFERENCE_LIMIT_S
+    ) -> None:
         self._settings = settings
         self._registry = CollectorRegistry()
         self.metrics = Metrics(self._registry)
-        self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=INFERENCE_LIMIT_S)
+        self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=inference_limit_s)
         self.http = HealthServer(
             settings.http.host, settings.http.port, health=self.health, registry=self._registry, clock=time.monotonic
         )
@@ -149,30 +167,38 @@ class Pipeline:
             SettingsError: the checkpoint or the registry cannot serve.
         """
         try:
-            if not self._start(stop_requested) or self._kafka is None:
-                return True
+            kafka = self._start(stop_requested)
             while not stop_requested():
-                self.step()
-            drained = self._kafka.drain(DRAIN_TIMEOUT_S)
-            log.info("drained" if drained else "drain_timed_out", in_flight=self._kafka.in_flight)
+                self._step(kafka)
+            drained = kafka.drain(DRAIN_TIMEOUT_S)
+        except _Stopped:
+            return True
+        else:
+            log.info("drained" if drained else "drain_timed_out", in_flight=kafka.in_flight)
             return drained
         finally:
             self.close()
 
-    def step(self) -> None:
+    def _step(self, kafka: KafkaStage) -> None:
         """One turn of the Kafka stage, watched."""
-        if self._kafka is None:
-            raise RuntimeError("not started")
         if self._label_sets is not None:
             self._label_sets.refresh()
-        self._kafka.step()
+        kafka.step()
         verdict = self.health.healthy(time.monotonic())
         if not verdict.ok:
             raise Stalled("; ".join(verdict.problems))
 
-    def _start(self, stop_requested: Callable[[], bool]) -> bool:
+    def _start(self, stop_requested: Callable[[], bool]) -> KafkaStage:
         settings = self._settings
-        engine = self._engine or load_engine(settings)
+
+        def wait(seconds: float) -> None:
+            deadline_s = time.monotonic() + seconds
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                if stop_requested():
+                    raise _Stopped
+                time.sleep(min(left_s, 0.1))
+
+        engine = self._engine or load_engine(settings, wait)
         self.metrics.identify(
             version=__version__,
             model=engine.identity.name,
@@ -181,16 +207,15 @@ class Pipeline:
             precision=engine.precision,
         )
         self.health.model_loaded()
-        codecs = open_codecs(settings.schema_registry)
-        codecs.open(result_topic=settings.topics.output)
+        codecs = open_codecs(settings.schema_registry, wait)
+        self._await_registry(codecs, wait)
         if settings.topics.label_sets is not None:
             self._label_sets = LabelSets(properties.common(settings.kafka, "label-sets"), settings.topics.label_sets)
             self._label_sets.load(stop_requested)
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         consumer = Consumer(properties.consumer(settings.kafka))
         self._publisher = self._open_publisher(consumer, instance)
-        if not self._await_broker(self._publisher, stop_requested):
-            return False
+        self._await_broker(self._publisher, wait)
         retry = settings.retry
         policies = Policies(
             batch=BatchPolicy(
@@ -220,7 +245,7 @@ class Pipeline:
         self._inference.start()
         self._kafka.start([*settings.topics.input, *(topic for _, topic in policies.retry_topics)])
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
-        return True
+        return self._kafka
 
     def _codec(self, codecs: Codecs, engine: Model) -> RecordCodec:
         model, limits = self._settings.model, self._settings.limits
@@ -246,17 +271,23 @@ class Pipeline:
             return TransactionalPublisher(config, consumer, time.monotonic)
         return AtLeastOncePublisher(properties.producer(kafka, transactional_id=None), consumer, time.monotonic)
 
-    def _await_broker(self, publisher: Publisher, stop_requested: Callable[[], bool]) -> bool:
-        """Wait for the broker for as long as it takes: an outage at the start is an outage. False if told to stop."""
-        while not stop_requested():
-            self.health.loop_beat(time.monotonic())
+    def _await_registry(self, codecs: Codecs, wait: Callable[[float], None]) -> None:
+        """Wait for the registry for as long as it takes: an outage at the start is an outage."""
+        while True:
             try:
-                publisher.start(START_TIMEOUT_S)
+                return codecs.open(result_topic=self._settings.topics.output)
+            except RegistryAway as error:
+                log.warning("registry_away", error=str(error))
+                wait(1.0)  # open() has backed off by itself already
+
+    def _await_broker(self, publisher: Publisher, wait: Callable[[float], None]) -> None:
+        """Wait for the broker for as long as it takes."""
+        while True:
+            try:
+                return publisher.start(START_TIMEOUT_S)
             except BrokerAway as error:
                 log.warning("broker_away", error=str(error))
-            else:
-                return True
-        return False
+                wait(0.5)  # start() has waited for START_TIMEOUT_S already
 
     def close(self) -> None:
         """Release everything, in the reverse order of `run`. Safe at any point of the start."""

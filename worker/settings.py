@@ -107,7 +107,7 @@ class KafkaSettings(Section):
 
 
 class TopicSettings(Section):
-    """Topic names. ``retry`` holds delays in seconds, one retry topic each; empty means retry in place."""
+    """Topic names. ``retry`` holds delays in seconds, a topic GROUP.retry.DELAYs each; empty means retry in place."""
 
     input: Names = ("xnli.requests",)
     output: str = Field(default="xnli.results", min_length=1)
@@ -122,6 +122,16 @@ class TopicSettings(Section):
             raise ValueError("name at least one input topic")
         return value
 
+    @field_validator("retry")
+    @classmethod
+    def _delays(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for delay_s in value:
+            if not 0 < delay_s < float("inf"):
+                raise ValueError(f"{delay_s} is no delay: write seconds above 0, as in 5, 60, 600")
+        if len(set(value)) != len(value):
+            raise ValueError("a delay stands there twice: each has a topic of its own")
+        return value
+
     @model_validator(mode="after")
     def _no_loop(self) -> TopicSettings:
         for name, topic in (("output", self.output), ("dead_letter", self.dead_letter)):
@@ -131,6 +141,8 @@ class TopicSettings(Section):
                 )
         if self.output == self.dead_letter:
             raise ValueError(f"topics.output and topics.dead_letter are both {self.output!r}: give each its own topic")
+        if self.label_sets in {*self.input, self.output, self.dead_letter}:
+            raise ValueError(f"topics.label_sets = {self.label_sets!r} has another use already: give it its own topic")
         return self
 
 

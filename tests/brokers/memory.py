@@ -65,7 +65,7 @@ class Undecided:
     """A transaction that is neither committed nor aborted."""
 
     outputs: list[Outgoing]
-    offsets: dict[Partition, int]
+    offsets: list[TopicPartition]
 
 
 class MemoryBroker:
@@ -75,6 +75,7 @@ class MemoryBroker:
         self.clock = clock
         self.inputs: dict[Partition, list[bytes | None]] = {}
         self.committed: dict[Partition, int] = {}
+        self.metadata: dict[Partition, str] = {}  # beside committed offsets
         self.visible: list[Outgoing] = []
         self.undecided: Undecided | None = None
         self.generation = 0
@@ -128,12 +129,25 @@ class MemoryBroker:
         """Decide the open transaction."""
         if self.undecided is not None and commit:
             self.visible += self.undecided.outputs
-            self.committed |= self.undecided.offsets
+            self.store(self.undecided.offsets)
         self.undecided = None
+
+    def store(self, offsets: Sequence[TopicPartition]) -> None:
+        """What a commit does."""
+        for position in offsets:
+            partition = Partition(position.topic, position.partition)
+            self.committed[partition] = position.offset
+            self.metadata[partition] = position.metadata or ""
+
+    def overtake(self, partitions: Sequence[Partition]) -> None:
+        """An offset committed outside an open transaction, after it was sent there, counts as the newer of the two."""
+        if self.undecided is not None:
+            kept = [p for p in self.undecided.offsets if Partition(p.topic, p.partition) not in partitions]
+            self.undecided = Undecided(self.undecided.outputs, kept)
 
     def is_unstable(self, partition: Partition) -> bool:
         """True while an undecided transaction holds an offset of the partition: nobody may read it (KIP-447)."""
-        return self.undecided is not None and partition in self.undecided.offsets
+        return self.undecided is not None and partition in _partitions(self.undecided.offsets)
 
 
 class MemoryMessage:
@@ -289,7 +303,8 @@ class MemoryConsumer:
             assert Partition(position.topic, position.partition) in self.owned, f"{position} is not ours to commit"
         fault = self._broker.fault("commit")
         if fault is None or fault.applied:
-            self._broker.committed |= {Partition(p.topic, p.partition): p.offset for p in offsets}
+            self._broker.store(offsets)
+            self._broker.overtake(_partitions(offsets))
         error = None if fault is None else fault.error
         if asynchronous:
             self._queue.append(lambda: self._on_commit(error, offsets))
@@ -304,13 +319,36 @@ class MemoryConsumer:
             TopicPartition(p.topic, p.partition, self.owned[Partition(p.topic, p.partition)].app_at) for p in partitions
         ]
 
-    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
+    def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        asked = _partitions(partitions)
+        fault = self._broker.fault("committed")
+        if fault is not None or any(self._broker.is_unstable(partition) for partition in asked):
+            self._broker.clock.advance(timeout)
+            raise KafkaException((fault or retriable()).error)
+        return [
+            TopicPartition(
+                p.topic, p.number, self._broker.committed.get(p, -1001), self._broker.metadata.get(p, "")
+            )
+            for p in asked
+        ]
+
+    def seek(self, position: TopicPartition) -> None:
+        owned = self.owned[Partition(position.topic, position.partition)]
+        owned.fetch_at = owned.app_at = position.offset
+
+    def get_watermark_offsets(
+        self, partition: TopicPartition, timeout: float | None = None, *, cached: bool = False
+    ) -> tuple[int, int]:
         return 0, len(self._broker.inputs.get(Partition(partition.topic, partition.partition), []))
 
     def close(self) -> None:
+        self._serve_callbacks()
         if self.owned:
             self._on["revoke"](self, _positions(list(self.owned)))
-        while self._queue:  # answers to commits
+        self._serve_callbacks()  # answers to commits
+
+    def _serve_callbacks(self) -> None:
+        while self._queue:
             head = self._queue.popleft()
             if not isinstance(head, MemoryMessage):
                 head()
@@ -419,9 +457,7 @@ class MemoryProducer:
             raise KafkaException(abortable(KafkaError.ILLEGAL_GENERATION).error)
         self._meet("send_offsets_to_transaction", timeout)
         assert self._broker.undecided is None
-        self._broker.undecided = Undecided(
-            self._outputs, {Partition(p.topic, p.partition): p.offset for p in offsets}
-        )
+        self._broker.undecided = Undecided(self._outputs, offsets)
 
     def commit_transaction(self, timeout: float) -> None:
         self._expect(_Turn.OPEN, _Turn.COMMITTING)

@@ -8,6 +8,7 @@ The value of a record is a word of command, and its position is its name: result
 - ``flaky N``: the model fails on it N times when it is alone, then answers.
 - ``huge``: its result is larger than any broker here takes.
 - ``mute``: its result cannot be written.
+- ``kill``: the process dies while the model has it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ HUGE_BYTES: Final = 1 << 20
 ANSWER: Final = Classification((), multi_label=False, abstained=False)
 
 Name = tuple[Partition, int]
+
+
+class Killed(BaseException):
+    """The end of the process, as far as one process can tell."""
 
 
 def partition(number: int = 0) -> Partition:
@@ -123,6 +128,8 @@ class Engine:
             match word(request).split():
                 case ["poison"]:
                     raise RuntimeError("poison")
+                case ["kill"]:
+                    raise Killed
                 case ["flaky", times] if self._failures[request.text] < int(times):
                     self._failures[request.text] += len(requests) == 1
                     raise RuntimeError("flaky")

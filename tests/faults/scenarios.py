@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tests.brokers.kafka import KafkaCluster
-from tests.brokers.registry import LoopbackRegistry
 from tests.faults.stage import CellFailed, Stage
 from tests.faults.verifier import count
 
@@ -33,11 +32,7 @@ class Scenario:
     nodes: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
     registry: bool = False
-
-    @property
-    def owns_cluster(self) -> bool:
-        """True if it harms the broker itself, so that nobody else may be using it."""
-        return self.play not in {sigkill, sigterm, sigstop, poison, dead_letters_unwritable, produce_error}
+    harms_broker: bool = False  # then nobody else may be using it
 
 
 def _cluster(stage: Stage) -> KafkaCluster:
@@ -173,18 +168,17 @@ def registry_away(stage: Stage) -> None:
 
     One worker starts while it is away.
     """
-    registry = stage.registry
     stage.feed(0.4)
     stage.await_results(0.2)
-    registry.stop()
+    stage.registry.stop()
     stage.new_writer_schema()
     stage.feed(0.4)
     stage.join()
     stage.spend(stage.size.outage_s / 2)
-    registry.available = False
-    registry.start()
+    stage.registry.available = False
+    stage.registry.start()
     stage.spend(stage.size.outage_s / 2)
-    registry.available = True
+    stage.registry.available = True
 
 
 SCENARIOS = (
@@ -194,10 +188,10 @@ SCENARIOS = (
     Scenario("poison", poison, seconds=1),
     Scenario("dead_letters_unwritable", dead_letters_unwritable, seconds=1),
     Scenario("produce_error", produce_error),
-    Scenario("commit_error", commit_error),
+    Scenario("commit_error", commit_error, harms_broker=True),
     Scenario("registry_away", registry_away, registry=True),
     Scenario("rebalance_storm", rebalance_storm, seconds=20),
-    Scenario("broker_restart", broker_restart, seconds=3),
-    Scenario("broker_away", broker_away),
-    Scenario("one_of_three", one_of_three, nodes=3),
+    Scenario("broker_restart", broker_restart, seconds=3, harms_broker=True),
+    Scenario("broker_away", broker_away, harms_broker=True),
+    Scenario("one_of_three", one_of_three, nodes=3, harms_broker=True),
 )

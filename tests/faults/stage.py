@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import subprocess
 import time
@@ -14,9 +15,11 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.brokers.kafka import Kafka
-from tests.faults.verifier import Account, Progress, Topics, account, count, request, send
+from tests.brokers.registry import LoopbackRegistry
+from tests.faults.verifier import Account, Progress, Topics, account, count, send
 from tests.faults.workers import WorkerProcess
-from worker.registry import Codecs
+from worker.core import encode
+from worker.registry import REQUEST, Codecs, schema_folder
 
 PARTITIONS = 6
 DRAIN_S = 60.0
@@ -71,7 +74,7 @@ class Stage:
         folder: Path,
         *,
         settings: Mapping[str, str] | None = None,
-        encode: Callable[[str, str], bytes] = request,
+        registry: LoopbackRegistry | None = None,
     ) -> None:
         self.kafka = kafka
         self.topics = topics
@@ -79,10 +82,16 @@ class Stage:
         self.random = random.Random(seed)
         self.members: list[Member] = []
         self.poison: set[str] = set()
-        self.encode = encode
+        self.exactly_once = guarantee == "exactly_once"
         self._folder = folder
-        self._settings = dict(settings or {})
-        self._guarantee = guarantee
+        self._settings = {"XNLI_DELIVERY__GUARANTEE": guarantee} | dict(settings or {})
+        self._registry = registry
+        self._codecs = Codecs()
+        if registry is not None:
+            self._codecs = Codecs(registry.url, auto_register=True)
+            self._codecs.open(result_topic=topics.results, request_topic=topics.requests)
+            self._settings["XNLI_SCHEMA_REGISTRY__URL"] = registry.url
+        self._prefix: bytes | None = None
         self._fed = 0
         self._started = 0
         self._deadline_s = time.monotonic() + size.deadline_s
@@ -98,7 +107,6 @@ class Stage:
                 "XNLI_KAFKA__CONSUMER_PROPERTIES": (
                     '{"session.timeout.ms": 6000, "heartbeat.interval.ms": 500, "max.poll.interval.ms": 8000}'
                 ),
-                "XNLI_DELIVERY__GUARANTEE": self._guarantee,
                 "XNLI_BATCH__MAX_MESSAGES": str(self.size.batch),
                 "XNLI_RETRY__MAX_ATTEMPTS": "2",
                 "XNLI_RETRY__MAX_MS": "2000",
@@ -162,10 +170,28 @@ class Stage:
             self.kafka.bootstrap_servers,
             self.topics.requests,
             (
-                (f"k{i}", self.encode(f"k{i}", f"poison {i}" if i in bad else f"plain text {i}"))
+                (f"k{i}", self._request(f"k{i}", f"poison {i}" if i in bad else f"plain text {i}"))
                 for i in numbers
             ),
         )
+
+    def _request(self, key: str, text: str) -> bytes:
+        value, _ = self._codecs.encode_request(encode.request({"id": key, "text": text, "labels": ["a", "b"]}))
+        return value if self._prefix is None else self._prefix + value[len(self._prefix) :]
+
+    @property
+    def registry(self) -> LoopbackRegistry:
+        """The registry of a scene that has one."""
+        if self._registry is None:
+            raise TypeError("this scene needs a registry")
+        return self._registry
+
+    def new_writer_schema(self) -> None:
+        """From now on, requests name a writer's schema that differs from the shipped one in its documentation only."""
+        text = json.loads((schema_folder() / REQUEST).read_text("utf-8"))
+        body = json.dumps({"schema": json.dumps(text | {"doc": "As another team generates it."})}).encode()
+        _, answer = self.registry.answer("POST", f"/subjects/{self.topics.requests}-value/versions", body)
+        self._prefix = b"\x00" + int(answer["id"]).to_bytes(4, "big")
 
     def await_results(self, share: float) -> None:
         """Return when about ``share`` of all messages have a record in the output."""
@@ -208,12 +234,12 @@ class Stage:
         self.until(moved, "every partition to move on")
         return time.monotonic() - began_s
 
-    def finish(self, codecs: Codecs | None = None) -> Account:
+    def finish(self) -> Account:
         """Wait until everything is committed, let the workers drain, and account for every message."""
         self.until(lambda: self._progress.lag() == 0, "everything to be committed")
         for member in self.members[:]:
             self.leave(member)
-        found = account(self.kafka.bootstrap_servers, self.topics, *([codecs] if codecs else []))
+        found = account(self.kafka.bootstrap_servers, self.topics, self._codecs)
         if found.inputs != self.size.messages:
             raise CellFailed(f"{found.inputs} inputs, not {self.size.messages}: the feeding is broken, not the worker")
         return found

@@ -56,7 +56,9 @@ def test_one_of_two_workers_is_killed_half_way(
         )
         wait_until(lambda: count(kafka.bootstrap_servers, topics.results) > sent // 2, 120, "half the results", one)
         one.kill()
-        wait_until(lambda: group_lag(kafka.bootstrap_servers, topics.requests, topics.requests) == 0, 120, "the rest", two)
+        wait_until(
+            lambda: group_lag(kafka.bootstrap_servers, topics.requests, topics.requests) == 0, 120, "the rest", two
+        )
         assert two.stop() == 0
     found = account(kafka.bootstrap_servers, topics)
     assert (found.inputs, found.lost, found.dead_letters) == (sent, (), 0)

@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
 from worker import settings as settings_module
-from worker.errors import BrokerAway, FatalError, SettingsError, WorkerError
+from worker.errors import BrokerAway, FatalError, WorkerError
 from worker.kafka import properties
 from worker.kafka.properties import Properties
 from worker.settings import KafkaSettings, Settings
@@ -86,14 +86,7 @@ def connect(kind: Callable[[Properties], _Client], config: Properties, reports: 
         SettingsError: a property is unknown or has a value that librdkafka refuses.
     """
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL + 1)
-    try:
-        return kind(properties.with_callbacks(config, reports))
-    except (KafkaException, TypeError, ValueError) as error:
-        found: Any = error.args[0]
-        said = found.str() if isinstance(found, KafkaError) else str(error)
-        raise SettingsError(
-            f"kafka.properties, consumer_properties or producer_properties: {said}; see librdkafka's CONFIGURATION.md"
-        ) from None
+    return properties.open_client(kind, properties.with_callbacks(config, reports))
 
 
 def metadata(

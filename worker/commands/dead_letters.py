@@ -6,19 +6,17 @@ They join no group and commit nothing, so they may run anywhere at any time. `wo
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from worker.commands import connection
 from worker.commands.connection import Reports, say
@@ -30,10 +28,15 @@ from worker.messages import Headers, Partition, Position, Record
 from worker.registry import Codecs, open_codecs
 from worker.settings import Settings
 
+if TYPE_CHECKING:
+    from confluent_kafka.admin._metadata import ClusterMetadata  # where the class is typed
+
 _TIMEOUT_S: Final = 10.0
 # Rows of one table on a terminal: enough for columns that fit, few enough that the first appear soon.
 _PAGE_ROWS: Final = 200
-_AGE: Final = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
+_COLUMNS: Final = ("position", "reason", "stage", "origin", "age", "attempts", "replays")
+_LEAST_MESSAGE_CHARS: Final = 20
+_AGE: Final = re.compile(r"(\d{1,5})([smhd])", re.ASCII)
 _UNIT_S: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
@@ -55,11 +58,9 @@ def select(
     replays: int | None = None,
     ages: bool = True,
 ) -> Selection:
-    """A selection from the command line's words.
+    """A selection from the command line's words; see `worker.core.replay.Selection` for what they mean.
 
-    Args:
-        ages: False where an age will not do as a time, because the selection has to mean the same again later.
-        reasons, since, until, topic, partition, key, replays: See `worker.core.replay.Selection`.
+    With ``ages`` False an age will not do as a time: the selection has to mean the same when it is asked again later.
 
     Raises:
         SettingsError: a word is not understood; it says which and what would be.
@@ -126,6 +127,10 @@ class DeadLetterReader:
         if group is not None:
             config["group.id"] = group
         self._consumer = connection.connect(Consumer, config, self._reports)
+
+    def cluster(self) -> ClusterMetadata:
+        """What the cluster says of itself. Raises BrokerAway."""
+        return connection.metadata(self._consumer, self._kafka, self._reports, _TIMEOUT_S)
 
     def extents(self) -> dict[int, Extent]:
         """What each partition holds now, up to the first transaction that is still open.
@@ -232,7 +237,7 @@ def letter_of(message: Message) -> Letter:
     return Letter(
         Record(
             position=Position(partition, cast("int", message.offset()), epoch=0),
-            key=cast("bytes | None", message.key()),
+            key=message.key(),
             value=message.value(),
             headers=cast("Headers", tuple(message.headers() or ())),
             timestamp_ms=timestamp_ms if kind else -1,  # 0 is TIMESTAMP_NOT_AVAILABLE
@@ -244,22 +249,27 @@ def letter_of(message: Message) -> Letter:
 
 
 class Listing:
-    """Letters on stdout: rows of tables on a terminal, JSON lines in a pipe. ``close`` writes the last page."""
+    """Letters on stdout: a table on a terminal, JSON lines in a pipe. ``close`` writes what is left.
+
+    On a terminal a page of rows is held for its columns to fit, and has a head of its own. Only the message is cut to
+    the terminal's width: a position or a topic that is not whole is of no use.
+    """
 
     def __init__(self, remark: str | None = None) -> None:
+        self._head = [*_COLUMNS, *([remark] if remark is not None else []), "message"]
         self._remark = remark  # name of a further column
-        self._page: list[tuple[str, ...]] = []
-        self._console = Console(highlight=False) if sys.stdout.isatty() else None
+        self._page: list[list[str]] = []
+        self._as_table = sys.stdout.isatty()
 
     def write(self, letter: Letter, remark: str = "") -> None:
         """One letter, with what is to be said in the further column."""
-        if self._console is None:
-            shown = summary(letter) | ({self._remark: remark} if self._remark is not None else {})
-            sys.stdout.buffer.write(json_line(shown))
+        shown = summary(letter)
+        if not self._as_table:
+            sys.stdout.buffer.write(json_line(shown if self._remark is None else shown | {self._remark: remark}))
             return
-        said, row = letter.said, summary(letter)
+        said = letter.said
         cells = [
-            row["position"],
+            shown["position"],
             said.get("reason", "?"),
             said.get("stage", "?"),
             f"{said.get('topic', '?')}/{said.get('partition', '?')}/{said.get('offset', '?')}",
@@ -269,27 +279,21 @@ class Listing:
             *([remark] if self._remark is not None else []),
             said.get("message", ""),
         ]
-        self._page.append(tuple(map(_printable, cells)))
+        self._page.append([_printable(cell) for cell in cells])
         if len(self._page) == _PAGE_ROWS:
             self.close()
 
     def close(self) -> None:
         """Write what waits for its page to fill."""
-        if self._console is None:
-            sys.stdout.buffer.flush()
-        elif self._page:
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for name in ("position", "reason", "stage", "origin"):
-                table.add_column(name, no_wrap=True)
-            for name in ("age", "attempts", "replays"):
-                table.add_column(name, justify="right", no_wrap=True)
-            if self._remark is not None:
-                table.add_column(self._remark, no_wrap=True, max_width=40)
-            table.add_column("message", no_wrap=True, overflow="ellipsis", ratio=1)
-            for cells in self._page:
-                table.add_row(*map(Text, cells))  # Text: a message is no markup
-            self._console.print(table)
+        if self._page:
+            rows = [self._head, *self._page]
+            widths = [max(map(len, column)) + 2 for column in zip(*(row[:-1] for row in rows), strict=True)]
+            left = max(_LEAST_MESSAGE_CHARS, shutil.get_terminal_size().columns - sum(widths))
+            for row in rows:
+                cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
+                sys.stdout.write("".join(cells) + row[-1][:left] + "\n")
             self._page.clear()
+        sys.stdout.flush()
 
 
 def summary(letter: Letter) -> dict[str, Any]:
@@ -329,8 +333,8 @@ def _printable(text: str) -> str:
 
 def list_letters(
     config: Path | None, selection: Selection, *, limit: int | None, stop_requested: Callable[[], bool]
-) -> bool:
-    """Write the letters of a selection, at most ``limit``, the oldest of each partition first. Always True.
+) -> None:
+    """Write the letters of a selection, at most ``limit``, the oldest of each partition first.
 
     Raises:
         SettingsError: the settings are wrong.
@@ -349,12 +353,11 @@ def list_letters(
                 break
     listing.close()
     if sys.stdout.isatty():
-        say(f"{written:,} dead letters" if written != limit else f"the first {written:,} dead letters")
-    return True
+        say(f"{'the first ' if written == limit else ''}{written:,} dead letter{'' if written == 1 else 's'}")
 
 
-def show(config: Path | None, position: str) -> bool:
-    """Write one letter whole, as `tail --dead-letters` does; indented on a terminal. Always True.
+def show(config: Path | None, position: str) -> None:
+    """Write one letter whole, as `tail --dead-letters` does; indented on a terminal.
 
     The payload is decoded as far as it can be: else ``error`` says why not, and ``value_base64`` is its first KiB.
 
@@ -376,7 +379,9 @@ def show(config: Path | None, position: str) -> bool:
             )
         message = next(reader.read({number: offset}, held, lambda: False), None)
     if message is None or message.offset() != offset:
-        raise NoSuchLetter(f"{reader.topic} has no record {position}: only a transaction's marker, or a record that was deleted")
+        raise NoSuchLetter(
+            f"{reader.topic} has no record {position}: only a transaction's marker, or a record that was deleted"
+        )
     try:
         shown = describe(message, codecs, dead_letters=True)
     except RegistryAway as away:
@@ -387,4 +392,3 @@ def show(config: Path | None, position: str) -> bool:
     else:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
-    return True

@@ -1,9 +1,9 @@
 """`xnli-worker dead-letters replay`: dead letters become requests again, each exactly once.
 
-A replay is a *campaign*: a selection of letters and a destination. It reads the dead-letter topic as a consumer group of
-its own does, ``GROUP.replay.CAMPAIGN``, and its progress is that group's committed offsets. The records it sends and
-the progress they stand for are one transaction, so a replay that was broken off, however hard, goes on where it stood when
-the same command is run again, and doubles nothing. Run later, it takes the letters that have come since.
+A replay is a *campaign*: a selection of letters and a destination. It reads the dead-letter topic as a consumer group
+of its own does, ``GROUP.replay.CAMPAIGN``, and its progress is that group's committed offsets. The records it sends
+and the progress they stand for are one transaction, so a replay that was broken off, however hard, goes on where it
+stood when the same command is run again, and doubles nothing. Run later, it takes the letters that have come since.
 
 Why a campaign and not one group for all replays: offsets say how far, and not which. A replay of ``--reason inference``
 passes over the other letters, and one shared offset would hide those from the next replay, which asks for them. So
@@ -17,6 +17,9 @@ mend is another selection, thus another campaign.
 
 One replay of a campaign runs at a time: the transactional id is the group's name, so a second one fences the first, and
 ends the transaction it left open without waiting for a time-out.
+
+The broker forgets the progress of a campaign that has not been run for ``offsets.retention.minutes`` (seven days by
+default), sooner than the letters themselves. Such a campaign begins anew, and says that it "begins".
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +40,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from worker.commands import connection
-from worker.commands.connection import Reports, TopicMissing, say
+from worker.commands.connection import Reports, say
 from worker.commands.dead_letters import DeadLetterReader, Extent, Listing, first_offsets, letter_of, reading
 from worker.core.offsets import Release
 from worker.core.replay import Cause, Letter, Refusal, Selection, replayed
@@ -78,7 +81,9 @@ class Campaign:
     group: str
 
 
-def campaign_of(settings: Settings, selection: Selection, to: str | None, max_replays: int, name: str | None) -> Campaign:
+def campaign_of(
+    settings: Settings, selection: Selection, to: str | None, max_replays: int, name: str | None
+) -> Campaign:
     """The campaign a command line asks for.
 
     ``max_replays`` has no part in the default name: with a higher one the same letters would else be sent again.
@@ -134,10 +139,12 @@ def replay(
     """
     settings = connection.load_settings(config)
     asked = campaign_of(settings, selection, to, max_replays, campaign)
-    log.configure("warning", "console", sys.stderr)
+    log.configure("error", "console", sys.stderr)
     with reading(settings, "replay", asked.group) as reader:
         if dry_run:
             return _rehearse(reader, settings, asked, limit, stop_requested)
+        if connection.is_embedded(reader.cluster()):
+            raise _no_transactions("the embedded broker of librdkafka only pretends to have them")
         run = _Run(reader, settings, asked, limit, rate, stop_requested)
         try:
             run.run()
@@ -147,14 +154,15 @@ def replay(
     return run.complete and not run.tally.refused
 
 
-def _starts(reader: DeadLetterReader, asked: Campaign, extents: dict[int, Extent]) -> dict[int, int]:
-    """Where the campaign goes on in each partition."""
+def _starts(reader: DeadLetterReader, asked: Campaign, extents: dict[int, Extent]) -> tuple[dict[int, int], bool]:
+    """Where the campaign goes on in each partition, and whether it has any progress."""
     starts = first_offsets(reader, extents, asked.selection)
-    for number, offset in reader.committed(list(extents)).items():
+    progress = reader.committed(list(extents))
+    for number, offset in progress.items():
         # An offset behind the end is of a topic that was deleted and created again.
         if offset <= extents[number].end:
             starts[number] = max(starts[number], offset)
-    return starts
+    return starts, bool(progress)
 
 
 def _rehearse(
@@ -165,8 +173,9 @@ def _rehearse(
     stop_requested: Callable[[], bool],
 ) -> bool:
     extents = reader.extents()
+    starts, _ = _starts(reader, asked, extents)
     listing, count = Listing("to"), Counter[bool]()
-    for message in reader.read(_starts(reader, asked, extents), extents, stop_requested):
+    for message in reader.read(starts, extents, stop_requested):
         if count[True] == limit:
             break
         letter = letter_of(message)
@@ -208,32 +217,36 @@ class _Run:
         self._bytes = 0
         self._behind: dict[Partition, int] = {}
         self._destinations: set[str] = set()
-        config = properties.producer(settings.kafka, transactional_id=asked.group)
         self._publisher = connection.connect(
-            lambda config: TransactionalPublisher(config, reader, time.monotonic), config, Reports()
+            lambda config: TransactionalPublisher(config, reader, time.monotonic),
+            properties.producer(settings.kafka, transactional_id=asked.group),
+            Reports(),
         )
-        if connection.is_embedded(reader.cluster()):
-            raise _no_transactions("the embedded broker of librdkafka only pretends to have them")
 
     def run(self) -> None:
         """Until the end, the limit or the stop."""
         if not self._start():
             return
+        # Only now is the progress final: what a predecessor left open is ended, and nobody else can move it.
         extents = self._reader.extents()
-        # Only now: what a predecessor left open is ended, so its progress is final, and nobody else moves it.
-        starts = _starts(self._reader, self._asked, extents)
-        say(f"campaign {self._asked.name}: run the same command again to go on where it stands")
-        with _progress(sum(extent.end - starts[number] for number, extent in extents.items())) as advance:
+        starts, known = _starts(self._reader, self._asked, extents)
+        say(
+            f"campaign {self._asked.name} {'goes on where it stood' if known else 'begins'}; "
+            "broken off, it goes on when the same command is run again"
+        )
+        total = sum(max(0, extent.end - starts[number]) for number, extent in extents.items())
+        with _progress(total) as advance:
             for message in self._reader.read(starts, extents, self._stop_requested):
                 self._take(letter_of(message))
-                advance(self.tally)
+                advance(1, self.tally.replayed)
                 if self.tally.replayed + len(self._outputs) == self._limit:
                     break
                 if len(self._outputs) >= self._records or self._bytes >= _BYTES:
                     self._publish()
             self._publish()
-            advance(self.tally)
-        self.complete = not self._stop_requested()
+            self.complete = not self._stop_requested()
+            # The markers of transactions were counted, and are never read.
+            advance(total if self.complete else 0, self.tally.replayed)
 
     def close(self) -> None:
         """Abort what is open and disconnect."""
@@ -247,7 +260,7 @@ class _Run:
             except BrokerAway as away:
                 say(f"{away}; waiting")
             except FatalError as error:
-                raise _no_transactions(str(error)) from None
+                raise _no_transactions(str(error.__cause__ or error)) from None
             else:
                 return True
         return False
@@ -257,9 +270,7 @@ class _Run:
         if not self._asked.selection.takes(letter):
             self.tally.passed_over += 1
         else:
-            decided = replayed(
-                letter, to=self._asked.to, inputs=self._inputs, max_replays=self._asked.max_replays
-            )
+            decided = replayed(letter, to=self._asked.to, inputs=self._inputs, max_replays=self._asked.max_replays)
             if isinstance(decided, Refusal):
                 self._refuse(position, decided)
             else:
@@ -277,9 +288,25 @@ class _Run:
     def _publish(self) -> None:
         """Send what is in hand and move the progress behind it. Does nothing once told to stop: it is still there."""
         self._pace(len(self._outputs))
+        try:
+            self._transact(self._outputs, self._behind)
+        except Unpublishable:
+            # A broker refuses a whole batch of the producer's for one record in it, so now each goes alone.
+            for position, output in self._outputs.items():
+                behind = {position.partition: position.offset + 1}
+                try:
+                    self._transact({position: output}, behind)
+                except Unpublishable as refused:
+                    self._refuse(position, Refusal(Cause.TOO_LARGE, f"{output.topic} refuses it: {refused}"))
+                    self._transact({}, behind)
+            self._transact({}, self._behind)
+        self._outputs, self._bytes, self._behind = {}, 0, {}
+
+    def _transact(self, outputs: Mapping[Position, Outgoing], behind: Mapping[Partition, int]) -> None:
+        """One transaction, tried until the broker has answered. Raises Unpublishable or FatalError."""
+        release = Release(tuple(outputs.items()), behind, dict.fromkeys(behind, 0))
         aborts, told = 0, False
-        while self._behind and not self._stop_requested():
-            release = Release(tuple(self._outputs.items()), self._behind, dict.fromkeys(self._behind, 0))
+        while release and not self._stop_requested():
             try:
                 self._publisher.publish(release, _TIMEOUT_S)
             except BrokerAway as away:
@@ -291,17 +318,15 @@ class _Run:
                 aborts += 1
                 if aborts == _MAX_ABORTS:
                     raise FatalError(f"{aborts} transactions were aborted in a row: {aborted}") from None
+                say(f"{aborted}; trying again")
                 time.sleep(_RETRY_S)
-            except Unpublishable as refused:
-                del self._outputs[refused.position]
-                self._refuse(refused.position, Refusal(Cause.TOO_LARGE, f"{refused.output.topic} refuses it: {refused}"))
             except Fenced:
                 raise Fenced(
                     f"another run of campaign {self._asked.name} has begun; it goes on where this one stood"
                 ) from None
             else:
-                self.tally.replayed += len(self._outputs)
-                self._outputs, self._bytes, self._behind = {}, 0, {}
+                self.tally.replayed += len(outputs)
+                return
 
     def _pace(self, records: int) -> None:
         if self._rate is None:
@@ -319,10 +344,10 @@ def _no_transactions(why: str) -> FatalError:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[Tally], None]]:
-    """A bar of the records read, on a terminal. Else nothing."""
+def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, else nothing. The function takes how many more records were read, and how many are sent."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda _read, _sent: None
         return
     columns = (
         TextColumn("replaying"),
@@ -333,19 +358,19 @@ def _progress(total: int) -> Iterator[Callable[[Tally], None]]:
     )
     # Rich takes stderr over while the bar is shown, so that refusals appear above it.
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task, done = progress.add_task("", total=total, sent=0), 0
-
-        def advance(tally: Tally) -> None:
-            nonlocal done
-            done += 1
-            progress.update(task, completed=done, sent=tally.replayed)
-
-        yield advance
+        task = progress.add_task("", total=total, sent=0)
+        yield lambda read, sent: progress.update(task, advance=read, sent=sent)
 
 
 def _show(tally: Tally, asked: Campaign, *, complete: bool) -> None:
     if not sys.stdout.isatty():
-        shown = {"campaign": asked.name, **asdict(tally), "complete": complete}
+        shown = {
+            "campaign": asked.name,
+            "replayed": tally.replayed,
+            "refused": dict(tally.refused),
+            "passed_over": tally.passed_over,
+            "complete": complete,
+        }
         sys.stdout.write(json.dumps(shown) + "\n")
         return
     parts = [f"{tally.replayed:,} replayed"]

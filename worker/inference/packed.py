@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from worker.inference.checkpoint import Checkpoint, Precision
-from worker.inference.int8 import Int8Linear
+from worker.inference import dense as denses
+from worker.inference.checkpoint import Checkpoint
+from worker.inference.dense import Activation, Dense
 from worker.messages import Pooling, Row
 
 Step = Callable[[Tensor], Tensor]
+MakeDense = Callable[[nn.Linear, Activation | None], Dense]
 
 ROBERTA = frozenset({"roberta", "xlm-roberta", "camembert"})
 FAMILIES = ROBERTA | {"bert", "distilbert"}
@@ -46,7 +48,7 @@ class Packed:
         self._device = checkpoint.device
         self._embeddings = base.embeddings
         self._heads = int(checkpoint.model.config.num_attention_heads)
-        dense = Int8Linear if checkpoint.precision is Precision.INT8 else _as_it_is
+        dense = denses.choose(checkpoint.device, checkpoint.precision)
         if checkpoint.family == "distilbert":
             self._layers = [_distilbert_layer(layer, dense) for layer in base.transformer.layer]
         else:
@@ -54,7 +56,8 @@ class Packed:
         self._head = _head(checkpoint)
         # RoBERTa counts positions from the one after the padding id (transformers: create_position_ids_from_input_ids).
         self._first_position = self._embeddings.padding_idx + 1 if checkpoint.family in ROBERTA else 0
-        self._token_types = hasattr(self._embeddings, "token_type_embeddings")
+        # BERT tells segments apart, RoBERTa has one type for all, DistilBERT none.
+        self._token_types = getattr(checkpoint.model.config, "type_vocab_size", 0)
         self._varlen = checkpoint.device.type == "cuda" and checkpoint.model.dtype in {torch.float16, torch.bfloat16}
 
     def slots(self, lengths: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
@@ -89,7 +92,9 @@ class Packed:
             "input_ids": np.concatenate([row.token_ids for row in rows], dtype=np.int32),
             "position_ids": within + np.int32(self._first_position),
         }
-        if self._token_types:
+        if self._token_types == 1:
+            inputs["token_type_ids"] = np.zeros_like(within)
+        elif self._token_types:
             borders = np.fromiter((row.segment_at for row in rows), dtype=np.int32, count=len(rows))
             inputs["token_type_ids"] = (within >= np.repeat(borders, lengths)).astype(np.int32)
         spans = _Spans(self._tensor(bounds), lengths.tolist(), varlen=self._varlen)
@@ -144,12 +149,11 @@ class _Spans:
 class _Layer:
     """One post-norm transformer layer (Vaswani et al. 2017, as in BERT)."""
 
-    qkv: Step
-    out: Step
+    qkv: Dense
+    out: Dense
     norm_attention: Step
-    up: Step
-    activation: Step
-    down: Step
+    up: Dense
+    down: Dense
     norm_output: Step
 
     def __call__(self, x: Tensor, spans: _Spans, heads: int, *, first_only: bool = False) -> Tensor:
@@ -157,38 +161,32 @@ class _Layer:
         if first_only:  # whatever follows looks at no other token
             query, x = query[spans.first], x[spans.first]
         context = spans.attend(query, key, value, first_only=first_only)
-        x = self.norm_attention(x + self.out(context.flatten(1)))
-        return self.norm_output(x + self.down(self.activation(self.up(x))))
+        x = self.norm_attention(self.out(context.flatten(1), x))
+        return self.norm_output(self.down(self.up(x), x))
 
 
-def _bert_layer(layer: Any, dense: Callable[[nn.Linear], Step]) -> _Layer:
+def _bert_layer(layer: Any, dense: MakeDense) -> _Layer:
     attention = layer.attention
     return _Layer(
-        qkv=dense(_fused(attention.self.query, attention.self.key, attention.self.value)),
-        out=dense(attention.output.dense),
+        qkv=dense(_fused(attention.self.query, attention.self.key, attention.self.value), None),
+        out=dense(attention.output.dense, None),
         norm_attention=attention.output.LayerNorm,
-        up=dense(layer.intermediate.dense),
-        activation=layer.intermediate.intermediate_act_fn,
-        down=dense(layer.output.dense),
+        up=dense(layer.intermediate.dense, layer.intermediate.intermediate_act_fn),
+        down=dense(layer.output.dense, None),
         norm_output=layer.output.LayerNorm,
     )
 
 
-def _distilbert_layer(layer: Any, dense: Callable[[nn.Linear], Step]) -> _Layer:
+def _distilbert_layer(layer: Any, dense: MakeDense) -> _Layer:
     attention = layer.attention
     return _Layer(
-        qkv=dense(_fused(attention.q_lin, attention.k_lin, attention.v_lin)),
-        out=dense(attention.out_lin),
+        qkv=dense(_fused(attention.q_lin, attention.k_lin, attention.v_lin), None),
+        out=dense(attention.out_lin, None),
         norm_attention=layer.sa_layer_norm,
-        up=dense(layer.ffn.lin1),
-        activation=layer.ffn.activation,
-        down=dense(layer.ffn.lin2),
+        up=dense(layer.ffn.lin1, layer.ffn.activation),
+        down=dense(layer.ffn.lin2, None),
         norm_output=layer.output_layer_norm,
     )
-
-
-def _as_it_is(linear: nn.Linear) -> Step:
-    return linear
 
 
 def _head(checkpoint: Checkpoint) -> Step:

@@ -199,4 +199,5 @@ def _sum(a: Work, b: Work) -> Work:
         shrinks=a.shrinks + b.shrinks,
         forwards=a.forwards + b.forwards,
         seconds=a.seconds + b.seconds,
+        budget=b.budget,
     )

@@ -48,7 +48,9 @@ class Consumer:
         self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
         self._uncommitted: dict[Partition, int] = {}
         self._fatal: KafkaError | None = None
-        self._client = Client({**properties.with_callbacks(config, self._on_error), "on_commit": self._on_commit})
+        self._client = properties.open_client(
+            Client, {**properties.with_callbacks(config, self._on_error), "on_commit": self._on_commit}
+        )
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         """Join the group. The first `poll` connects."""
@@ -146,14 +148,15 @@ class Consumer:
         (without its metadata: what comes later knows better).
 
         Raises:
-            BrokerAway: (with ``wait``) the commit failed; the offsets will be sent again.
+            BrokerAway: the commit failed. With ``wait`` that is the end of it: what comes later may say more, and
+                sending these offsets again could take it back.
         """
         wanted = {**self._uncommitted, **offsets}
-        self._uncommitted = {}
         wanted = {partition: offset for partition, offset in wanted.items() if partition in self._epochs}
         if not wanted:
             return
-        self._asked |= wanted
+        if not wait:
+            self._asked |= wanted
         beside = metadata or {}
         positions = [TopicPartition(p.topic, p.number, offset, beside.get(p, "")) for p, offset in wanted.items()]
         try:
@@ -162,8 +165,10 @@ class Consumer:
             else:
                 self._client.commit(offsets=positions, asynchronous=True)
         except KafkaException as error:
-            self._uncommitted = wanted
+            if not wait:
+                self._uncommitted = wanted
             raise BrokerAway(f"offsets not committed: {error.args[0].str()}") from error
+        self._uncommitted = {}
 
     def recommit(self) -> None:
         """Send again what an asynchronous commit failed to commit, if anything."""

@@ -16,6 +16,7 @@ import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from worker.errors import SettingsError
+from worker.kafka import properties
 from worker.kafka.properties import Properties
 
 log = structlog.get_logger("worker.kafka")
@@ -30,7 +31,8 @@ class LabelSets:
         self._topic = topic
         self._sets: dict[str, tuple[str, ...]] = {}
         self.sets: Mapping[str, tuple[str, ...]] = MappingProxyType(self._sets)
-        self._client = Consumer(
+        self._client = properties.open_client(
+            Consumer,
             {
                 **config,
                 # A group id is demanded by the client; nothing is ever committed under it, and no group is joined.
@@ -38,7 +40,7 @@ class LabelSets:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
-            }
+            },
         )
         self._behind: set[int] = set()
 

@@ -29,13 +29,14 @@ import structlog
 from worker.core.batch import Batcher, BatchPolicy
 from worker.core.dead_letter import LetterGauge, LetterLimits, Obituary, dead_letter, is_truncated, truncated
 from worker.core.offsets import Ledger, Release
-from worker.core.quarantine import STARTS, Mark, begin, parse, render
+from worker.core.quarantine import STARTS
 from worker.core.retry import DeadLetter, Retry, RetryPolicy, decide, fault_of
 from worker.core.retry_topic import detour_of, send_round
 from worker.errors import BrokerAway, FatalError, Reason, RegistryAway, Rejection, TransactionAborted
 from worker.inference.stage import Done, InferenceStage
 from worker.kafka.consumer import Consumer
 from worker.kafka.publisher import Publisher, Unpublishable
+from worker.kafka.quarantine import Quarantine, Ward
 from worker.messages import (
     Answered,
     Encoded,
@@ -62,9 +63,6 @@ PUBLISH_TIMEOUT_S: Final = 5.0
 # Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
 REVOKE_TIMEOUT_S: Final = 10.0
 LAG_INTERVAL_S: Final = 5.0
-# A transaction that a dead predecessor left open is aborted by the broker after ten seconds; until then committed
-# offsets are not stable and the answer waits.
-MARK_TIMEOUT_S: Final = 15.0
 # Batches whose records can have been in the device's hands when a process died: one computed, one finished before it.
 WINDOW_BATCHES: Final = 2
 # While batches are under way their results are looked for every 2 ms; waiting for records alone, flags are seen in 100.
@@ -96,16 +94,6 @@ class Policies:
     max_age_s: float | None
     letters: LetterLimits = field(default_factory=LetterLimits)
     retry_topics: tuple[tuple[float, str], ...] = ()  # delay in seconds and topic, shortest first; empty: in place
-
-
-@dataclass(slots=True)
-class _Ward:
-    """A quarantined partition: at most one record of it is in hand. ``condemned``: the next was a suspect."""
-
-    until: int
-    condemned: bool
-    record: Record | None = None
-    suspect_at: int | None = None  # the offset of the record that is marked, until it is answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +148,12 @@ class KafkaStage:
         self._unlogged: list[tuple[Done, float, int, int]] = []
         self._lag_at_s = 0.0
         self._draining = False
+        self._orderly = True
         self._letters = LetterGauge(policies.letters)
         # Retry topics: partitions whose next record is not due, and when it is, in wall-clock milliseconds.
         self._not_due_ms: dict[Partition, int] = {}
         self._retry_topics = frozenset(topic for _, topic in policies.retry_topics)
-        # Quarantine (worker.core.quarantine). All three are empty in good times, and then nothing looks further.
-        self._starts: dict[Partition, tuple[int, Mark]] = {}  # no progress since assigned: offset and former mark
-        self._wards: dict[Partition, _Ward] = {}
+        self._quarantine = Quarantine(consumer, WINDOW_BATCHES * policies.batch.max_messages)
         self._alone = False  # a quarantined record is being computed, with nothing beside it
         self._ward_had_turn = False
 
@@ -207,6 +194,8 @@ class KafkaStage:
 
     def close(self) -> None:
         """Leave the group and disconnect. What was not published is the next owner's."""
+        # Without a drain something failed, and a record in hand may be why: this start stays counted.
+        self._orderly = self._draining
         try:
             self._consumer.close()
         finally:
@@ -220,34 +209,7 @@ class KafkaStage:
             self._ledger.assign(partition, epoch)
         self._rebalanced(Rebalance.ASSIGNED, list(epochs), len(self._consumer.assignment))
         if epochs:
-            self._count_starts(list(epochs))
-
-    def _count_starts(self, partitions: Sequence[Partition]) -> None:
-        """Step 1 of worker.core.quarantine: raise the count of starts, or enter quarantine, before anything is read."""
-        window = WINDOW_BATCHES * self._policies.batch.max_messages
-        try:
-            marks: dict[Partition, tuple[int, Mark]] = {}
-            for partition, (offset, metadata) in self._consumer.committed(partitions, MARK_TIMEOUT_S).items():
-                former = parse(metadata)
-                mark = begin(former, offset, window)
-                marks[partition] = offset, mark
-                if mark.quarantined:
-                    self._wards[partition] = _Ward(mark.until, condemned=mark.suspect)
-                    log.error("quarantined", partition=str(partition), offset=offset, mark=render(mark))
-                else:
-                    self._starts[partition] = offset, former
-            self._mark(marks)
-        except BrokerAway as error:
-            # Not counted this time; a record that kills takes one more start to be found.
-            log.warning("starts_not_counted", error=str(error))
-
-    def _mark(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
-        """Commit unchanged offsets with new metadata. Raises BrokerAway."""
-        self._consumer.commit(
-            {partition: offset for partition, (offset, _) in marks.items()},
-            wait=True,
-            metadata={partition: render(mark) for partition, (_, mark) in marks.items()},
-        )
+            self._quarantine.assigned(list(epochs))
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Finish what the device has begun, publish and commit what is resolved, forget the rest: all in one deadline.
@@ -262,21 +224,11 @@ class KafkaStage:
             self._clocks.wait(BUSY_POLL_S)
             self._collect()
         self._publish_until(deadline_s)
-        self._hand_over(gone)
+        if self._orderly:
+            # Save where a commit has no answer yet: an offset committed after it, outside the transaction, would win.
+            undecided = self._unfinished.offsets if self._unfinished is not None else {}
+            self._quarantine.hand_over(gone.difference(undecided))
         self._forget(Rebalance.REVOKED, partitions)
-
-    def _hand_over(self, partitions: set[Partition]) -> None:
-        """Take this start's marks back: a partition handed over in good order says nothing against its next record."""
-        marks = {p: mark for p, mark in self._starts.items() if p in partitions}
-        for partition in partitions & self._wards.keys():
-            ward = self._wards[partition]
-            if ward.suspect_at is not None:
-                marks[partition] = ward.suspect_at, Mark(until=ward.until)
-        if marks:
-            try:
-                self._mark(marks)
-            except BrokerAway as error:
-                log.warning("starts_not_taken_back", error=str(error))
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         """They are somebody else's already: forget them and commit nothing."""
@@ -286,8 +238,7 @@ class KafkaStage:
         for partition in partitions:
             self._ledger.forget(partition)
             self._batcher.forget(partition)
-            self._starts.pop(partition, None)
-            self._wards.pop(partition, None)
+            self._quarantine.forget(partition)
             self._not_due_ms.pop(partition, None)
         self._rebalanced(kind, partitions, len(self._consumer.assignment) - len(partitions))
 
@@ -319,7 +270,7 @@ class KafkaStage:
         self._metrics.paused(len(self._consumer.assignment) if self._consumer.paused else 0)
         records = self._consumer.poll(self._policies.batch.max_messages, self._patience_s(began_s))
         self._metrics.stage(Stage.POLL, self._clocks.monotonic_s() - began_s)
-        if self._not_due_ms or self._wards or self._retry_topics:
+        if self._quarantine or self._retry_topics:
             records = self._set_aside(records)
         for record in records:
             self._ledger.track(record)
@@ -343,10 +294,9 @@ class KafkaStage:
             partition, offset = record.position.partition, record.position.offset
             if partition in held:
                 continue
-            if partition in self._wards:
+            if self._quarantine.holds(partition):
                 held.add(partition)
-                self._consumer.hold(partition, offset + 1)
-                self._wards[partition].record = record
+                self._quarantine.take(record)
                 self._ledger.track(record)
                 continue
             detour = detour_of(record) if partition.topic in self._retry_topics else None
@@ -438,7 +388,7 @@ class KafkaStage:
 
     def _offer(self) -> None:
         now_s = self._clocks.monotonic_s()
-        if self._wards and self._is_turn_of_ward(now_s):
+        if self._quarantine and self._is_turn_of_ward(now_s):
             return
         while self._inference.has_room:
             trigger = self._batcher.due(now_s)
@@ -456,7 +406,7 @@ class KafkaStage:
         """Quarantined records and ordinary batches take turns; True while nothing else may be offered."""
         if self._alone:
             return True
-        ward = next((ward for ward in self._wards.values() if ward.record is not None), None)
+        ward = self._quarantine.waiting()
         if ward is None or (self._ward_had_turn and self._batcher.due(now_s) is not None):
             self._ward_had_turn = False
             return False
@@ -466,7 +416,7 @@ class KafkaStage:
             self._treat(ward)
         return True
 
-    def _treat(self, ward: _Ward) -> None:
+    def _treat(self, ward: Ward) -> None:
         """Steps 2 and 3 of worker.core.quarantine, for one record."""
         record = ward.record
         if record is None:
@@ -482,10 +432,8 @@ class KafkaStage:
             )
             self._bury(record, fault, attempts=STARTS + 1)
             return
-        position = record.position
         try:
-            self._mark({position.partition: (position.offset, Mark(until=ward.until, suspect=True))})
-            ward.suspect_at = position.offset
+            self._quarantine.suspect(ward, record)
             lined_up = len(self._batcher)
             self._admit_one(record)
         except (BrokerAway, RegistryAway) as error:
@@ -513,6 +461,7 @@ class KafkaStage:
                 else:
                     retried += self._decide(finished.job, finished.fault, now_s)
             work = done.work
+            self._metrics.token_budget(work.budget)
             self._metrics.stage(Stage.INFERENCE, now_s - done.began_s)
             self._metrics.inferred(
                 work.seconds,
@@ -601,11 +550,9 @@ class KafkaStage:
 
     def _release(self) -> Release:
         release = self._ledger.release()
-        if not self._wards:
+        if not self._quarantine:
             return release
-        # A quarantine outlives the process: its end travels with every offset until that is reached.
-        marks = {p: Mark(until=w.until) for p, w in self._wards.items() if release.offsets.get(p, w.until) < w.until}
-        return replace(release, metadata={partition: render(mark) for partition, mark in marks.items()})
+        return replace(release, metadata=self._quarantine.metadata(release))
 
     def _publish_failed(self, error: Exception) -> None:
         self._publish_attempts += 1
@@ -642,24 +589,11 @@ class KafkaStage:
             elif self._ledger.is_live(position):
                 timestamps_ms.append(self._ledger.record(position).timestamp_ms)
         self._ledger.acknowledge(release)
-        if self._starts or self._wards:
-            self._progressed(release)
+        if self._quarantine:
+            self._quarantine.progressed(release)
         self._metrics.published(len(timestamps_ms))
         self._metrics.answered(self._clocks.wall_s() * 1000, timestamps_ms)
         self._log_batches(len(release.outputs) - buried, buried)
-
-    def _progressed(self, release: Release) -> None:
-        """Progress resets the count of starts, lets the next quarantined record in, and lifts a quarantine."""
-        for partition, behind in release.offsets.items():
-            self._starts.pop(partition, None)
-            ward = self._wards.get(partition)
-            if ward is None or release.epochs[partition] != self._consumer.assignment.get(partition):
-                continue
-            ward.suspect_at = None
-            if behind >= ward.until:
-                del self._wards[partition]
-                log.info("quarantine_lifted", partition=str(partition), offset=behind)
-            self._consumer.unhold(partition)
 
     def _log_batches(self, published: int, buried: int) -> None:
         """The canonical lines of the batches whose results have just gone out (or wait behind a retry)."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from confluent_kafka import KafkaError, KafkaException
+
+from worker.errors import SettingsError
 from worker.settings import KafkaSettings
 
 # A transaction holds produce and commit calls only, never inference, so ten seconds (the figure of Kafka Streams under
@@ -13,6 +16,7 @@ from worker.settings import KafkaSettings
 TRANSACTION_TIMEOUT_MS: Final = 10_000
 
 Properties = dict[str, Any]
+Client = TypeVar("Client")
 
 
 def common(settings: KafkaSettings, client: str) -> Properties:
@@ -78,6 +82,22 @@ def producer(settings: KafkaSettings, transactional_id: str | None) -> Propertie
 def with_callbacks(properties: Properties, on_error: Callable[[Any], None]) -> Properties:
     """Properties plus the hooks through which librdkafka reports what no call of ours returns."""
     return {**properties, "error_cb": on_error, "logger": logging.getLogger("librdkafka")}
+
+
+def open_client(kind: Callable[[Properties], Client], config: Properties) -> Client:
+    """A client of librdkafka.
+
+    Raises:
+        SettingsError: a property is unknown, or has a value that librdkafka refuses.
+    """
+    try:
+        return kind(config)
+    except (KafkaException, TypeError, ValueError) as error:
+        found: Any = error.args[0]
+        said = found.str() if isinstance(found, KafkaError) else str(error)
+        raise SettingsError(
+            f"kafka.properties, consumer_properties or producer_properties: {said}; see librdkafka's CONFIGURATION.md"
+        ) from None
 
 
 def is_incremental(properties: Properties) -> bool:

@@ -9,6 +9,7 @@ output cannot be produced at all; the caller replaces it and publishes anew. `Fa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -108,7 +109,7 @@ class _Connection:
     def __init__(self, config: Properties, clock: Clock) -> None:
         self.clock = clock
         self.fatal: KafkaError | None = None
-        self.client = Producer(properties.with_callbacks(config, self._on_error))
+        self.client = properties.open_client(Producer, properties.with_callbacks(config, self._on_error))
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
@@ -158,7 +159,8 @@ class _Connection:
     def close(self) -> None:
         """Drop what is queued: closing without that would wait for it."""
         self.client.purge(in_queue=True, in_flight=True)
-        self.client.flush(0)
+        with suppress(KafkaException):  # a client that was fenced says so again, and would hide who says it first
+            self.client.flush(0)
 
 
 class AtLeastOncePublisher:

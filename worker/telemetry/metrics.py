@@ -41,12 +41,10 @@ class Stage(StrEnum):
     """Where a batch, or the Kafka thread, spends its time: values of the label ``stage``."""
 
     POLL = "poll"  # one call of the consumer, its waiting for records included
-    DECODE = "decode"  # the records of one poll, from bytes to requests
-    ENCODE = "encode"  # the requests of one poll, from text to tokens
+    DECODE = "decode"  # the records of one poll, from bytes to tokens
     WAIT = "wait"  # a batch, from its first admission to its closing
     INFERENCE = "inference"  # a batch, from the inference thread's beginning until its results are taken back
     PUBLISH = "publish"  # a batch's records, from the first produce call until all are acknowledged
-    COMMIT = "commit"  # offsets, or the transaction's end
 
 
 class Queue(StrEnum):

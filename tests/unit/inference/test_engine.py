@@ -9,13 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import transformers
 
-from tests.families import tokenizers
-from worker.core.score import LabelOrder
+from tests import families
 from worker.errors import FatalError, OutOfDeviceMemory, Rejection
 from worker.inference.budget import TokenBudget
-from worker.inference.checkpoint import Checkpoint, Precision
+from worker.inference.checkpoint import Checkpoint, load
 from worker.inference.engine import Engine
 from worker.inference.padded import Padded
 from worker.messages import (
@@ -24,7 +22,6 @@ from worker.messages import (
     Encoded,
     Entailment,
     LongText,
-    ModelIdentity,
     Outcome,
     Pooling,
     Request,
@@ -32,40 +29,11 @@ from worker.messages import (
     Task,
 )
 
-HIDDEN = 32
-
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    tokenizer = tokenizers.xlm_roberta()
-    config = transformers.XLMRobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=66,
-        id2label={0: "contradiction", 1: "neutral", 2: "entailment"},
-        id2label={0: "contradiction", 1: "neutral", 2: "entailment"},
-        initializer_range=0.4,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        model = transformers.XLMRobertaForSequenceClassification(config)
-    return Checkpoint(
-        identity=ModelIdentity("tiny", "1"),
-        model=model.train(mode=False).requires_grad_(requires_grad=False),
-        tokenizer=tokenizer,
-        order=LabelOrder(2, 1, 0),
-        device=torch.device("cpu"),
-        precision=Precision.FP32,
-        max_length=64,
-        pad_id=1,
-        languages={},
-        default_language=None,
-        hidden_size=HIDDEN,
-        family="xlm-roberta",
-    )
+    directory = families.checkpoint("xlm-roberta")
+    return load(str(directory), device="cpu", precision="fp32", max_length=64, self_test="off", progress=False)
 
 
 class ByHand:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
@@ -10,6 +12,7 @@ from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, answered, p
 from tests.delivery.worker import BATCH, RETRY, Guarantee, Worker
 from worker.core.batch import BatchPolicy
 from worker.core.dead_letter import is_truncated
+from worker.core.quarantine import parse
 from worker.core.retry import RetryPolicy
 from worker.errors import FatalError, Fenced
 from worker.messages import Partition
@@ -39,6 +42,11 @@ def offsets(broker: MemoryBroker, where: Partition = P0, *, dead: bool | None = 
     ]
 
 
+def committed(broker: MemoryBroker) -> dict[Partition, int]:
+    """Committed offsets, without partitions that are still at their beginning."""
+    return {where: offset for where, offset in broker.committed.items() if offset}
+
+
 def reasons(broker: MemoryBroker) -> dict[int, str]:
     return {answered(output)[1]: reason(output) for output in broker.visible if reason(output)}
 
@@ -54,7 +62,7 @@ def test_every_record_is_answered_in_order_and_committed(broker: MemoryBroker, g
     worker.settle()
     assert offsets(broker, P0) == list(range(10))
     assert offsets(broker, P1) == list(range(5))
-    assert broker.committed == {P0: 10, P1: 5}
+    assert committed(broker) == {P0: 10, P1: 5}
     assert worker.counted("records_consumed_total", topic="requests") == 15
     assert worker.counted("records_published_total") == 15
 
@@ -74,7 +82,7 @@ def test_tombstones_are_skipped_counted_and_committed(broker: MemoryBroker) -> N
     broker.send(P0, None, b"ok", None)
     worker.settle()
     assert offsets(broker) == [1]
-    assert broker.committed == {P0: 3}
+    assert committed(broker) == {P0: 3}
     assert worker.counted("tombstones_total") == 2
 
 
@@ -97,7 +105,7 @@ def test_one_message_never_fails_another(broker: MemoryBroker, guarantee: Guaran
     worker.settle()
     assert offsets(broker, dead=False) == [0, 2, 4, 6, 8]
     assert reasons(broker) == {1: "inference", 3: "malformed", 5: "too_large", 7: "inference"}
-    assert broker.committed == {P0: 9}
+    assert committed(broker) == {P0: 9}
     assert worker.counted("records_dead_lettered_total", reason="too_large") == 1
     assert worker.counted("records_published_total") == 5
 
@@ -167,7 +175,7 @@ def test_a_dead_letter_too_large_is_truncated(broker: MemoryBroker) -> None:
     first, second = broker.visible
     assert not is_truncated(first)
     assert dict(second.headers)["xnli.dlq.truncated"] == b"20000"
-    assert broker.committed == {P0: 2}
+    assert committed(broker) == {P0: 2}
 
 
 def _reject(_: object) -> object:
@@ -180,7 +188,7 @@ def test_a_dead_letter_that_cannot_be_written_at_all_halts_with_nothing_committe
     broker.send(P0, b"garbage")
     with pytest.raises(FatalError, match=r"max\.message\.bytes"):
         worker.settle()
-    assert broker.committed == {}
+    assert committed(broker) == {}
 
 
 # Outages --------------------------------------------------------------------------------------------------------------
@@ -245,7 +253,7 @@ def test_an_unwritable_dead_letter_topic_blocks_the_commit(broker: MemoryBroker,
     assert offsets(broker, dead=True) == []
     broker.unwritable = set()
     worker.settle()
-    assert broker.committed == {P0: 3}
+    assert committed(broker) == {P0: 3}
     assert sorted(set(offsets(broker))) == [0, 1, 2]
 
 
@@ -276,7 +284,7 @@ def test_a_commit_that_cannot_be_sent_is_sent_later(broker: MemoryBroker) -> Non
     member.commit = refuse  # type: ignore[method-assign]
     worker.settle()
     worker.turn(30)
-    assert broker.committed == {P0: 1}
+    assert committed(broker) == {P0: 1}
     assert offsets(broker) == [0]
 
 
@@ -285,9 +293,8 @@ def test_a_late_failure_of_an_old_commit_does_not_take_back_a_newer_one(broker: 
     broker.faults["commit"].append(retriable())
     worker.consumer.commit({P0: 5}, wait=False)
     worker.consumer.commit({P0: 9}, wait=False)
-    assert broker.committed == {P0: 9}
     worker.turn(5)
-    assert broker.committed == {P0: 9}
+    assert committed(broker) == {P0: 9}
 
 
 # Transactions ---------------------------------------------------------------------------------------------------------
@@ -338,7 +345,7 @@ def test_a_partition_that_leaves_while_an_abort_is_unanswered_is_not_written_aga
     worker.settle()
     # It is somebody else's, who may have answered it meanwhile.
     assert offsets(broker, P0) == []
-    assert broker.committed == {P1: 3}
+    assert committed(broker) == {P1: 3}
     newcomer = started(broker)
     newcomer.settle()
     assert offsets(broker, P0) == [0, 1, 2]
@@ -356,7 +363,7 @@ def test_a_partition_that_leaves_while_the_queue_is_full_is_not_written_again(br
     broker.queue_limit = 100
     worker.turn(300)
     assert offsets(broker) == []
-    assert broker.committed == {}
+    assert committed(broker) == {}
 
 
 # Rebalances -----------------------------------------------------------------------------------------------------------
@@ -378,7 +385,7 @@ def test_on_revoke_what_is_computed_is_committed_and_the_rest_left(
     broker.assign(P0, P1)
     worker.settle()
     assert offsets(broker) == [0, 1, 2, 3, 4, 5]
-    assert broker.committed == {P0: 6}
+    assert committed(broker) == {P0: 6}
 
 
 def test_a_late_result_of_a_former_assignment_is_dropped(broker: MemoryBroker) -> None:
@@ -407,7 +414,7 @@ def test_of_a_lost_partition_nothing_is_committed(broker: MemoryBroker, guarante
     broker.lose(P0)
     worker.turn(100)
     assert broker.visible == []
-    assert broker.committed == {}
+    assert committed(broker) == {}
 
 
 def test_a_retry_of_a_partition_that_left_is_forgotten(broker: MemoryBroker) -> None:
@@ -436,7 +443,7 @@ def test_an_output_refused_after_its_partition_left_does_not_end_the_worker(brok
     worker.kafka.step()
     broker.away = False
     worker.settle()
-    assert broker.committed == {P1: 1}
+    assert committed(broker) == {P1: 1}
 
 
 def test_a_revoke_while_transactions_fail_neither_spins_nor_lengthens_the_back_off(broker: MemoryBroker) -> None:
@@ -493,7 +500,7 @@ def test_a_drain_answers_what_is_in_hand_and_reads_nothing_more(broker: MemoryBr
     assert broker.clock() - began_s < 0.2
     worker.kafka.close()
     assert offsets(broker) == [0, 1, 2]
-    assert broker.committed == {P0: 3}
+    assert committed(broker) == {P0: 3}
 
 
 def test_a_drain_without_the_registry_ends_in_time_and_commits_what_it_can(broker: MemoryBroker) -> None:
@@ -508,7 +515,7 @@ def test_a_drain_without_the_registry_ends_in_time_and_commits_what_it_can(broke
     assert not worker.kafka.drain(25.0)
     assert broker.clock() - began_s == pytest.approx(25.0, abs=0.5)
     worker.kafka.close()
-    assert broker.committed == {P0: 2}
+    assert committed(broker) == {P0: 2}
     assert offsets(broker) == [0, 1]
 
 
@@ -539,6 +546,74 @@ def test_the_output_of_a_result_goes_to_the_output_topic(broker: MemoryBroker) -
     broker.send(P0, b"ok", b"garbage")
     worker.settle()
     assert [output.topic for output in broker.visible] == [OUTPUT, DEAD_LETTERS]
+
+
+# Quarantine: the count of starts ------------------------------------------------------------------------------------
+
+
+def starts(broker: MemoryBroker, where: Partition = P0) -> int:
+    return parse(broker.metadata.get(where)).starts
+
+
+def test_a_mark_that_could_not_be_committed_does_not_take_back_what_was_answered_since(broker: MemoryBroker) -> None:
+    broker.send(P0, *[b"ok"] * 4)
+    worker = Worker(broker)
+    broker.faults["commit"].extend([retriable()] * 1_000)
+    broker.assign(P0)
+    worker.settle()
+    broker.faults.clear()
+    worker.turn(10)
+    assert committed(broker) == {P0: 4}
+    started(broker).settle()
+    assert offsets(broker) == [0, 1, 2, 3]
+
+
+def test_marks_are_not_taken_back_over_a_commit_without_an_answer(broker: MemoryBroker) -> None:
+    """An offset committed outside the transaction would win over the one inside."""
+    worker = started(broker)
+    broker.send(P0, *[b"ok"] * 4)
+    broker.faults["commit_transaction"].extend([retriable()] * 100)
+    while not worker.counted("broker_errors_total"):
+        worker.turn()
+    broker.revoke(P0)
+    worker.kafka.step()
+    broker.faults.clear()
+    while broker.undecided is not None:
+        worker.turn()
+    started(broker).settle()
+    assert offsets(broker) == [0, 1, 2, 3]
+
+
+def test_a_start_that_ends_in_an_error_stays_counted(broker: MemoryBroker) -> None:
+    """A device that a text broke for good ends the process in good order, and again, and again."""
+    for times in (1, 2):
+        worker = started(broker)
+        worker.inference._crash = FatalError("the device failed and this process cannot use it any more")
+        with pytest.raises(FatalError):
+            worker.turn(3)
+        with contextlib.suppress(FatalError):
+            worker.kafka.close()
+        assert starts(broker) == times
+
+
+@pytest.mark.parametrize("how", ["drain", "revoke"])
+def test_a_partition_handed_over_in_good_order_is_not_counted(broker: MemoryBroker, how: str) -> None:
+    worker = started(broker)
+    assert starts(broker) == 1
+    if how == "drain":
+        assert worker.kafka.drain(5.0)
+        worker.kafka.close()
+    else:
+        broker.revoke(P0)
+        worker.turn()
+    assert starts(broker) == 0
+
+
+def test_progress_resets_the_count(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, b"ok")
+    worker.settle()
+    assert starts(broker) == 0
 
 
 def test_back_off_after_failed_publishes_grows_and_is_reset(broker: MemoryBroker) -> None:
