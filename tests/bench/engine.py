@@ -43,13 +43,14 @@ class Peer:
     package: str
     make: Callable[..., Callable[[], None]]
     batches: tuple[int, ...] = BATCHES
+    cuda: bool = False  # whether it is measured there too
 
 
 PEERS = (
-    Peer(PIPELINE, "transformers", partial(peers.pipeline, dtype=torch.float32), (1,)),
-    Peer("pipeline, batched fp32", "transformers", partial(peers.pipeline, dtype=torch.float32), (12,)),
-    Peer("CrossEncoder fp32", "sentence_transformers", partial(peers.cross_encoder, dtype=torch.float32)),
-    Peer("CrossEncoder bf16", "sentence_transformers", partial(peers.cross_encoder, dtype=torch.bfloat16)),
+    Peer(PIPELINE, "transformers", partial(peers.pipeline, dtype=torch.float32), (1,), cuda=True),
+    Peer("pipeline, batched fp32", "transformers", partial(peers.pipeline, dtype=torch.float32), (12,), cuda=True),
+    Peer("CrossEncoder fp32", "sentence_transformers", partial(peers.cross_encoder, dtype=torch.float32), cuda=True),
+    Peer("CrossEncoder bf16", "sentence_transformers", partial(peers.cross_encoder, dtype=torch.bfloat16), cuda=True),
     Peer("ONNX Runtime fp32", "onnxruntime", partial(peers.onnx_runtime, int8=False)),
     Peer("ONNX Runtime int8", "onnxruntime", partial(peers.onnx_runtime, int8=True)),
     Peer("OpenVINO fp32", "openvino", partial(peers.openvino, precision="f32")),
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=bench.SHAPES, default="base")
     parser.add_argument("--messages", type=int, default=48)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", action="append", help="only subjects whose name contains this; may be given again")
     parser.add_argument("--out", type=Path, help="directory for bench.json and bench.png")
@@ -84,21 +86,21 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """All subjects in turns, then the engine's own claims."""
     requests = bench.workload(arguments.messages)
     wanted = [*(arguments.only or [""])]
-    engines = {
-        precision: open_engine(directory, precision) for precision in ours() if chosen(f"ours {precision}", wanted)
-    }
+    device = torch.device(arguments.device)
+    precisions = [precision for precision in ours(device) if chosen(f"ours {precision}", wanted)]
+    engines = {precision: open_engine(directory, device, precision) for precision in precisions}
     subjects: dict[str, Callable[[], None]] = {
         f"ours {precision}": partial(bench.answer, engine, requests) for precision, engine in engines.items()
     }
     pairs, tokens = bench.sizes(next(iter(engines.values())), requests)
     for precision in ("fp32", "bf16"):
         if chosen(f"{FLOOR} {precision}", wanted):
-            checkpoint = load(str(directory), device="cpu", precision=precision, self_test="off", progress=False)
+            checkpoint = load(str(directory), device=str(device), precision=precision, self_test="off", progress=False)
             subjects[f"{FLOOR} {precision}"] = bench.floor(checkpoint, tokens)
     sizes: dict[str, int] = {}
     for peer in PEERS:
-        if chosen(peer.name, wanted) and peers.installed(peer.package):
-            sizes[peer.name], subjects[peer.name] = tune(peer, directory, requests)
+        if chosen(peer.name, wanted) and peers.installed(peer.package) and (peer.cuda or device.type == "cpu"):
+            sizes[peer.name], subjects[peer.name] = tune(peer, directory, device, requests)
     note(f"{pairs} pairs, {tokens} tokens; {len(subjects)} subjects")
     seconds = bench.alternate(subjects, runs=arguments.runs)
     return {
@@ -109,12 +111,14 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
         "seconds": seconds,
         "batch_sizes": sizes,
         "claims": claims(next(reversed(engines.values())), arguments.messages, arguments.runs),
-        "machine": machine(arguments.threads),
+        "machine": machine(device, arguments.threads),
     }
 
 
-def ours() -> list[str]:
-    """The precisions in which the engine is measured; the fastest on this processor last."""
+def ours(device: torch.device) -> list[str]:
+    """The precisions in which the engine is measured; the fastest on this device last."""
+    if device.type != "cpu":
+        return ["fp32", "fp16", "bf16"]
     processor = Processor.probe()
     return ["fp32", *(["int8"] if processor.vnni else []), *(["bf16"] if processor.amx_bf16 else [])]
 
@@ -124,17 +128,20 @@ def chosen(name: str, wanted: Sequence[str]) -> bool:
     return any(part in name for part in wanted)
 
 
-def open_engine(directory: Path, precision: str) -> Engine:
+def open_engine(directory: Path, device: torch.device, precision: str) -> Engine:
     """The engine with the worker's default settings."""
-    checkpoint = load(str(directory), device="cpu", precision=precision, self_test="off", progress=False)
+    checkpoint = load(str(directory), device=str(device), precision=precision, self_test="off", progress=False)
     engine = Engine(checkpoint, max_tokens=16384)
     engine.warm_up()
     return engine
 
 
-def tune(peer: Peer, directory: Path, requests: Sequence[Request]) -> tuple[int, Callable[[], None]]:
+def tune(
+    peer: Peer, directory: Path, device: torch.device, requests: Sequence[Request]
+) -> tuple[int, Callable[[], None]]:
     """The peer at its best batch size."""
-    made = {batch: peer.make(directory, requests, batch=batch) for batch in peer.batches}
+    options = {"device": str(device)} if peer.cuda else {}
+    made = {batch: peer.make(directory, requests, batch=batch, **options) for batch in peer.batches}
     if len(made) > 1:
         seconds = bench.alternate({str(batch): run for batch, run in made.items()}, runs=1)
         best = int(min(seconds, key=lambda batch: seconds[batch][0]))
@@ -164,7 +171,7 @@ def claims(engine: Engine, messages: int, runs: int) -> dict[str, float]:
     }
 
 
-def machine(threads: int) -> dict[str, str | int]:
+def machine(device: torch.device, threads: int) -> dict[str, str | int]:
     """Where and with what it was measured."""
     versions = {}
     for package in ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino"):
@@ -174,6 +181,7 @@ def machine(threads: int) -> dict[str, str | int]:
             continue
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
         "threads": threads,
         "flags": str(Processor.probe()),

@@ -21,10 +21,10 @@ from worker.messages import Request
 Subject = Callable[[], None]
 
 
-def pipeline(directory: Path, requests: Sequence[Request], *, batch: int, dtype: torch.dtype) -> Subject:
+def pipeline(directory: Path, requests: Sequence[Request], *, batch: int, dtype: torch.dtype, device: str) -> Subject:
     """transformers' zero-shot pipeline: one call per message, because each has labels of its own."""
     make: Any = transformers.pipeline
-    pipe = make("zero-shot-classification", model=str(directory), device="cpu", dtype=dtype, batch_size=batch)
+    pipe = make("zero-shot-classification", model=str(directory), device=device, dtype=dtype, batch_size=batch)
 
     def run() -> None:
         for request in requests:
@@ -33,11 +33,13 @@ def pipeline(directory: Path, requests: Sequence[Request], *, batch: int, dtype:
     return run
 
 
-def cross_encoder(directory: Path, requests: Sequence[Request], *, batch: int, dtype: torch.dtype) -> Subject:
+def cross_encoder(
+    directory: Path, requests: Sequence[Request], *, batch: int, dtype: torch.dtype, device: str
+) -> Subject:
     """sentence-transformers' CrossEncoder, all pairs in one call: it orders them by length itself."""
     from sentence_transformers import CrossEncoder  # noqa: PLC0415 (an extra)
 
-    model = CrossEncoder(str(directory), device="cpu", max_length=512, model_kwargs={"dtype": dtype})
+    model = CrossEncoder(str(directory), device=device, max_length=512, model_kwargs={"dtype": dtype})
 
     def run() -> None:
         model.predict(pairs(requests), batch_size=batch, show_progress_bar=False)

@@ -204,13 +204,22 @@ class _Owned:
     paused: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Rebalance:
+    kind: str
+    callback: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.callback()
+
+
 class MemoryConsumer:
     """The consumer client. One queue holds records and callbacks, and both are served on the thread that polls."""
 
     def __init__(self, broker: MemoryBroker, config: dict[str, Any]) -> None:
         self._broker = broker
         self._on_commit = config["on_commit"]
-        self._queue: deque[MemoryMessage | Callable[[], None]] = deque()
+        self._queue: deque[MemoryMessage | _Rebalance | Callable[[], None]] = deque()
         self._assignments = 0
         self.owned: dict[Partition, _Owned] = {}
         broker.generation += 1
@@ -220,7 +229,7 @@ class MemoryConsumer:
         self._on = {"assign": callbacks["on_assign"], "revoke": callbacks["on_revoke"], "lose": callbacks["on_lost"]}
 
     def rebalance(self, kind: str, partitions: Sequence[Partition]) -> None:
-        self._queue.append(lambda: self._on[kind](self, _positions(partitions)))
+        self._queue.append(_Rebalance(kind, lambda: self._on[kind](self, _positions(partitions))))
 
     def poll(self, timeout: float) -> MemoryMessage | None:
         self._fetch()
@@ -234,7 +243,8 @@ class MemoryConsumer:
     def consume(self, count: int, timeout: float) -> list[MemoryMessage]:
         self._fetch()
         messages: list[MemoryMessage] = []
-        while len(messages) < count and (message := self._next()) is not None:
+        # Without waiting no partition arrives that one left within the same call: joining again takes a round trip.
+        while len(messages) < count and (message := self._next(assigning=False)) is not None:
             messages.append(message)
         self._fetch()  # for a rebalance to land behind
         return messages
@@ -252,9 +262,12 @@ class MemoryConsumer:
                 )
                 owned.fetch_at = offset + 1
 
-    def _next(self) -> MemoryMessage | None:
+    def _next(self, *, assigning: bool = True) -> MemoryMessage | None:
         while self._queue:
-            head = self._queue.popleft()
+            head = self._queue[0]
+            if isinstance(head, _Rebalance) and head.kind == "assign" and not assigning:
+                return None
+            self._queue.popleft()
             if not isinstance(head, MemoryMessage):
                 head()
                 continue

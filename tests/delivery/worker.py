@@ -95,8 +95,9 @@ class Worker:
         idle = 0
         while idle < 3:
             assert self.clock() < deadline_s, f"{self.kafka.in_flight} records are still in flight"
+            before = dict(self.broker.committed)
             self.turn()
-            idle = 0 if self.kafka.in_flight else idle + 1
+            idle = 0 if self.kafka.in_flight or before != self.broker.committed else idle + 1
 
     def counted(self, metric: str, **labels: str) -> float:
         """The value of a metric, without its prefix."""

@@ -15,6 +15,8 @@ import argparse
 import json
 import os
 import random
+import shutil
+import signal
 import sys
 import time
 import traceback
@@ -179,11 +181,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     print(f"{len(cells)} cells of {size.messages:,} messages, seed {seed}", flush=True)
     REPORT.mkdir(exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: the clusters are stopped on the way out
     rows: list[Row] = []
     with _clusters() as clusters:
         for number, (scenario, guarantee) in enumerate(cells, 1):
             print(f"[{number:2}/{len(cells)}] {scenario.name:24} {guarantee:14} ", end="", flush=True)
             folder = REPORT / f"{scenario.name}-{guarantee}"
+            shutil.rmtree(folder, ignore_errors=True)
             try:
                 row = play(scenario, guarantee, clusters.get(scenario.nodes), size, seed, folder)
             except Unavailable as missing:

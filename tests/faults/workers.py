@@ -16,6 +16,7 @@ from typing import Any, Self
 SCRIPTED = "tests.faults.scripted"
 REAL = ("worker.cli", "run")
 ROOT = Path(__file__).parents[2]
+TETHER = ROOT / "tests" / "brokers" / "tether.py"
 
 
 class WorkerProcess:
@@ -26,7 +27,9 @@ class WorkerProcess:
     ) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
         self._environment = inherited | {"XNLI_HTTP__PORT": "0", "XNLI_MODEL__NAME": "scripted"} | dict(environment)
-        self._command = [sys.executable, "-m", *([module] if isinstance(module, str) else module)]
+        worker = [sys.executable, "-m", *([module] if isinstance(module, str) else module)]
+        # A test run that is killed takes its workers with it.
+        self._command = [sys.executable, "-I", "-S", str(TETHER), str(os.getpid()), *worker]
         self.log_path = log_path
         self.starts = 0
         self.process = self._start()

@@ -185,7 +185,7 @@ def test_a_replay_that_is_told_to_stop_says_so_and_goes_on_later(scene: Scene) -
 
 
 def test_what_is_sent_and_what_the_next_run_sends(scene: Scene) -> None:
-    # Nobody joins the campaign's group, so the protocol of groups must not matter; elsewhere here it is the classic one.
+    # Nobody joins the campaign's group, so its protocol must not matter; in the other tests it is the classic one.
     scene = replace(scene, environment={**scene.environment, "XNLI_KAFKA__GROUP_PROTOCOL": "consumer"})
     scene.bury(range(20), replays="2")
     scene.bury(range(20, 25), replays="3")

@@ -157,3 +157,31 @@ def test_too_many_dead_letters_halt_the_worker_and_lose_nothing(kafka: Kafka, to
     found = account(kafka.bootstrap_servers, topics)
     assert (found.lost, found.duplicated) == ((), ())
     assert (found.results, found.dead_letters) == (50, 20)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+def test_a_result_the_broker_refuses_does_not_take_its_neighbours_along(
+    kafka: Kafka, topic: TopicFactory, tmp_path: Path, guarantee: str
+) -> None:
+    # The results topic takes small records only, and a result carries its request's attributes.
+    topics = Topics(
+        topic("requests"), topic("results", config={"max.message.bytes": "20000"}), topic("dead", partitions=1)
+    )
+    records = [(f"k{i}", request(f"k{i}", f"plain {i}")) for i in range(200)]
+    for place in (50, 51, 120):
+        # Incompressible: the limit holds for the compressed request.
+        label = random.Random(place).randbytes(20_000).hex()
+        records.insert(place, (f"huge-{place}", request(f"huge-{place}", "plain", [label])))
+    environment = _environment(kafka, topics) | {
+        "XNLI_DELIVERY__GUARANTEE": guarantee,
+        "XNLI_LIMITS__MAX_LABEL_CHARS": "50000",
+    }
+    send(kafka.bootstrap_servers, topics.requests, records)
+    with WorkerProcess(environment, tmp_path / "worker.log") as worker:
+        wait_until(lambda: _finished(kafka, topics), 60, "the end", worker)
+        assert worker.stop() == 0
+    found = account(kafka.bootstrap_servers, topics)
+    assert (found.lost, found.duplicated, found.out_of_order) == ((), (), 0)
+    assert found.reasons == {"too_large": 3}
+    assert found.results == 200

@@ -123,7 +123,12 @@ class DeadLetterReader:
         self._reports = Reports(say)
         config = properties.consumer(settings.kafka)  # the worker's, so that whatever lets it in lets us in
         config.pop("group.instance.id", None)
-        config |= {"client.id": f"{settings.kafka.group_id}-{client}", "enable.partition.eof": True}
+        config |= {
+            "client.id": f"{settings.kafka.group_id}-{client}",
+            "enable.partition.eof": True,
+            # We read faster than a model does: after its default of a second the queue would long be empty.
+            "fetch.queue.backoff.ms": 10,
+        }
         if group is not None:
             config["group.id"] = group
         self._consumer = connection.connect(Consumer, config, self._reports)

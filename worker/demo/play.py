@@ -90,7 +90,8 @@ def _renamed(sample: Sample, turn: int) -> Sample:
 
 def _sample(codecs: Codecs, request: dict[str, Any]) -> Sample:
     value, _ = codecs.encode_request(encode.request(request))
-    return Sample(request["id"], request.get("attributes", {}).get("language", ""), request["text"], value)
+    # The samples' ids begin with the language of their text.
+    return Sample(request["id"], request["id"].partition("-")[0], request["text"], value)
 
 
 def _malformed(codecs: Codecs) -> Iterator[Sample]:

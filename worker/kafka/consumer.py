@@ -221,9 +221,9 @@ class Consumer:
             client.incremental_assign(partitions)
         else:
             client.assign(partitions)
-        if self._paused and partitions:
-            # A partition that arrives under pressure is paused like the others.
-            client.pause(partitions)
+        # A partition that arrives under pressure is paused like the others; and one that was paused when we last had it
+        # still is, unless told otherwise: librdkafka keeps the application's pause from one assignment to the next.
+        (client.pause if self._paused else client.resume)(partitions)
         fresh: dict[Partition, int] = {}
         for assigned in partitions:
             self._last_epoch += 1

@@ -79,9 +79,15 @@ _FENCING = frozenset(
 
 
 class _Receipts:
-    """Delivery reports of one release: how many are still out, what arrived, and what failed."""
+    """Delivery reports of one release: how many are still out, what arrived, and what failed.
 
-    def __init__(self) -> None:
+    ``singly``: every record was sent in a request of its own, so a refusal tells which one is refused. Otherwise the
+    broker refuses a whole request for one record of it, and the report blames its neighbours too.
+    """
+
+    def __init__(self, *, singly: bool) -> None:
+        self.singly = singly
+        self.refused = False
         self.open = 0
         self.delivered: dict[Position, Outgoing] = {}
         self.failed: list[KafkaError] = []
@@ -95,9 +101,10 @@ class _Receipts:
             self.open -= 1
             if error is None:
                 self.delivered[position] = output
-            elif error.code() in _OF_THE_RECORD:
+            elif error.code() in _OF_THE_RECORD and self.singly:
                 self.unpublishable = Unpublishable(position, output, f"{error.name()}: {error.str()}")
             else:
+                self.refused |= error.code() in _OF_THE_RECORD
                 self.failed.append(error)
 
         return delivered
@@ -109,6 +116,7 @@ class _Connection:
     def __init__(self, config: Properties, clock: Clock) -> None:
         self.clock = clock
         self.fatal: KafkaError | None = None
+        self.singly = False  # from a refusal until a release has gone out: see _Receipts
         self.client = properties.open_client(Producer, properties.with_callbacks(config, self._on_error))
 
     def _on_error(self, error: KafkaError) -> None:
@@ -148,6 +156,8 @@ class _Connection:
                     raise Unpublishable(position, output, f"{found.name()}: {found.str()}") from error
                 raise
             else:
+                if receipts.singly:
+                    self.client.flush(max(0.0, deadline_s - self.clock()))
                 return
 
     def check(self) -> None:
@@ -180,7 +190,7 @@ class AtLeastOncePublisher:
     def publish(self, release: Release, timeout_s: float) -> None:
         """Produce, wait for every receipt, then commit without waiting: a later commit says more anyway."""
         deadline_s = self._clock() + timeout_s
-        receipts = self._receipts = self._receipts or _Receipts()
+        receipts = self._receipts = self._receipts or _Receipts(singly=False)
         if not receipts.open:
             # The first call, or what the last one left undelivered: what has its receipt is not produced again.
             receipts.failed.clear()
@@ -203,6 +213,8 @@ class AtLeastOncePublisher:
         if receipts.unpublishable is not None:
             refused, receipts.unpublishable = receipts.unpublishable, None
             raise refused
+        # The next call sends what is missing one by one, if the broker has refused one of them.
+        receipts.singly = receipts.refused
         missing = sum(receipts.delivered.get(position) is not output for position, output in release.outputs)
         if missing:
             why = receipts.failed[0].str() if receipts.failed else "the queue was full"
@@ -272,7 +284,7 @@ class TransactionalPublisher:
 
     def _open(self, release: Release, deadline_s: float) -> None:
         client = self._connection.client
-        receipts = _Receipts()
+        receipts = _Receipts(singly=self._connection.singly)
         try:
             client.begin_transaction()
             self._stage = _Stage.OPEN
@@ -298,6 +310,7 @@ class TransactionalPublisher:
             raise receipts.unpublishable
         if receipts.open or receipts.failed:
             why = receipts.failed[0].str() if receipts.failed else "time ran out"
+            self._connection.singly |= receipts.refused
             self._abort(deadline_s, why)
             raise TransactionAborted(f"{receipts.open + len(receipts.failed)} records were not delivered ({why})")
         self._stage = _Stage.COMMITTING
@@ -310,6 +323,7 @@ class TransactionalPublisher:
                 # Committed or not: only the same call knows. The stage stays, the caller comes back.
                 raise BrokerAway(f"commit not answered: {error.args[0].str()}") from error
             self._give_up(error, deadline_s)
+        self._connection.singly = False
         self._stage = _Stage.IDLE
 
     def _give_up(self, error: KafkaException, deadline_s: float, receipts: _Receipts | None = None) -> None:
@@ -320,9 +334,11 @@ class TransactionalPublisher:
             raise kind(f"the transactional producer cannot go on: {found.name()}: {found.str()}") from error
         # Abortable, or retriable with our time used up: in both cases nothing was committed, and abort makes it final.
         self._abort(deadline_s, found.str())
-        if receipts is not None and receipts.unpublishable is not None:
+        if receipts is not None:
             # Records are sent in the background: what made the transaction fail was met by a later call.
-            raise receipts.unpublishable from error
+            self._connection.singly |= receipts.refused
+            if receipts.unpublishable is not None:
+                raise receipts.unpublishable from error
         raise TransactionAborted(f"{found.name()}: {found.str()}") from error
 
     def _abort(self, deadline_s: float, why: str) -> None:

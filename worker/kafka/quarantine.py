@@ -92,8 +92,18 @@ class Quarantine:
         self._wards[position.partition].record = record
 
     def waiting(self) -> Ward | None:
-        """A quarantined partition whose record waits for its turn."""
-        return next((ward for ward in self._wards.values() if ward.record is not None), None)
+        """A quarantined partition whose record waits for its turn; while one is marked, no other."""
+        marked = self._marked()
+        wards = self._wards.values() if marked is None else [marked]
+        return next((ward for ward in wards if ward.record is not None), None)
+
+    @property
+    def has_suspect(self) -> bool:
+        """True while the mark of a record stands: from before it is decoded until its answer is committed."""
+        return self._marked() is not None
+
+    def _marked(self) -> Ward | None:
+        return next((ward for ward in self._wards.values() if ward.suspect_at is not None), None)
 
     def suspect(self, ward: Ward, record: Record) -> None:
         """Mark the record that is about to be decoded and computed. Raises BrokerAway."""

@@ -1,0 +1,145 @@
+"""What delivery costs: the worker with a model that answers at once, against a bare loop over the same records.
+
+    python -m tests.bench.delivery [--messages 50000] [--runs 5]
+
+The peer is the least a Python program can do: consume with confluent-kafka, decode and encode with fastavro, produce.
+It commits nothing, keeps no order, validates nothing and batches nothing. Both run as processes on real Kafka, one after
+the other, in alternating order, over the same topic of requests. A rate is the results' own timestamps: last minus
+first.
+Medians; needs Java and Maven, or ``XNLI_TEST_KAFKA=host:port``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+from tests.brokers.kafka import Kafka, KafkaCluster
+from tests.faults.verifier import count, read_all, request, send
+from tests.faults.workers import ROOT, WorkerProcess, wait_until
+
+_BARE = """
+import io, sys
+import fastavro
+from confluent_kafka import Consumer, Producer
+from worker.registry import Codecs, REQUEST, RESULT, schema_folder
+bootstrap, source, target, total = sys.argv[1:4] + [int(sys.argv[4])]
+request = fastavro.schema.load_schema(schema_folder() / REQUEST)
+result = fastavro.schema.load_schema(schema_folder() / RESULT)
+consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": target, "auto.offset.reset": "earliest",
+                     "enable.auto.commit": False, "isolation.level": "read_committed"})
+producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5,
+                     "compression.type": "lz4", "partitioner": "murmur2_random"})
+consumer.subscribe([source])
+seen = 0
+while seen < total:
+    for message in consumer.consume(256, 0.1):
+        asked = fastavro.schemaless_reader(io.BytesIO(message.value()[10:]), request)
+        answer = {"id": asked["id"], "task": asked["task"], "attributes": asked["attributes"],
+                  "outcome": ("xnli.Classification", {"labels": [
+                      {"label": label, "score": 0.5, "entailment": 0.5, "neutral": 0.0, "contradiction": 0.5}
+                      for label in asked["labels"]], "multi_label": True, "abstained": False}),
+                  "model": {"name": "none", "revision": "0"}, "truncated": False, "windows": 1,
+                  "source": {"topic": message.topic(), "partition": message.partition(), "offset": message.offset(),
+                             "timestamp": message.timestamp()[1]}}
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, result, answer)
+        producer.produce(target, out.getvalue(), message.key())
+        producer.poll(0)
+        seen += 1
+producer.flush()
+"""
+
+
+def _rate(kafka: Kafka, topic: str) -> float:
+    stamps = [message.timestamp()[1] for message in read_all(kafka.bootstrap_servers, topic)]
+    return len(stamps) / max(1e-3, (max(stamps) - min(stamps)) / 1000)
+
+
+def _bare(kafka: Kafka, source: str, messages: int) -> float:
+    target = _topic(kafka, "bare")
+    subprocess.run(
+        [sys.executable, "-c", _BARE, kafka.bootstrap_servers, source, target, str(messages)], cwd=ROOT, check=True
+    )
+    return _rate(kafka, target)
+
+
+def _worker(kafka: Kafka, source: str, messages: int, guarantee: str) -> float:
+    target = _topic(kafka, guarantee)
+    environment = {
+        "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "XNLI_KAFKA__GROUP_ID": target,
+        "XNLI_TOPICS__INPUT": source,
+        "XNLI_TOPICS__OUTPUT": target,
+        "XNLI_TOPICS__DEAD_LETTER": _topic(kafka, "dead"),
+        "XNLI_DELIVERY__GUARANTEE": guarantee,
+    }
+    with tempfile.TemporaryDirectory() as folder, WorkerProcess(environment, Path(folder) / "worker.log") as worker:
+        wait_until(lambda: count(kafka.bootstrap_servers, target) >= messages, 300, "all results", worker)
+        worker.stop()
+    return _rate(kafka, target)
+
+
+def _topic(kafka: Kafka, hint: str) -> str:
+    name = f"bench-{hint}-{uuid.uuid4().hex[:8]}"
+    kafka.create_topic(name, 4)
+    return name
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--messages", type=int, default=50_000)
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+    given = os.environ.get("XNLI_TEST_KAFKA")
+    cluster = None if given else KafkaCluster()
+    if cluster is not None:
+        cluster.start()
+    kafka = cluster or Kafka(str(given))
+    try:
+        source = _topic(kafka, "requests")
+        texts = ((f"k{i}", request(f"k{i}", f"plain {i} " + "word " * 30)) for i in range(arguments.messages))
+        send(kafka.bootstrap_servers, source, texts)
+        rates: dict[str, list[float]] = {"bare loop": [], "at_least_once": [], "exactly_once": []}
+        for run in range(arguments.runs):
+            names = list(rates) if run % 2 == 0 else list(reversed(rates))
+            for name in names:
+                bare = name == "bare loop"
+                rate = (
+                    _bare(kafka, source, arguments.messages)
+                    if bare
+                    else _worker(kafka, source, arguments.messages, name)
+                )
+                rates[name].append(rate)
+                print(f"run {run + 1}: {name:14} {rate:9.0f} messages/s", file=sys.stderr)
+    finally:
+        if cluster is not None:
+            cluster.stop()
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"{'':14} {'messages/s':>10} {'of bare':>8}")
+    for name, median in medians.items():
+        print(f"{name:14} {median:10.0f} {median / medians['bare loop']:8.2f}")
+    print(f"exactly_once / at_least_once: {medians['exactly_once'] / medians['at_least_once']:.2f}")
+    print(
+        json.dumps(
+            {
+                "messages": arguments.messages,
+                "runs": rates,
+                "medians": medians,
+                "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            }
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""A few cells of the fault matrix, small, on the session's broker. The whole is `make faults`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.brokers.kafka import Kafka
+from tests.faults.matrix import play
+from tests.faults.scenarios import SCENARIOS
+from tests.faults.stage import Size
+
+pytestmark = pytest.mark.kafka
+
+SIZE = Size(messages=500, outage_s=3.0)
+# Those that take no time-outs. Half of them each guarantee: what both promise, both keep by the same code.
+CELLS = [
+    ("sigterm", "at_least_once"),
+    ("poison", "exactly_once"),
+    ("dead_letters_unwritable", "exactly_once"),
+    ("registry_away", "at_least_once"),
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("fault", "guarantee"), CELLS)
+def test_a_cell_keeps_its_promise(kafka: Kafka, tmp_path: Path, fault: str, guarantee: str) -> None:
+    (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == fault)
+    row = play(scenario, guarantee, kafka, SIZE, seed=11, folder=tmp_path)
+    assert not row.broken, row

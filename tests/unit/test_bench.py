@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from worker import bench
+from worker.inference.checkpoint import load
+from worker.inference.engine import Engine
+
+
+def test_the_workload_is_the_same_for_the_same_seed_and_spread_as_said() -> None:
+    requests = bench.workload(400)
+    assert requests == bench.workload(400)
+    assert requests != bench.workload(400, seed=1)
+    assert {len(request.labels) for request in requests} == set(range(2, 13))
+    assert all(len(set(request.labels)) == len(request.labels) for request in requests)
+    words = sorted(len(request.text.split()) for request in requests)
+    assert words[200] == pytest.approx(25, abs=4)
+    assert words[-10] > 75  # log-normal: the tail is long
+
+
+def test_a_checkpoint_of_a_shape_loads_and_answers(tmp_path: Path) -> None:
+    directory = bench.make_checkpoint(bench.Shape(layers=2, hidden=64, heads=2), tmp_path)
+    checkpoint = load(str(directory), device="cpu", precision="fp32", self_test="off", progress=False)
+    engine = Engine(checkpoint, max_tokens=4096)
+    requests = bench.workload(6)
+    pairs, tokens = bench.sizes(engine, requests)
+    assert pairs == sum(len(request.labels) for request in requests)
+    assert tokens > pairs * 10
+    bench.answer(engine, requests, batch=4)
+    bench.floor(checkpoint, tokens)()
+
+
+def test_subjects_take_turns_after_a_round_that_does_not_count() -> None:
+    order: list[str] = []
+    seconds = bench.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, runs=3)
+    assert order == ["a", "b"] * 4
+    assert [len(times) for times in seconds.values()] == [3, 3]
