@@ -154,7 +154,12 @@ def markdown(rows: Sequence[Row], size: Size, seed: int) -> str:
 
 def _write(rows: Sequence[Row], size: Size, seed: int) -> None:
     (REPORT / "matrix.md").write_text(markdown(rows, size, seed), encoding="utf-8")
-    report = {"messages": size.messages, "outage_s": size.outage_s, "seed": seed, "cells": [asdict(row) for row in rows]}
+    report = {
+        "messages": size.messages,
+        "outage_s": size.outage_s,
+        "seed": seed,
+        "cells": [asdict(row) for row in rows],
+    }
     (REPORT / "matrix.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tests.brokers.kafka import KafkaCluster
 from tests.faults.stage import CellFailed, Stage
 from tests.faults.verifier import count
 
@@ -32,13 +31,6 @@ class Scenario:
     nodes: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
     registry: bool = False
-    harms_broker: bool = False  # then nobody else may be using it
-
-
-def _cluster(stage: Stage) -> KafkaCluster:
-    if not isinstance(stage.kafka, KafkaCluster):
-        raise TypeError("this scene needs a cluster of its own")
-    return stage.kafka
 
 
 def sigkill(stage: Stage) -> None:
@@ -74,12 +66,11 @@ def sigstop(stage: Stage) -> None:
 
 def broker_restart(stage: Stage) -> None:
     """The only broker dies and comes back, twice."""
-    cluster = _cluster(stage)
     stage.feed(0.8)
     for share in (0.15, 0.4):
         stage.await_results(share)
-        cluster.kill(1)
-        cluster.restart(1)
+        stage.cluster.kill(1)
+        stage.cluster.restart(1)
 
 
 def broker_away(stage: Stage) -> None:
@@ -87,28 +78,26 @@ def broker_away(stage: Stage) -> None:
 
     One worker starts while it is away.
     """
-    cluster = _cluster(stage)
     stage.feed(0.8)
     stage.await_results(0.15)
-    cluster.suspend(1)
+    stage.cluster.suspend(1)
     stage.spend(1.0)
-    cluster.kill(1)
+    stage.cluster.kill(1)
     stage.spend(stage.size.outage_s / 2)
     stage.join()
     stage.spend(stage.size.outage_s / 2)
-    cluster.restart(1)
+    stage.cluster.restart(1)
 
 
 def one_of_three(stage: Stage) -> None:
-    """Each broker of three dies in turn, so every coordinator and leader does once, and comes back some seconds later."""
-    cluster = _cluster(stage)
+    """Each broker of three dies in turn, so every coordinator and leader does once, and comes back seconds later."""
     stage.feed(0.2)
     stage.await_results(0.1)
     for node in stage.random.sample([1, 2, 3], 3):
-        cluster.kill(node)
+        stage.cluster.kill(node)
         stage.feed(0.2)
         stage.spend(stage.size.outage_s / 2)
-        cluster.restart(node)
+        stage.cluster.restart(node)
 
 
 def produce_error(stage: Stage) -> None:
@@ -157,7 +146,9 @@ def dead_letters_unwritable(stage: Stage) -> None:
     """Poison, and a dead-letter topic that refuses every write for a while: its partition has to wait."""
     with stage.unwritable(stage.topics.dead_letters):
         stage.feed(0.8, poison=20)
-        stage.until(lambda: any(m.worker.events("publish_failed") for m in stage.members), "a dead letter to be refused")
+        stage.until(
+            lambda: any(m.worker.events("publish_failed") for m in stage.members), "a dead letter to be refused"
+        )
         stage.spend(stage.size.outage_s)
         if count(stage.kafka.bootstrap_servers, stage.topics.dead_letters):
             raise CellFailed("the dead-letter topic took a write: the fault was none")
@@ -186,12 +177,12 @@ SCENARIOS = (
     Scenario("sigterm", sigterm),
     Scenario("sigstop", sigstop, seconds=20),
     Scenario("poison", poison, seconds=1),
-    Scenario("dead_letters_unwritable", dead_letters_unwritable, seconds=1),
-    Scenario("produce_error", produce_error),
-    Scenario("commit_error", commit_error, harms_broker=True),
     Scenario("registry_away", registry_away, registry=True),
     Scenario("rebalance_storm", rebalance_storm, seconds=20),
-    Scenario("broker_restart", broker_restart, seconds=3, harms_broker=True),
-    Scenario("broker_away", broker_away, harms_broker=True),
-    Scenario("one_of_three", one_of_three, nodes=3, harms_broker=True),
+    Scenario("broker_restart", broker_restart, seconds=3),
+    Scenario("broker_away", broker_away),
+    Scenario("one_of_three", one_of_three, nodes=3),
+    Scenario("produce_error", produce_error, nodes=3),
+    Scenario("commit_error", commit_error, nodes=3),
+    Scenario("dead_letters_unwritable", dead_letters_unwritable, seconds=1, nodes=3),
 )

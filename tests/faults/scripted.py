@@ -70,7 +70,9 @@ class ScriptedModel:
         rows = sum(len(encoded.rows) for _, encoded in requests)
         outcomes: list[Outcome] = [
             Classification(
-                tuple(LabelScore(label, 0.5, 0.5, 0.0, 0.5) for label in request.labels), multi_label=True, abstained=False
+                tuple(LabelScore(label, 0.5, 0.5, 0.0, 0.5) for label in request.labels),
+                multi_label=True,
+                abstained=False,
             )
             for request, _ in requests
         ]

@@ -1,4 +1,4 @@
-"""The stage of one cell: topics of its own, workers with a supervisor, messages fed in order, and an account at the end."""
+"""The stage of one cell: topics of its own, supervised workers, messages fed in order, and an account at the end."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from confluent_kafka import KafkaException
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
-from tests.brokers.kafka import Kafka
+from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.registry import LoopbackRegistry
 from tests.faults.verifier import Account, Progress, Topics, account, count, send
 from tests.faults.workers import WorkerProcess
@@ -128,8 +127,7 @@ class Stage:
         """Start workers, and return when they share the partitions."""
         for _ in range(workers):
             self.join()
-        for member in self.members:
-            self.until(lambda member=member: bool(member.worker.events("rebalance")), "the group to form")
+        self.until(lambda: all(member.worker.events("rebalance") for member in self.members), "the group to form")
 
     def leave(self, member: Member) -> None:
         """SIGTERM. The worker must drain and exit with 0."""
@@ -169,10 +167,7 @@ class Stage:
         send(
             self.kafka.bootstrap_servers,
             self.topics.requests,
-            (
-                (f"k{i}", self._request(f"k{i}", f"poison {i}" if i in bad else f"plain text {i}"))
-                for i in numbers
-            ),
+            ((f"k{i}", self._request(f"k{i}", f"poison {i}" if i in bad else f"plain text {i}")) for i in numbers),
         )
 
     def _request(self, key: str, text: str) -> bytes:
@@ -196,7 +191,9 @@ class Stage:
     def await_results(self, share: float) -> None:
         """Return when about ``share`` of all messages have a record in the output."""
         wanted = share * self.size.messages
-        self.until(lambda: count(self.kafka.bootstrap_servers, self.topics.results) >= wanted, f"{share:.0%} of results")
+        self.until(
+            lambda: count(self.kafka.bootstrap_servers, self.topics.results) >= wanted, f"{share:.0%} of results"
+        )
 
     # Waiting ----------------------------------------------------------------------------------------------------------
 
@@ -260,30 +257,31 @@ class Stage:
 
     # Faults of the cluster --------------------------------------------------------------------------------------------
 
+    @property
+    def cluster(self) -> KafkaCluster:
+        """The cluster of a scene that harms brokers."""
+        if not isinstance(self.kafka, KafkaCluster):
+            raise TypeError("this scene needs a cluster of its own")
+        return self.kafka
+
     @contextlib.contextmanager
     def unwritable(self, *topics: str) -> Iterator[None]:
-        """Refuse every acks=all write to topics, meanwhile: they ask for more replicas in sync than there are."""
-        self._alter(topics, "100")
+        """Refuse every acks=all write to topics meanwhile, and to no others: a replica they insist on is down.
+
+        Of three brokers one dies; most topics are content with the other two.
+        """
+        node = self.random.randint(1, 3)
+        self._insist(topics, AlterConfigOpType.SET)
+        self.cluster.kill(node)
         try:
             yield
         finally:
-            self._alter(topics, None)
+            self.cluster.restart(node)
+            self._insist(topics, AlterConfigOpType.DELETE)
 
-    def _alter(self, topics: tuple[str, ...], in_sync: str | None) -> None:
+    def _insist(self, topics: tuple[str, ...], operation: AlterConfigOpType) -> None:
         admin = self.kafka.admin()
-        operation = AlterConfigOpType.DELETE if in_sync is None else AlterConfigOpType.SET
-        resources = [
-            ConfigResource(
-                ConfigResource.Type.TOPIC,
-                topic,
-                incremental_configs=[
-                    ConfigEntry("min.insync.replicas", in_sync or "", incremental_operation=operation)
-                ],
-            )
-            for topic in topics
-        ]
-        for topic, done in admin.incremental_alter_configs(resources).items():
-            try:
-                done.result(timeout=30)
-            except KafkaException as error:
-                raise CellFailed(f"{topic}: not altered: {error}") from error
+        entry = ConfigEntry("min.insync.replicas", "3", incremental_operation=operation)
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry]) for topic in topics]
+        for done in admin.incremental_alter_configs(resources).values():
+            done.result(timeout=30)

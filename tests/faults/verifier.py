@@ -10,9 +10,11 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from worker.messages import Headers
 from worker.registry import Codecs
 
 
@@ -62,15 +64,22 @@ def request(key: str, text: str, labels: Iterable[str] = ("a", "b")) -> bytes:
 _CODECS = Codecs()
 
 
+def _client(bootstrap_servers: str) -> dict[str, str | int]:
+    """Silent, and soon back: brokers that are away are what is being tested."""
+    return {"bootstrap.servers": bootstrap_servers, "log_level": 0, "reconnect.backoff.max.ms": 500}
+
+
 def send(bootstrap_servers: str, topic: str, records: Iterable[tuple[str, bytes | None]]) -> int:
     """Produce records, in order, keyed; return how many were acknowledged. Fails unless all were."""
-    producer = Producer({
-        "bootstrap.servers": bootstrap_servers,
-        "enable.idempotence": True,
-        "linger.ms": 20,
-        "partitioner": "murmur2_random",
-        "message.max.bytes": 16_000_000,
-    })
+    producer = Producer(
+        {
+            **_client(bootstrap_servers),
+            "enable.idempotence": True,
+            "linger.ms": 20,
+            "partitioner": "murmur2_random",
+            "message.max.bytes": 16_000_000,
+        }
+    )
     failed: list[KafkaError] = []
     count = 0
     for key, value in records:
@@ -95,14 +104,16 @@ def read_all(bootstrap_servers: str, topic: str, isolation: str = "read_committe
     Waits for transactions that a dead worker left open: until the broker aborts them, a read_committed reader is held
     back at the first of their records, and what lies behind it would look lost.
     """
-    consumer = Consumer({
-        "bootstrap.servers": bootstrap_servers,
-        "group.id": f"verifier-{uuid.uuid4().hex}",
-        "enable.auto.commit": False,
-        "isolation.level": isolation,
-        "enable.partition.eof": True,
-        "auto.offset.reset": "earliest",
-    })
+    consumer = Consumer(
+        {
+            **_client(bootstrap_servers),
+            "group.id": f"verifier-{uuid.uuid4().hex}",
+            "enable.auto.commit": False,
+            "isolation.level": isolation,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+        }
+    )
     try:
         numbers = list(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers])
@@ -127,7 +138,7 @@ def read_all(bootstrap_servers: str, topic: str, isolation: str = "read_committe
 
 def count(bootstrap_servers: str, *topics: str) -> int:
     """Records (control records included) in topics, from the watermarks: cheap enough to wait on."""
-    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "watermarks"})
+    consumer = Consumer({**_client(bootstrap_servers), "group.id": "watermarks"})
     try:
         total = 0
         for topic in topics:
@@ -141,7 +152,7 @@ def count(bootstrap_servers: str, *topics: str) -> int:
 
 def group_lag(bootstrap_servers: str, group: str, topic: str) -> int:
     """Records between the group's committed offsets and the end of the topic."""
-    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": group, "enable.auto.commit": False})
+    consumer = Consumer({**_client(bootstrap_servers), "group.id": group, "enable.auto.commit": False})
     try:
         numbers = consumer.list_topics(topic, timeout=30).topics[topic].partitions
         lag = 0
@@ -165,18 +176,23 @@ def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[Top
             time.sleep(0.2)
 
 
+def _headers(message: Message) -> Headers:
+    raw: Any = message.headers() or ()
+    return tuple((name, value) for name, value in raw)
+
+
 class Progress:
     """How far a group has come on a topic, asked again and again: one connection, and no answer during an outage."""
 
     def __init__(self, bootstrap_servers: str, group: str, topic: str) -> None:
         self._topic = topic
-        self._consumer = Consumer({
-            "bootstrap.servers": bootstrap_servers,
-            "group.id": group,
-            "enable.auto.commit": False,
-            "log_level": 0,  # an outage is what is being tested
-            "reconnect.backoff.max.ms": 500,
-        })
+        self._consumer = Consumer(
+            {
+                **_client(bootstrap_servers),
+                "group.id": group,
+                "enable.auto.commit": False,
+            }
+        )
         numbers = self._consumer.list_topics(topic, timeout=30).topics[topic].partitions
         self._partitions = [TopicPartition(topic, number) for number in numbers]
 
@@ -220,15 +236,14 @@ def account(bootstrap_servers: str, topics: Topics, codecs: Codecs = _CODECS) ->
         if key in seen:
             continue
         seen.add(key)
-        source = codecs.read_result(message.value() or b"", message.headers() or ())["source"]
+        source = codecs.read_result(message.value() or b"", _headers(message))["source"]
         lane = (int(source["partition"]), message.partition() or 0)
         if source["offset"] < last[lane]:
             out_of_order += 1
         last[lane] = max(last[lane], source["offset"])
     reasons: Counter[str] = Counter()
     for message in letters:
-        headers = dict(message.headers() or [])
-        reasons[(headers.get("xnli.dlq.reason") or b"?").decode()] += 1
+        reasons[(dict(_headers(message)).get("xnli.dlq.reason") or b"?").decode()] += 1
     return Account(
         inputs=len(inputs),
         results=len(results),

@@ -101,6 +101,9 @@ def choose(wanted: str, device: torch.device, family: str, processor: Processor 
         )
     if precision is Precision.INT8 and device.type != "cpu":
         raise CheckpointError(f'model.precision = "int8" is for CPUs, not {device}: use auto, bf16, fp16 or fp32')
+    if precision is Precision.INT8 and not (processor or Processor.probe()).vnni:
+        # Without VNNI the kernels add pairs of products in 16 bits and saturate: wrong scores, not only slow ones.
+        raise CheckpointError('model.precision = "int8" needs a CPU with VNNI: use auto or fp32')
     return precision
 
 

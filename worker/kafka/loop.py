@@ -538,11 +538,7 @@ class KafkaStage:
             self._unfinished = release
             self._publish_failed(error)
         except TransactionAborted as error:
-            if self._unfinished is not None:
-                self._publish_attempts = 0  # the broker answers again
-            self._unfinished = None
-            self._metrics.transaction(TransactionResult.ABORTED)
-            self._publish_failed(error)
+            self._aborted(error)
         except Unpublishable as error:
             self._unfinished = None
             if self._publisher.transactional:
@@ -570,6 +566,13 @@ class KafkaStage:
         if not self._quarantine:
             return release
         return replace(release, metadata=self._quarantine.metadata(release))
+
+    def _aborted(self, error: TransactionAborted) -> None:
+        if self._unfinished is not None:
+            self._publish_attempts = 0  # the broker answers again
+        self._unfinished = None
+        self._metrics.transaction(TransactionResult.ABORTED)
+        self._publish_failed(error)
 
     def _publish_failed(self, error: Exception) -> None:
         self._publish_attempts += 1

@@ -42,7 +42,7 @@ def test_auto_goes_by_the_compute_capability(
 
 
 def test_what_is_asked_for_is_taken() -> None:
-    assert precision.choose("int8", CPU, "xlm", NEITHER) is Precision.INT8
+    assert precision.choose("int8", CPU, "xlm", VNNI) is Precision.INT8
     assert precision.choose("bf16", CPU, "deberta-v2", NEITHER) is Precision.BF16
 
 
@@ -51,6 +51,7 @@ def test_what_is_asked_for_is_taken() -> None:
     [
         ("fp16", "cpu", "use auto, bf16"),
         ("int8", "cuda", "for CPUs"),
+        ("int8", "cpu", "needs a CPU with VNNI"),
         ("float32", "cpu", "use auto, fp32, bf16, fp16, int8"),
     ],
 )
