@@ -1,0 +1,84 @@
+"""Imports run one way; see ARCHITECTURE.md. Read from the source, so that no import has to succeed to be judged."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parents[2] / "worker"
+FILES = sorted(path for path in WORKER.rglob("*.py"))
+
+# What each part may import of ours. A part not named here (pipeline, commands, demo, cli) may import anything but cli.
+ALLOWED = {
+    "messages": set[str](),
+    "errors": set[str](),
+    "settings": {"errors", "messages"},
+    "core": {"messages", "errors", "core"},
+    "inference": {"messages", "errors", "core", "inference"},
+    "kafka": {"messages", "errors", "settings", "core", "inference", "telemetry", "kafka"},
+    "telemetry": {"messages", "errors", "telemetry"},
+    "registry": {"messages", "errors", "settings", "core"},
+}
+FORBIDDEN = {
+    "core": {"confluent_kafka", "torch", "transformers", "threading", "time", "os", "asyncio", "socket", "random"},
+    "inference": {"confluent_kafka", "fastavro", "pydantic", "pydantic_settings", "prometheus_client"},
+    "messages": {"confluent_kafka", "torch", "fastavro", "pydantic"},
+}
+# bench runs where only torch and transformers are: it may import the engine's side and nothing else of ours.
+ALLOWED["bench"] = {"messages", "errors", "core", "inference", "demo"}  # the demo's texts and tokenizer
+# The stage logs through structlog; the rest of inference, which a GPU box runs by itself, through the standard library.
+STRUCTLOG_IN_INFERENCE = {"stage.py"}
+
+
+def _part(path: Path) -> str:
+    relative = path.relative_to(WORKER)
+    return relative.parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Full names of the modules a file imports, those inside functions and under TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the direction"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(WORKER)))
+def test_imports_run_one_way(path: Path) -> None:
+    part = _part(path)
+    for name in _imports(path):
+        top, _, rest = name.partition(".")
+        assert top not in FORBIDDEN.get(part, set()), f"{part} imports {name}"
+        if part == "inference" and path.name not in STRUCTLOG_IN_INFERENCE:
+            assert top != "structlog", f"{path.name} imports {name}"
+        if top != "worker":
+            continue
+        target = rest.partition(".")[0]
+        assert target != "cli" or part in {"cli", "__main__"}, f"{part} imports the command line"
+        if part in ALLOWED and target != part and not target.startswith("__"):
+            assert target in ALLOWED[part], f"{part} imports worker.{target}"
+
+
+def test_settings_is_the_only_reader_of_the_environment() -> None:
+    """The demo passes the environment on to the process it starts; it reads no variable of it."""
+    readers = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
+                readers.add(str(path.relative_to(WORKER)))
+    assert readers <= {"settings.py", "demo/play.py"}
+
+
+def test_nothing_unpickles_or_runs_remote_code() -> None:
+    for path in FILES:
+        for name in _imports(path):
+            assert name.partition(".")[0] not in {"pickle", "dill", "joblib", "shelve", "marshal"}, f"{path}: {name}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, path
