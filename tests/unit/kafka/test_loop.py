@@ -321,12 +321,38 @@ def test_an_aborted_transaction_is_done_again(broker: MemoryBroker, call: str) -
     assert worker.counted("transactions_total", result="aborted") == 1
 
 
-def test_a_fenced_worker_ends(broker: MemoryBroker) -> None:
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_producer_lost_while_it_commits_is_replaced_and_nothing_is_answered_twice(
+    broker: MemoryBroker, applied: bool
+) -> None:
     worker = started(broker)
+    broker.faults["commit_transaction"].append(fatal(applied=applied))
+    broker.send(P0, *[b"ok"] * 4)
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3]
+    assert broker.committed[P0] == 4
+
+
+def test_a_producer_is_lost_again_and_again(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.faults["send_offsets_to_transaction"].extend([abortable(), fatal()])
+    broker.faults["abort_transaction"].append(fatal(KafkaError.INVALID_TXN_STATE))
     broker.faults["commit_transaction"].append(fatal())
+    broker.faults["committed"].append(retriable())
+    broker.send(P0, *[b"ok"] * 4)
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3]
+
+
+def test_a_fenced_worker_whose_name_is_contested_asks_the_group_first(broker: MemoryBroker) -> None:
+    worker = started(broker, contested=True)
+    broker.faults["send_offsets_to_transaction"].append(fatal())
+    broker.faults["commit"].extend([retriable()] * 3)
+    broker.faults["init_transactions"].append(fatal(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
     broker.send(P0, b"ok")
-    with pytest.raises(Fenced):
+    with pytest.raises(FatalError, match="grants no transactions"):
         worker.settle()
+    assert not broker.faults["commit"], "it took the name back before the group had answered"
 
 
 @pytest.mark.parametrize("how", ["revoke", "lose"])
