@@ -33,6 +33,7 @@ from worker.kafka.consumer import Consumer
 from worker.kafka.label_sets import LabelSets
 from worker.kafka.loop import KafkaStage, Policies
 from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.kafka.renewal import RenewingPublisher
 from worker.messages import Encoded, Job, ModelIdentity, Outcome, Outgoing, Record, Request
 from worker.registry import Codecs, open_codecs
 from worker.settings import Settings
@@ -268,7 +269,12 @@ class Pipeline:
         if self._settings.delivery.guarantee == "exactly_once":
             # Of group and instance: a restart under the same name fences its predecessor and ends what it left open.
             config = properties.producer(kafka, transactional_id=f"{kafka.group_id}-{instance}")
-            return TransactionalPublisher(config, consumer, time.monotonic)
+            return RenewingPublisher(
+                lambda: TransactionalPublisher(config, consumer, time.monotonic),
+                consumer,
+                time.monotonic,
+                contested=kafka.group_instance_id is not None,
+            )
         return AtLeastOncePublisher(properties.producer(kafka, transactional_id=None), consumer, time.monotonic)
 
     def _await_registry(self, codecs: Codecs, wait: Callable[[float], None]) -> None:

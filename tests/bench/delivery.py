@@ -3,10 +3,9 @@
     python -m tests.bench.delivery [--messages 50000] [--runs 5]
 
 The peer is the least a Python program can do: consume with confluent-kafka, decode and encode with fastavro, produce.
-It commits nothing, keeps no order, validates nothing and batches nothing. Both run as processes on real Kafka, one after
-the other, in alternating order, over the same topic of requests. A rate is the results' own timestamps: last minus
-first.
-Medians; needs Java and Maven, or ``XNLI_TEST_KAFKA=host:port``.
+It commits nothing, keeps no order, validates nothing and batches nothing. Both run as processes on real Kafka, one
+after the other, in alternating order, over the same topic of requests. A rate is the results' own timestamps: last
+minus first. Medians; needs Java and Maven, or ``XNLI_TEST_KAFKA=host:port``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Kafka in memory: a broker and, in front of it, the two clients of confluent-kafka, on one thread and a fake clock.
 
 `worker.kafka` runs on it unchanged: `MemoryBroker.plugged_in` swaps the two client classes. So every interleaving of
-rebalances, outages and answers can be had at will, and had again. It is strict where librdkafka is (a transactional call
-out of turn, an offset of a partition that is not owned) and hostile where librdkafka may be: `consume` returns
-records of a partition that a callback within the same call took away. It proves nothing about Kafka; the contract suite
-runs the same code against real brokers.
+rebalances, outages and answers can be had at will, and had again. It is strict where librdkafka is (a transactional
+call out of turn, an offset of a partition that is not owned) and hostile where librdkafka may be: `consume` returns
+records of a partition that a callback within the same call took away, and a refusal is met by whatever call comes next.
+It proves nothing about Kafka; the contract suite runs the same code against real brokers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -55,9 +56,9 @@ def abortable(code: int = KafkaError.COORDINATOR_NOT_AVAILABLE) -> Fault:
     return Fault(KafkaError(code, None, False, False, True))
 
 
-def fatal(code: int = KafkaError._FENCED) -> Fault:
+def fatal(code: int = KafkaError._FENCED, *, applied: bool = False) -> Fault:
     """The client cannot go on."""
-    return Fault(KafkaError(code, None, True, False, False))
+    return Fault(KafkaError(code, None, True, False, False), applied)
 
 
 @dataclass(slots=True)
@@ -339,9 +340,7 @@ class MemoryConsumer:
             self._broker.clock.advance(timeout)
             raise KafkaException((fault or retriable()).error)
         return [
-            TopicPartition(
-                p.topic, p.number, self._broker.committed.get(p, -1001), self._broker.metadata.get(p, "")
-            )
+            TopicPartition(p.topic, p.number, self._broker.committed.get(p, -1001), self._broker.metadata.get(p, ""))
             for p in asked
         ]
 
@@ -444,7 +443,7 @@ class MemoryProducer:
                 (self._outputs if self._transactional else self._broker.visible).append(queued.output)
             elif self._turn is _Turn.OPEN:
                 self._turn = _Turn.BROKEN
-            self._reports.append(lambda queued=queued, error=error: queued.on_delivery(error, None))
+            self._reports.append(partial(queued.on_delivery, error, None))
 
     def _report(self) -> None:
         while self._reports:
@@ -498,7 +497,7 @@ class MemoryProducer:
     def purge(self, *, in_queue: bool = True, in_flight: bool = True) -> None:
         while self._queue:
             purged = self._queue.popleft()
-            self._reports.append(lambda purged=purged: purged.on_delivery(KafkaError(KafkaError._PURGE_QUEUE), None))
+            self._reports.append(partial(purged.on_delivery, KafkaError(KafkaError._PURGE_QUEUE), None))
         self._report()
 
     def _expect(self, *turns: _Turn) -> None:

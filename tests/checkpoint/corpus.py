@@ -180,7 +180,7 @@ class Corpus:
 
         def pair(label_code: str, label: str, verdict: int, name: str = "") -> Pair:
             claimed = frozenset({name} if name else ())
-            return Pair(text.text, self.hypothesis(label_code, code, label), verdict, text.concepts, claimed, True)  # noqa: FBT003 -- a field, in its place
+            return Pair(text.text, self.hypothesis(label_code, code, label), verdict, text.concepts, claimed, True)
 
         for name in sorted(text.concepts):
             own = self.other(code, 0.4)

@@ -69,7 +69,7 @@ class Judge:
                 truncation="only_first",
                 return_tensors="pt",
             )
-            result[rows] = self.model(**inputs).logits
+            result[rows] = self.model(**inputs).logits.float()
         return result
 
     def accuracy(self, pairs: list[Pair]) -> float:

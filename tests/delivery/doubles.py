@@ -6,20 +6,21 @@ The value of a record is a word of command, and its position is its name: result
 - ``garbage``: no request can be read from it.
 - ``poison``: the model fails on it, whenever.
 - ``flaky N``: the model fails on it N times when it is alone, then answers.
-- ``huge``: its result is larger than any broker here takes.
+- ``huge``: its result is larger than a client of usual settings sends.
+- ``large``: its result has `LARGE_BYTES` that no codec compresses.
 - ``mute``: its result cannot be written.
 - ``kill``: the process dies while the model has it.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from worker.core.dead_letter import PREFIX
 from worker.errors import DeviceAway, Reason, RegistryAway, Rejection
-from worker.inference.engine import Work
 from worker.messages import (
     Classification,
     Encoded,
@@ -33,12 +34,14 @@ from worker.messages import (
     Record,
     Request,
     Task,
+    Work,
 )
 
 INPUT: Final = "requests"
 OUTPUT: Final = "results"
 DEAD_LETTERS: Final = "dead-letters"
 HUGE_BYTES: Final = 1 << 20
+LARGE_BYTES: Final = 300_000
 ANSWER: Final = Classification((), multi_label=False, abstained=False)
 
 Name = tuple[Partition, int]
@@ -75,15 +78,14 @@ def request(text: str = "ok") -> Request:
 
 
 def job(offset: int = 0, text: str = "ok", *, tokens: int = 1, number: int = 0, attempt: int = 1) -> Job:
-    return Job(
-        record(offset, text.encode(), number=number), request(text), Encoded((), 1, False, tokens), attempt, 0.0
-    )
+    return Job(record(offset, text.encode(), number=number), request(text), Encoded((), 1, False, tokens), attempt, 0.0)
 
 
 class Codec:
     """Reads the words of command; ``away`` makes the registry unreachable."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: str = OUTPUT) -> None:
+        self._output = output
         self.away = False
 
     def read(self, record: Record) -> Request:
@@ -100,7 +102,9 @@ class Codec:
         value = name(job.record.position).encode()
         if word(job.request) == "huge":
             value += b" " * HUGE_BYTES
-        return Outgoing(OUTPUT, job.record.key, value, job.record.headers)
+        if word(job.request) == "large":
+            value += random.Random(0).randbytes(LARGE_BYTES)
+        return Outgoing(self._output, job.record.key, value, job.record.headers)
 
 
 def word(request: Request) -> str:
@@ -144,7 +148,7 @@ def name(position: Position) -> str:
 
 def answered(output: Outgoing) -> Name:
     """Whose answer an output is."""
-    if output.topic == OUTPUT:
+    if not reason(output):
         topic, number, offset = (output.value or b"").decode().split("/")
         return Partition(topic, int(number)), int(offset)
     headers = dict(output.headers)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
-from tests.brokers.memory import Clock, MemoryBroker
+from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
 from worker.core.batch import BatchPolicy
 from worker.core.dead_letter import Obituary
@@ -16,6 +16,7 @@ from worker.inference.stage import InferenceStage
 from worker.kafka.consumer import Consumer
 from worker.kafka.loop import Clocks, KafkaStage, Policies
 from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.kafka.renewal import RenewingPublisher
 from worker.telemetry.health import Health
 from worker.telemetry.metrics import Metrics
 
@@ -37,6 +38,7 @@ class Worker:
     retry: RetryPolicy = RETRY
     max_age_s: float | None = None
     cooperative: bool = True
+    contested: bool = False  # its transactional id is a name that others may use
     # A device that is stuck gives no results while the Kafka thread waits for them.
     stuck: bool = False
 
@@ -49,7 +51,7 @@ class Worker:
             self.consumer = Consumer({"partition.assignment.strategy": strategy})
             self.publisher: Publisher
             if self.guarantee == "exactly_once":
-                self.publisher = TransactionalPublisher({"transactional.id": "worker"}, self.consumer, clock)
+                self.publisher = RenewingPublisher(self._producer, self.consumer, clock, contested=self.contested)
             else:
                 self.publisher = AtLeastOncePublisher({}, self.consumer, clock)
         self.publisher.start(1.0)
@@ -71,6 +73,10 @@ class Worker:
             seed=0,
         )
         self.kafka.start([INPUT])
+
+    def _producer(self) -> TransactionalPublisher:
+        with self.broker.plugged_in():
+            return TransactionalPublisher({"transactional.id": "worker"}, self.consumer, self.clock)
 
     def _wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -97,7 +103,8 @@ class Worker:
             assert self.clock() < deadline_s, f"{self.kafka.in_flight} records are still in flight"
             before = dict(self.broker.committed)
             self.turn()
-            idle = 0 if self.kafka.in_flight or before != self.broker.committed else idle + 1
+            busy = self.kafka.in_flight or self.consumer.paused or before != self.broker.committed
+            idle = 0 if busy else idle + 1
 
     def counted(self, metric: str, **labels: str) -> float:
         """The value of a metric, without its prefix."""

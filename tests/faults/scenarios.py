@@ -38,8 +38,8 @@ def sigkill(stage: Stage) -> None:
     stage.feed(0.8)
     stage.await_results(0.25)
     victim = stage.random.choice(stage.members)
-    victim.worker.kill()
-    victim.worker.restart()
+    victim.kill()
+    victim.restart()
 
 
 def sigterm(stage: Stage) -> None:
@@ -55,13 +55,13 @@ def sigstop(stage: Stage) -> None:
     stage.feed(0.4)
     stage.await_results(0.1)
     for member in stage.random.sample(stage.members, len(stage.members)):
-        member.worker.signal(signal.SIGSTOP)
+        member.signal(signal.SIGSTOP)
         try:
             stage.spend(FROZEN_S / 2)
             stage.feed(0.2)
             stage.spend(FROZEN_S / 2)
         finally:
-            member.worker.signal(signal.SIGCONT)
+            member.signal(signal.SIGCONT)
 
 
 def broker_restart(stage: Stage) -> None:
@@ -96,7 +96,7 @@ def one_of_three(stage: Stage) -> None:
     for node in stage.random.sample([1, 2, 3], 3):
         stage.cluster.kill(node)
         stage.feed(0.2)
-        stage.spend(stage.size.outage_s / 2)
+        stage.spend(stage.size.outage_s / 4)
         stage.cluster.restart(node)
 
 
@@ -131,7 +131,7 @@ def rebalance_storm(stage: Stage) -> None:
                 stage.leave(stage.random.choice(stage.members))
             case "kill":
                 victim = stage.random.choice(stage.members)
-                victim.worker.kill()
+                victim.kill()
                 stage.members.remove(victim)
         stage.spend(stage.random.uniform(0.5, 3.0))
 
@@ -146,9 +146,7 @@ def dead_letters_unwritable(stage: Stage) -> None:
     """Poison, and a dead-letter topic that refuses every write for a while: its partition has to wait."""
     with stage.unwritable(stage.topics.dead_letters):
         stage.feed(0.8, poison=20)
-        stage.until(
-            lambda: any(m.worker.events("publish_failed") for m in stage.members), "a dead letter to be refused"
-        )
+        stage.until(lambda: any(m.events("publish_failed") for m in stage.members), "a dead letter to be refused")
         stage.spend(stage.size.outage_s)
         if count(stage.kafka.bootstrap_servers, stage.topics.dead_letters):
             raise CellFailed("the dead-letter topic took a write: the fault was none")

@@ -13,8 +13,10 @@ The script is in the texts themselves, so that every process and every attempt m
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -97,6 +99,7 @@ class ScriptedModel:
 
 
 def main() -> int:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # to see where a worker hangs
     loaded = settings.load()
     log.configure(loaded.log.level, loaded.log.format, sys.stderr)
     stop = StopFlag()

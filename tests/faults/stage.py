@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.brokers.kafka import Kafka, KafkaCluster
@@ -51,15 +53,6 @@ class Size:
         return 240 + 4 * self.outage_s + self.messages / 250
 
 
-@dataclass(slots=True)
-class Member:
-    """A worker and what it has been through. ``restarts`` counts the starts nobody had asked for."""
-
-    worker: WorkerProcess
-    restarts: int = 0
-    exit_codes: list[int] = field(default_factory=list)
-
-
 class Stage:
     """Feed, hurt, wait, account. Every wait supervises: a worker that ends by itself is started again, and counted."""
 
@@ -79,8 +72,9 @@ class Stage:
         self.topics = topics
         self.size = size
         self.random = random.Random(seed)
-        self.members: list[Member] = []
+        self.members: list[WorkerProcess] = []
         self.poison: set[str] = set()
+        self.restarts = 0  # starts that nobody had asked for
         self.exactly_once = guarantee == "exactly_once"
         self._folder = folder
         self._settings = {"XNLI_DELIVERY__GUARANTEE": guarantee} | dict(settings or {})
@@ -115,11 +109,11 @@ class Stage:
 
     # Workers ----------------------------------------------------------------------------------------------------------
 
-    def join(self, **settings: str) -> Member:
+    def join(self, **settings: str) -> WorkerProcess:
         """Start one more worker."""
         self._started += 1
         log = self._folder / f"worker-{self._started}.log"
-        member = Member(WorkerProcess(self._environment() | settings, log))
+        member = WorkerProcess(self._environment() | settings, log)
         self.members.append(member)
         return member
 
@@ -127,13 +121,13 @@ class Stage:
         """Start workers, and return when they share the partitions."""
         for _ in range(workers):
             self.join()
-        self.until(lambda: all(member.worker.events("rebalance") for member in self.members), "the group to form")
+        self.until(lambda: all(member.events("rebalance") for member in self.members), "the group to form")
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: WorkerProcess) -> None:
         """SIGTERM. The worker must drain and exit with 0."""
-        member.worker.process.terminate()
+        member.process.terminate()
         try:
-            code = member.worker.process.wait(DRAIN_S)
+            code = member.process.wait(DRAIN_S)
         except subprocess.TimeoutExpired:
             raise CellFailed(f"a worker did not end within {DRAIN_S:g} s of SIGTERM\n{self._tails()}") from None
         self.members.remove(member)
@@ -143,17 +137,10 @@ class Stage:
     def supervise(self) -> None:
         """Start again whatever ended by itself, a second later, as a supervisor does."""
         for member in self.members:
-            code = member.worker.process.poll()
-            if code is not None:
-                member.restarts += 1
-                member.exit_codes.append(code)
+            if member.process.poll() is not None:
+                self.restarts += 1
                 time.sleep(1)
-                member.worker.restart()
-
-    @property
-    def restarts(self) -> int:
-        """Starts that nobody had asked for."""
-        return sum(member.restarts for member in self.members)
+                member.restart()
 
     # Messages ---------------------------------------------------------------------------------------------------------
 
@@ -190,10 +177,14 @@ class Stage:
 
     def await_results(self, share: float) -> None:
         """Return when about ``share`` of all messages have a record in the output."""
-        wanted = share * self.size.messages
-        self.until(
-            lambda: count(self.kafka.bootstrap_servers, self.topics.results) >= wanted, f"{share:.0%} of results"
-        )
+
+        def there() -> bool:
+            try:
+                return count(self.kafka.bootstrap_servers, self.topics.results) >= share * self.size.messages
+            except KafkaException:  # a broker that has just come back may not yet lead what it led
+                return False
+
+        self.until(there, f"{share:.0%} of results")
 
     # Waiting ----------------------------------------------------------------------------------------------------------
 
@@ -245,15 +236,20 @@ class Stage:
         """End what still runs."""
         self._progress.close()
         for member in self.members:
-            member.worker.__exit__(None, None, None)
+            member.__exit__(None, None, None)
 
     def _tails(self) -> str:
+        """How the logs of all workers end, after their threads have said where they stand."""
+        for member in self.members:
+            if member.process.poll() is None:
+                member.signal(signal.SIGUSR1)
+        time.sleep(1)
         return "\n".join(map(self._tail, self.members))
 
     @staticmethod
-    def _tail(member: Member) -> str:
-        lines = member.worker.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join([f"--- {member.worker.log_path}", *(line[:400] for line in lines[-12:])])
+    def _tail(member: WorkerProcess) -> str:
+        lines = member.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join([f"--- {member.log_path}", *(line[:400] for line in lines[-40:])])
 
     # Faults of the cluster --------------------------------------------------------------------------------------------
 

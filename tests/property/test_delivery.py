@@ -2,8 +2,8 @@
 
 The real loop, publishers, consumer, ledger, batcher and inference stage run over Kafka in memory. Rules let partitions
 come and go, records arrive, the device work, calls fail in every way librdkafka knows, other workers take over, and
-the process die. After each rule a model, which knows nothing but what was sent, looks at what a read_committed reader and
-a new owner of the partition would see.
+the process die. After each rule a model, which knows nothing but what was sent, looks at what a read_committed reader
+and a new owner of the partition would see.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.brokers.memory import Clock, Fault, MemoryBroker, abortable, fatal, retriable
 from tests.delivery.doubles import (
     DEAD_LETTERS,
     HUGE_BYTES,
-    INPUT,
     OUTPUT,
     Codec,
     Engine,
@@ -34,6 +40,7 @@ from tests.delivery.doubles import (
 )
 from tests.delivery.worker import BATCH, Guarantee, Worker
 from worker.errors import FatalError
+from worker.kafka.loop import BATCHES_IN_HAND
 from worker.messages import Outgoing, Partition, Position
 
 PARTITIONS = tuple(partition(number) for number in range(3))
@@ -41,9 +48,16 @@ WORDS = (b"ok", b"ok", b"ok", b"poison", b"flaky 1", b"flaky 2", b"garbage", b"h
 # The outcome of each word: a result, a dead letter's reason, or nothing.
 WANTED = {b"poison": "inference", b"garbage": "malformed", b"huge": "too_large", b"mute": "inference", b"kill": "crash"}
 FAULTS: dict[str, tuple[Callable[[], Fault], ...]] = {
-    "send_offsets_to_transaction": (retriable, abortable),
-    "commit_transaction": (retriable, lambda: retriable(applied=True), abortable, fatal),
-    "abort_transaction": (retriable, lambda: retriable(applied=True)),
+    "send_offsets_to_transaction": (retriable, abortable, fatal),
+    "commit_transaction": (
+        retriable,
+        lambda: retriable(applied=True),
+        abortable,
+        fatal,
+        lambda: fatal(applied=True),
+    ),
+    "abort_transaction": (retriable, lambda: retriable(applied=True), fatal),
+    "init_transactions": (retriable,),
     "produce": (abortable,),
     "commit": (retriable,),
 }
@@ -71,6 +85,11 @@ class Delivery(RuleBasedStateMachine):
     @rule(where=st.sampled_from(PARTITIONS), words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=6))
     def send(self, where: Partition, words: list[bytes | None]) -> None:
         self.broker.send(where, *words)
+
+    @initialize(words=st.lists(st.sampled_from(WORDS), min_size=5, max_size=12))
+    def work_waits(self, words: list[bytes | None]) -> None:
+        self.broker.send(PARTITIONS[0], *words)
+        self.assign(set(PARTITIONS))
 
     @rule(partitions=some_partitions)
     def assign(self, partitions: set[Partition]) -> None:
@@ -140,7 +159,11 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(times=st.integers(1, 3))
     def step(self, times: int) -> None:
-        self.alive(lambda: [self.worker.kafka.step() for _ in range(times)])
+        def steps() -> None:
+            for _ in range(times):
+                self.worker.kafka.step()
+
+        self.alive(steps)
 
     @rule()
     def infer(self) -> None:
@@ -207,7 +230,7 @@ class Delivery(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         """Invariant 5: what is in hand when fetching stops, and one poll more."""
-        assert self.worker.kafka.in_flight <= 7 * BATCH.max_messages
+        assert self.worker.kafka.in_flight <= (BATCHES_IN_HAND + 1) * BATCH.max_messages
         if self.worker.consumer.paused:
             member = self.broker.member
             assert member is not None
@@ -231,7 +254,7 @@ class Delivery(RuleBasedStateMachine):
 
 class ExactlyOnce(Delivery):
     guarantee = "exactly_once"
-    faults = ("send_offsets_to_transaction", "commit_transaction", "abort_transaction", "produce")
+    faults = ("send_offsets_to_transaction", "commit_transaction", "abort_transaction", "init_transactions", "produce")
 
     @invariant()
     def every_record_is_answered_once_and_in_order(self) -> None:
@@ -277,7 +300,6 @@ def elsewhere(where: Partition, offset: int, value: bytes) -> Outgoing:
 
 @pytest.mark.parametrize("machine", [ExactlyOnce, AtLeastOnce])
 def test_delivery(machine: type[Delivery]) -> None:
-    assert INPUT == PARTITIONS[0].topic
     with structlog.testing.capture_logs():  # a storm of faults is logged as one
         run_state_machine_as_test(
             machine,

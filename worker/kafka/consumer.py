@@ -17,6 +17,7 @@ from worker.errors import BrokerAway, FatalError, Fenced
 from worker.kafka import properties
 from worker.kafka.properties import Properties
 from worker.messages import Headers, Partition, Position, Record
+from worker.telemetry.log import Repeats
 
 log = structlog.get_logger("worker.kafka")
 
@@ -48,6 +49,7 @@ class Consumer:
         self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
         self._uncommitted: dict[Partition, int] = {}
         self._fatal: KafkaError | None = None
+        self._repeats = Repeats()
         self._client = properties.open_client(
             Client, {**properties.with_callbacks(config, self._on_error), "on_commit": self._on_commit}
         )
@@ -170,6 +172,19 @@ class Consumer:
             raise BrokerAway(f"offsets not committed: {error.args[0].str()}") from error
         self._uncommitted = {}
 
+    def prove_membership(self, timeout_s: float) -> None:
+        """Commit what is committed: the group takes that from its members only.
+
+        Raises:
+            BrokerAway: it was not taken. If another process took our place, the next `poll` says so.
+        """
+        known = self.committed(list(self._epochs), timeout_s)
+        self.commit(
+            {partition: offset for partition, (offset, _) in known.items()},
+            wait=True,
+            metadata={partition: metadata for partition, (_, metadata) in known.items()},
+        )
+
     def recommit(self) -> None:
         """Send again what an asynchronous commit failed to commit, if anything."""
         if self._uncommitted:
@@ -266,7 +281,9 @@ class Consumer:
         # Most of what arrives here mends itself (a broker restarting): librdkafka goes on by itself, and we report.
         if error.fatal():
             self._fatal = error
-        log.warning("consumer_error", code=error.name(), error=error.str(), fatal=error.fatal())
+        held = 0 if error.fatal() else self._repeats.admit(error.name())
+        if held is not None:
+            log.warning("consumer_error", code=error.name(), error=error.str(), fatal=error.fatal(), held_back=held)
 
 
 def _headers(raw: Any) -> Headers:

@@ -323,7 +323,7 @@ class KafkaStage:
         )
 
     def _patience_s(self, now_s: float) -> float:
-        if self._computing:
+        if self._computing or self._quarantine.has_wards:  # with those a batch that is due may have to wait
             return BUSY_POLL_S
         moments = [self._batcher.deadline_s]
         if self._unfinished is not None:

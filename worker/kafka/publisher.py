@@ -22,6 +22,7 @@ from worker.kafka import properties
 from worker.kafka.consumer import Consumer
 from worker.kafka.properties import Properties
 from worker.messages import Outgoing, Position
+from worker.telemetry.log import Repeats
 
 log = structlog.get_logger("worker.kafka")
 
@@ -116,13 +117,16 @@ class _Connection:
     def __init__(self, config: Properties, clock: Clock) -> None:
         self.clock = clock
         self.fatal: KafkaError | None = None
+        self._repeats = Repeats()
         self.singly = False  # from a refusal until a release has gone out: see _Receipts
         self.client = properties.open_client(Producer, properties.with_callbacks(config, self._on_error))
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self.fatal = error
-        log.warning("producer_error", code=error.name(), error=error.str(), fatal=error.fatal())
+        held = 0 if error.fatal() else self._repeats.admit(error.name())
+        if held is not None:
+            log.warning("producer_error", code=error.name(), error=error.str(), fatal=error.fatal(), held_back=held)
 
     def produce(self, position: Position, output: Outgoing, receipts: _Receipts, deadline_s: float) -> None:
         """Queue one record. A full queue is back-pressure: serve receipts until there is room.
@@ -357,6 +361,15 @@ class TransactionalPublisher:
 
     def _left_s(self, deadline_s: float) -> float:
         return max(0.1, deadline_s - self._clock())
+
+    @property
+    def in_doubt(self) -> bool:
+        """True while a commit is under way: whether it took effect is not known after BrokerAway or FatalError."""
+        return self._stage is _Stage.COMMITTING
+
+    def abandon(self) -> None:
+        """Disconnect, and leave what is open to a successor under the same transactional id."""
+        self._connection.close()
 
     def close(self) -> None:
         """Abort what is open, as far as the broker answers, and disconnect."""

@@ -98,6 +98,11 @@ class Quarantine:
         return next((ward for ward in wards if ward.record is not None), None)
 
     @property
+    def has_wards(self) -> bool:
+        """True while any partition is quarantined."""
+        return bool(self._wards)
+
+    @property
     def has_suspect(self) -> bool:
         """True while the mark of a record stands: from before it is decoded until its answer is committed."""
         return self._marked() is not None

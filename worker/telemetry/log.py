@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -46,6 +47,10 @@ _SENSITIVE_TEXT = re.compile(
 )
 # user:password@ of a URL.
 _USER_IN_URL = re.compile(r"(://)[^\s/@:]{0,256}:[^\s/@]{0,1024}@")
+
+REPEAT_S: Final = 30.0
+_KINDS = 1000  # of trouble remembered: enough for every broker of a large cluster
+_FIGURES = re.compile(r"\d+")
 
 _DEEPEST = 6  # nesting beyond this is redacted whole: a log line is no place for it, and a cycle would never end
 
@@ -90,6 +95,40 @@ def _name_librdkafka(_logger: WrappedLogger, _method: str, event: EventDict) -> 
     if event.get("logger") == _LIBRDKAFKA and isinstance(arguments, tuple) and len(arguments) == 3:
         event["facility"], event["client"], event["event"] = arguments
     return event
+
+
+class Repeats:
+    """Lets trouble of one kind through once in `REPEAT_S`, and counts what it holds back meanwhile.
+
+    While all brokers are away, librdkafka tries each of its addresses twenty times a second and reports every attempt.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kinds: dict[str, tuple[float, int]] = {}  # when the last one went through, and how many did not since
+
+    def admit(self, kind: str) -> int | None:
+        """How many were held back since the last of this kind; None if this one is held back too."""
+        now_s = self._clock()
+        last_s, held = self._kinds.get(kind, (-REPEAT_S, 0))
+        if now_s - last_s < REPEAT_S:
+            self._kinds[kind] = last_s, held + 1
+            return None
+        if len(self._kinds) >= _KINDS:
+            self._kinds.clear()
+        self._kinds[kind] = now_s, 0
+        return held
+
+
+class _Seldom(logging.Filter):
+    """Repeats of librdkafka's own lines: the same but for its figures, from the same client."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repeats = Repeats()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._repeats.admit(_FIGURES.sub("", record.getMessage())) is not None
 
 
 def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
@@ -142,6 +181,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     root.setLevel(threshold)
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING if threshold > logging.DEBUG else logging.DEBUG)
+    logging.getLogger(_LIBRDKAFKA).filters[:] = [_Seldom()] if threshold > logging.DEBUG else []
     logging.captureWarnings(capture=True)
 
     structlog.configure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -14,7 +15,7 @@ from worker.core.batch import BatchPolicy
 from worker.core.dead_letter import is_truncated
 from worker.core.quarantine import parse
 from worker.core.retry import RetryPolicy
-from worker.errors import FatalError, Fenced
+from worker.errors import FatalError
 from worker.kafka.loop import BATCHES_IN_HAND
 from worker.messages import Partition
 
@@ -155,7 +156,7 @@ def test_retries_wait_as_long_as_the_policy_says(broker: MemoryBroker) -> None:
         worker.turn()
         if len(worker.engine.runs) > before:
             moments.append(broker.clock())
-    gaps = [after - before for before, after in zip(moments, moments[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(moments)]
     assert gaps == [pytest.approx(0.2, abs=0.02), pytest.approx(0.4, abs=0.02)]
 
 
@@ -171,7 +172,7 @@ def test_a_dead_letter_too_large_is_truncated(broker: MemoryBroker) -> None:
     worker = started(broker)
     broker.broker_limit_bytes = 12_000
     broker.send(P0, b"small", b"x" * 20_000)
-    worker.codec.read = _reject  # type: ignore[method-assign]  # whatever it reads
+    worker.codec.read = _reject  # type: ignore[method-assign,assignment]  # whatever it reads
     worker.settle()
     first, second = broker.visible
     assert not is_truncated(first)

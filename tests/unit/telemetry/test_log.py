@@ -105,6 +105,27 @@ def test_python_warnings_are_log_lines() -> None:
     assert "old setting" in line["event"]
 
 
+def test_trouble_of_one_kind_is_told_twice_a_minute_and_counted() -> None:
+    now_s = 0.0
+    repeats = log.Repeats(lambda: now_s)
+    told = []
+    for tenth in range(700):  # seventy seconds of ten attempts each
+        now_s = tenth / 10
+        told.append((now_s, repeats.admit("_TRANSPORT")))
+    assert [entry for entry in told if entry[1] is not None] == [(0.0, 0), (30.0, 299), (60.0, 299)]
+    assert repeats.admit("_AUTHENTICATION") == 0
+
+
+def test_librdkafka_repeats_itself_and_we_do_not() -> None:
+    stream = io.StringIO()
+    log.configure("info", "json", stream)
+    for port in range(100):
+        logging.getLogger("librdkafka").error("%s [%s] %s", "FAIL", "one", f"127.0.0.1:{port}: refused")
+    logging.getLogger("librdkafka").error("%s [%s] %s", "FAIL", "one", "127.0.0.1:1: no such certificate")
+    logging.getLogger("librdkafka").error("%s [%s] %s", "FAIL", "two", "127.0.0.1:1: refused")
+    assert [line["client"] for line in lines(stream)] == ["one", "one", "two"]
+
+
 def test_librdkafka_lines_come_out_by_field() -> None:
     stream = json_log("debug")
     # debug=conf makes the client tell of its configuration when it is made; no broker is needed.
