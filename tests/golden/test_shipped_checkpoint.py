@@ -97,8 +97,7 @@ def test_held_out_accuracy_in_every_language(judge: Judge) -> None:
     corpus = Corpus(Random(7), evaluation=True)
     assert corpus.codes == CODES
     nli = {code: judge.accuracy([corpus.nli(code) for _ in range(60)]) for code in CODES}
-    assert min(nli.values()) >= 0.7
-    assert sum(nli.values()) / len(nli) >= 0.8
+    assert min(nli.values()) >= 0.8
 
 
 @pytest.mark.parametrize(("other_language", "least"), [(False, 0.85), (True, 0.75)])

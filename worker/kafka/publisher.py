@@ -8,10 +8,12 @@ output cannot be produced at all; the caller replaces it and publishes anew. `Fa
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -60,6 +62,8 @@ class Reads(Protocol):
         """What the coordinator checks the offsets' sender by (KIP-447)."""
 
 
+# A call that is asked to return in time gets so much more of it.
+_GRACE_S: Final = 1.0
 # Of the record itself: the same bytes would be refused again.
 _OF_THE_RECORD = frozenset(
     {
@@ -294,11 +298,7 @@ class TransactionalPublisher:
             self._stage = _Stage.OPEN
             for position, output in release.outputs:
                 self._connection.produce(position, output, receipts, deadline_s)
-            offsets = [
-                TopicPartition(p.topic, p.number, offset, release.metadata.get(p, ""))
-                for p, offset in release.offsets.items()
-            ]
-            client.send_offsets_to_transaction(offsets, self._consumer.group_metadata(), self._left_s(deadline_s))
+            self._send_offsets(release, self._left_s(deadline_s))
             while receipts.open and self._clock() < deadline_s:
                 client.flush(self._left_s(deadline_s))
         except Unpublishable as error:
@@ -318,6 +318,38 @@ class TransactionalPublisher:
             self._abort(deadline_s, why)
             raise TransactionAborted(f"{receipts.open + len(receipts.failed)} records were not delivered ({why})")
         self._stage = _Stage.COMMITTING
+
+    def _send_offsets(self, release: Release, timeout_s: float) -> None:
+        """Make the offsets part of the transaction.
+
+        On a thread of its own: librdkafka ignores this call's time-out, and where the broker that coordinated the group
+        has left its list (after an outage of all brokers, say) the call never returns (its issues 5456 and 5511).
+
+        Raises:
+            FatalError: it did not return. The client is of no further use; the transaction was not committed.
+        """
+        client, metadata = self._connection.client, self._consumer.group_metadata()
+        offsets = [
+            TopicPartition(p.topic, p.number, offset, release.metadata.get(p, ""))
+            for p, offset in release.offsets.items()
+        ]
+        answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def call() -> None:
+            try:
+                client.send_offsets_to_transaction(offsets, metadata, timeout_s)
+            except Exception as error:  # noqa: BLE001 (re-raised below, on the thread that asked)
+                answers.put(error)
+            else:
+                answers.put(None)
+
+        threading.Thread(target=call, name="offsets", daemon=True).start()
+        try:
+            error = answers.get(timeout=timeout_s + _GRACE_S)
+        except queue.Empty:
+            raise FatalError("the producer does not return from sending offsets") from None
+        if error is not None:
+            raise error
 
     def _commit(self, deadline_s: float) -> None:
         try:

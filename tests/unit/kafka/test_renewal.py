@@ -1,0 +1,117 @@
+"""One transactional producer after another, over Kafka in memory. What the loop makes of it is in test_loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from tests.brokers.memory import Clock, MemoryBroker, MemoryProducer, fatal, retriable
+from tests.delivery.doubles import OUTPUT, partition
+from worker.core.offsets import Release
+from worker.errors import BrokerAway, TransactionAborted
+from worker.kafka import publisher as publishers
+from worker.kafka.consumer import Consumer
+from worker.kafka.publisher import TransactionalPublisher
+from worker.kafka.renewal import RenewingPublisher
+from worker.messages import Outgoing, Partition, Position
+
+P0 = partition(0)
+
+
+class Deaf:
+    def assigned(self, epochs: object) -> None: ...
+
+    def revoked(self, partitions: object) -> None: ...
+
+    def lost(self, partitions: object) -> None: ...
+
+
+@pytest.fixture
+def broker() -> Iterator[MemoryBroker]:
+    broker = MemoryBroker(Clock())
+    with broker.plugged_in():
+        yield broker
+
+
+@pytest.fixture
+def consumer(broker: MemoryBroker) -> Consumer:
+    consumer = Consumer({"partition.assignment.strategy": "cooperative-sticky"})
+    consumer.subscribe([P0.topic], Deaf())
+    broker.assign(P0)
+    consumer.poll(1, 0)
+    return consumer
+
+
+@pytest.fixture
+def renewing(broker: MemoryBroker, consumer: Consumer) -> RenewingPublisher:
+    clock = broker.clock
+    publisher = RenewingPublisher(
+        lambda: TransactionalPublisher({"transactional.id": "x"}, consumer, clock), consumer, clock, contested=False
+    )
+    publisher.start(1.0)
+    return publisher
+
+
+def release(consumer: Consumer) -> Release:
+    epoch = consumer.assignment[P0]
+    return Release(((Position(P0, 0, epoch), Outgoing(OUTPUT, None, b"answer", ())),), {P0: 1}, {P0: epoch})
+
+
+def test_a_call_that_never_returns_costs_a_producer_and_no_more(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forever = threading.Event()
+
+    def hang(_: MemoryProducer, _offsets: list[TopicPartition], _metadata: int, _timeout: float) -> None:
+        forever.wait()
+
+    monkeypatch.setattr(publishers, "_GRACE_S", 0.0)
+    with monkeypatch.context() as hanging:
+        hanging.setattr(MemoryProducer, "send_offsets_to_transaction", hang)
+        with pytest.raises(TransactionAborted, match="does not return"):
+            renewing.publish(release(consumer), 0.1)
+    renewing.publish(release(consumer), 0.1)
+    assert (len(broker.visible), broker.committed[P0]) == (1, 1)
+    forever.set()
+
+
+def test_in_doubt_the_same_release_is_asked_for_until_the_broker_says(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher
+) -> None:
+    broker.faults["commit_transaction"].append(fatal(applied=True))
+    broker.faults["init_transactions"].append(retriable())
+    broker.faults["committed"].append(retriable())
+    for _ in range(3):  # the commit, the new producer's start, the committed offsets
+        with pytest.raises(BrokerAway):
+            renewing.publish(release(consumer), 0.1)
+    renewing.publish(release(consumer), 0.1)
+    assert len(broker.visible) == 1
+
+
+def test_a_doubt_about_a_partition_that_left_is_its_new_owners(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher
+) -> None:
+    asked = release(consumer)
+    broker.faults["commit_transaction"].append(fatal())
+    with pytest.raises(BrokerAway):
+        renewing.publish(asked, 0.1)
+    broker.lose(P0)
+    consumer.poll(1, 0)
+    renewing.publish(asked, 0.1)
+    assert not broker.visible
+    assert Partition(P0.topic, P0.number) not in broker.committed
+
+
+def test_without_doubt_any_release_may_follow(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher
+) -> None:
+    broker.faults["send_offsets_to_transaction"].append(fatal())
+    broker.faults["init_transactions"].append(retriable())
+    for _ in range(2):
+        with pytest.raises(TransactionAborted):
+            renewing.publish(release(consumer), 0.1)
+    renewing.publish(release(consumer), 0.1)
+    assert len(broker.visible) == 1
