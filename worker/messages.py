@@ -141,6 +141,7 @@ class Trigger(StrEnum):
     TOKENS = "tokens"
     WAIT = "wait"
     DRAIN = "drain"
+    QUARANTINE = "quarantine"  # a record of a quarantined partition, alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +261,7 @@ class Work:
     ``rows`` were asked for; ``cache_hits`` of the distinct ones came from the cache, ``computed`` went through the
     model, with ``tokens`` tokens in ``slots`` slots (the difference is padding) in ``forwards`` forwards. ``shrinks``
     counts forwards that did not fit into memory and were tried again smaller; ``budget`` is how many token slots a
-    forward may hold after that.
+    forward may hold after that. ``failed`` rows were in passes that failed, and were computed again.
     """
 
     rows: int
@@ -272,6 +273,7 @@ class Work:
     forwards: int
     seconds: float
     budget: int = 0
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

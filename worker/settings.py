@@ -216,7 +216,7 @@ class RetrySettings(Section):
     max_attempts: int = Field(default=5, ge=1, le=1000)
     initial_ms: int = Field(default=200, ge=1)
     max_ms: int = Field(default=30_000, ge=1)
-    multiplier: float = Field(default=2.0, ge=1.0)
+    multiplier: float = Field(default=2.0, ge=1.0, le=100.0)
     jitter: float = Field(default=1.0, ge=0.0, le=1.0)
 
 

@@ -22,7 +22,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,9 +68,18 @@ def play(scenario: Scenario, guarantee: str, kafka: Kafka, size: Size, seed: int
     settings = {"XNLI_TEST_SECONDS_PER_BATCH": f"{pause_s:.4f}", **scenario.settings}
     with ExitStack() as stack:
         registry = stack.enter_context(LoopbackRegistry()) if scenario.registry else None
-        stage = stack.enter_context(
-            closing(Stage(kafka, topics, size, guarantee, seed, folder, settings=settings, registry=registry))
+        stage = Stage(
+            kafka,
+            topics,
+            size,
+            guarantee,
+            seed,
+            folder,
+            settings=settings,
+            registry=registry,
+            static=scenario.static,
         )
+        stack.callback(stage.close)
         stage.join_and_wait(scenario.workers)
         scenario.play(stage)
         recovered_s = stage.recover()

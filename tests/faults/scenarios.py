@@ -31,6 +31,7 @@ class Scenario:
     nodes: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
     registry: bool = False
+    static: bool = False  # workers with names of their own (group.instance.id), which they keep
 
 
 def sigkill(stage: Stage) -> None:
@@ -86,6 +87,21 @@ def broker_away(stage: Stage) -> None:
     stage.spend(stage.size.outage_s / 2)
     stage.join()
     stage.spend(stage.size.outage_s / 2)
+    stage.cluster.restart(1)
+
+
+def static_membership(stage: Stage) -> None:
+    """A worker that has a name dies and comes back under it; then the broker goes away as above."""
+    stage.feed(0.8)
+    stage.await_results(0.1)
+    victim = stage.random.choice(stage.members)
+    victim.kill()
+    victim.restart()
+    stage.await_results(0.3)
+    stage.cluster.suspend(1)
+    stage.spend(1.0)
+    stage.cluster.kill(1)
+    stage.spend(stage.size.outage_s)
     stage.cluster.restart(1)
 
 
@@ -179,6 +195,7 @@ SCENARIOS = (
     Scenario("rebalance_storm", rebalance_storm, seconds=20),
     Scenario("broker_restart", broker_restart, seconds=3),
     Scenario("broker_away", broker_away),
+    Scenario("static_membership", static_membership, static=True),
     Scenario("one_of_three", one_of_three, nodes=3),
     Scenario("produce_error", produce_error, nodes=3),
     Scenario("commit_error", commit_error, nodes=3),

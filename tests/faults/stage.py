@@ -67,6 +67,7 @@ class Stage:
         *,
         settings: Mapping[str, str] | None = None,
         registry: LoopbackRegistry | None = None,
+        static: bool = False,
     ) -> None:
         self.kafka = kafka
         self.topics = topics
@@ -78,6 +79,7 @@ class Stage:
         self.exactly_once = guarantee == "exactly_once"
         self._folder = folder
         self._settings = {"XNLI_DELIVERY__GUARANTEE": guarantee} | dict(settings or {})
+        self._static = static
         self._registry = registry
         self._codecs = Codecs()
         if registry is not None:
@@ -113,6 +115,8 @@ class Stage:
         """Start one more worker."""
         self._started += 1
         log = self._folder / f"worker-{self._started}.log"
+        if self._static:
+            settings["XNLI_KAFKA__GROUP_INSTANCE_ID"] = f"worker-{self._started}"
         member = WorkerProcess(self._environment() | settings, log)
         self.members.append(member)
         return member

@@ -155,6 +155,21 @@ class Delivery(RuleBasedStateMachine):
         call = data.draw(st.sampled_from(self.faults))
         self.broker.faults[call].append(data.draw(st.sampled_from(FAULTS[call]))())
 
+    @rule(partitions=some_partitions, lost=st.booleans(), records=st.integers(1, 6))
+    def taken_over(self, partitions: set[Partition], lost: bool, records: int) -> None:
+        """Partitions leave while something is under way, and their next owner goes to work at once."""
+        (self.lose if lost else self.revoke)(partitions)
+        self.step(1)
+        for where in sorted(partitions):
+            self.another_worker(where, records)
+
+    @rule(unanswered=st.sampled_from(["commit_transaction", "abort_transaction"]), times=st.integers(1, 4))
+    def transaction_in_doubt(self, unanswered: str, times: int) -> None:
+        if unanswered in self.faults:
+            if unanswered == "abort_transaction":
+                self.broker.faults["send_offsets_to_transaction"].append(abortable())
+            self.broker.faults[unanswered].extend([retriable()] * times)
+
     # What the worker does ---------------------------------------------------------------------------------------------
 
     @rule(times=st.integers(1, 3))

@@ -86,16 +86,6 @@ class Batcher:
         self._tokens -= tokens
         return Batch(tuple(jobs), tokens, first.since_s, trigger)
 
-    def take_last(self) -> Batch:
-        """Cut the job that was added last off the end, as a batch of its own (a quarantined record).
-
-        Raises:
-            IndexError: nobody is in line.
-        """
-        last = self._line.pop()
-        self._tokens -= last.job.encoded.tokens
-        return Batch((last.job,), last.job.encoded.tokens, last.since_s, Trigger.MESSAGES)
-
     def forget(self, partition: Partition) -> None:
         """Drop the jobs of a partition that is no longer ours; its next owner reads them again."""
         self._line = deque(w for w in self._line if w.job.record.position.partition != partition)

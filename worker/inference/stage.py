@@ -160,26 +160,38 @@ class InferenceStage:
             return Done(batch, tuple(finished), tally.work, tally.bisections, began_s, self._clock())
         return None
 
-    def _halve(self, jobs: Sequence[Job], tally: _Tally) -> list[Finished]:
+    def _halve(self, jobs: Sequence[Job], tally: _Tally, *, is_bad: bool = False) -> list[Finished]:
         """Answer jobs together; if that fails, in two halves, until the culprit stands alone.
 
-        One culprit among n costs the failed pass over n, both halves, then n/2, n/4, ...: two batches more than n.
-        Every neighbour is computed at most log2(n) times more than once.
+        ``is_bad``: a culprit must be among them, because their failed whole had a clean other half; several such jobs
+        are halved without being tried. This is the binary splitting of group testing (Hwang 1972). One culprit among n
+        costs its neighbours the failed pass over n, and n/2, n/4, ... where it stands in the left half: one and a half
+        batches more on average, two at most. Every neighbour is computed at most log2(n) times more than once.
         """
+        if is_bad and len(jobs) > 1:
+            return self._split(jobs, tally)
         self._beat(self._clock())
         try:
             outcomes, work = self._engine.run([(job.request, job.encoded) for job in jobs])
         except (FatalError, TransientError):
             raise
         except Exception as error:  # noqa: BLE001 (whatever a text provokes in the model, it ends that text only)
+            rows = sum(len(job.encoded.rows) for job in jobs)
+            tally.work = replace(tally.work, failed=tally.work.failed + rows)
             if len(jobs) == 1:
                 return [Failed(jobs[0], fault_of(error, "inference", traceback.format_exc()))]
             log.warning("batch_halved", jobs=len(jobs), error=type(error).__name__)
-            tally.bisections += 1
-            middle = len(jobs) // 2
-            return self._halve(jobs[:middle], tally) + self._halve(jobs[middle:], tally)
+            return self._split(jobs, tally)
         tally.work = _sum(tally.work, work)
         return [Answered(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+    def _split(self, jobs: Sequence[Job], tally: _Tally) -> list[Finished]:
+        """Answer jobs among which there is a culprit: each half by itself."""
+        tally.bisections += 1
+        middle = len(jobs) // 2
+        left = self._halve(jobs[:middle], tally)
+        is_clean = all(isinstance(finished, Answered) for finished in left)
+        return left + self._halve(jobs[middle:], tally, is_bad=is_clean)
 
 
 @dataclass(slots=True)
@@ -200,4 +212,5 @@ def _sum(a: Work, b: Work) -> Work:
         forwards=a.forwards + b.forwards,
         seconds=a.seconds + b.seconds,
         budget=b.budget,
+        failed=a.failed + b.failed,
     )

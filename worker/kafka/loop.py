@@ -385,10 +385,12 @@ class KafkaStage:
             raise Rejection(Reason.EXPIRED, "decode", f"{age_s:.1f} s old; limits.max_age_s is {limit_s:g}")
 
     def _line_up(self, job: Job) -> None:
-        if self._ledger.is_live(job.record.position):
+        if not self._ledger.is_live(job.record.position):
+            return
+        if self._quarantine and self._quarantine.holds(job.record.position.partition):
+            self._hand_to_inference(Batch((job,), job.encoded.tokens, self._clocks.monotonic_s(), Trigger.QUARANTINE))
+        else:
             self._batcher.add(job, self._clocks.monotonic_s())
-            if self._quarantine and self._quarantine.holds(job.record.position.partition):
-                self._hand_to_inference(self._batcher.take_last())
 
     # Offer and collect ------------------------------------------------------------------------------------------------
 
@@ -628,6 +630,7 @@ class KafkaStage:
                     trigger=done.batch.trigger,
                     pairs=work.rows,
                     pairs_computed=work.computed,
+                    pairs_failed=work.failed,
                     cache_hits=work.cache_hits,
                     padding_tokens=work.slots - work.tokens,
                     waited_ms=_ms(done.began_s - done.batch.opened_at_s),

@@ -205,6 +205,7 @@ class BatchLine:
     trigger: Trigger  # what closed the batch
     pairs: int  # premise-hypothesis pairs (for EMBED, texts) asked for, every window of a long text counted
     pairs_computed: int  # those that went through the model
+    pairs_failed: int  # those in passes that failed and were halved: what culprits cost their neighbours
     cache_hits: int  # those answered by the cache; the rest were repeats within the batch
     padding_tokens: int  # slots computed for nothing
     waited_ms: float  # from the first admission until the inference thread began

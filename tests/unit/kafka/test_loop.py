@@ -9,11 +9,11 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from tests.brokers.memory import Clock, Fault, MemoryBroker, abortable, fatal, retriable
-from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, answered, partition, reason
+from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, Killed, answered, partition, reason
 from tests.delivery.worker import BATCH, RETRY, Guarantee, Worker
 from worker.core.batch import BatchPolicy
 from worker.core.dead_letter import is_truncated
-from worker.core.quarantine import parse
+from worker.core.quarantine import STARTS, parse
 from worker.core.retry import RetryPolicy
 from worker.errors import FatalError
 from worker.kafka.loop import BATCHES_IN_HAND
@@ -635,6 +635,32 @@ def test_a_partition_handed_over_in_good_order_is_not_counted(broker: MemoryBrok
         broker.revoke(P0)
         worker.turn()
     assert starts(broker) == 0
+
+
+@BOTH
+def test_a_record_that_kills_is_dead_lettered_and_no_neighbour_of_it(
+    broker: MemoryBroker, guarantee: Guarantee
+) -> None:
+    """Not even a quarantined one that waits for its next attempt, marked, while the killer has its turn."""
+    broker.send(P0, b"ok", b"flaky 2", b"kill", b"ok", b"kill")
+    broker.send(P1, b"flaky 2", b"poison", b"ok")
+    began = 0
+    while True:
+        began += 1
+        worker = started(broker, guarantee)
+        try:
+            worker.settle(200)
+        except Killed:
+            continue
+        break
+    assert began <= STARTS + 1 + 2, "N starts, and one for each of them"
+    assert offsets(broker, P0) == [0, 1, 2, 3, 4]
+    assert offsets(broker, P1) == [0, 1, 2]
+    assert {answered(output): reason(output) for output in broker.visible if reason(output)} == {
+        (P0, 2): "crash",
+        (P0, 4): "crash",
+        (P1, 1): "inference",
+    }
 
 
 def test_progress_resets_the_count(broker: MemoryBroker) -> None:

@@ -263,6 +263,7 @@ def test_a_batch_is_one_line_with_every_field() -> None:
         trigger=Trigger.TOKENS,
         pairs=9,
         pairs_computed=7,
+        pairs_failed=3,
         cache_hits=1,
         padding_tokens=0,
         waited_ms=4.5,
