@@ -1,5 +1,6 @@
 # make demo    broker, model and sample messages in one process (no Java, no Docker)
 # make test    every suite; the integration tests need Java 17+ and Maven, or XNLI_TEST_KAFKA=host:port
+# make acceptance  the integration tests at full size
 # make lint    ruff and mypy --strict
 # make faults  the fault matrix on real Kafka; XNLI_TEST_FAULTS_MESSAGES=100000 for its full size
 # make fuzz    hostile bytes against decoding and validation
@@ -10,11 +11,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-# Two threads of BLAS on two cores are enough, and a test suite must not depend on how many there are.
+# Models in tests and demo lie on this machine; nothing here may reach for a hub.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint faults fuzz bench checkpoint clean
+.PHONY: demo test acceptance lint faults fuzz bench checkpoint clean
 
 $(VENV)/installed: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +29,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/xnli-worker demo
 
+# The jars of Kafka and the registry come first, or the first test's time limit would pay for the download; without Java
+# or Maven the tests themselves say what is missing.
 test: $(VENV)/installed-dev
+	-$(BIN)/python -m tests.brokers.java
 	$(BIN)/python -m pytest
+
+acceptance: $(VENV)/installed-dev
+	XNLI_TEST_MESSAGES=20000 XNLI_TEST_POISON_MESSAGES=10000 $(BIN)/python -m pytest tests/integration
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def dead_letter(record: Record, fault: Fault, attempts: int, obituary: Obituary)
         "stage": fault.stage.encode(),
         "error": fault.error.encode(),
         "message": _clip(fault.message, TEXT_BYTES),
-        "stacktrace": _clip(fault.stacktrace, STACKTRACE_BYTES),
+        "stacktrace": _clip(fault.stacktrace, STACKTRACE_BYTES, keep_end=True),
         "topic": origin.topic.encode(),
         "partition": b"%d" % origin.number,
         "offset": b"%d" % offset,
@@ -81,10 +81,11 @@ def is_truncated(letter: Outgoing) -> bool:
     return any(name == f"{PREFIX}truncated" for name, _ in letter.headers)
 
 
-def _clip(text: str, limit_bytes: int) -> bytes:
-    """At most ``limit_bytes`` of UTF-8, cut between characters, the end kept where the start does not fit both."""
+def _clip(text: str, limit_bytes: int, *, keep_end: bool = False) -> bytes:
+    """At most ``limit_bytes`` of UTF-8, cut between characters, at the end or (for a stack trace) at the beginning."""
     data = text.encode("utf-8", "backslashreplace")
-    return data if len(data) <= limit_bytes else data[:limit_bytes].decode("utf-8", "ignore").encode()
+    part = data[-limit_bytes:] if keep_end else data[:limit_bytes]
+    return part if len(data) <= limit_bytes else part.decode("utf-8", "ignore").encode()
 
 
 @dataclass(frozen=True, slots=True)
