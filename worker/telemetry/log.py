@@ -181,6 +181,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     root.setLevel(threshold)
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING if threshold > logging.DEBUG else logging.DEBUG)
+    logging.getLogger(_LIBRDKAFKA).setLevel(logging.NOTSET)  # the root's level holds; a command may have silenced it
     logging.getLogger(_LIBRDKAFKA).filters[:] = [_Seldom()] if threshold > logging.DEBUG else []
     logging.captureWarnings(capture=True)
 
