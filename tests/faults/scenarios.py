@@ -6,6 +6,7 @@ What a scene leaves to its caller: feeding the rest, timing the recovery, and th
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -34,13 +35,23 @@ class Scenario:
     static: bool = False  # workers with names of their own (group.instance.id), which they keep
 
 
+def _strike(stage: Stage) -> None:
+    """Kill all workers in the moment that results arrive, or at most a batch later; their supervisor starts them."""
+    stage.await_write()
+    time.sleep(stage.random.choice((0.0, stage.random.uniform(0.0, 0.2))))
+    for member in stage.members:
+        member.signal(signal.SIGKILL)
+    for member in stage.members:
+        member.kill()
+        member.restart()
+
+
 def sigkill(stage: Stage) -> None:
-    """A worker dies half-way, and its supervisor starts it again at once."""
-    stage.feed(0.8)
-    stage.await_results(0.25)
-    victim = stage.random.choice(stage.members)
-    victim.kill()
-    victim.restart()
+    """All workers die, twice, as they write."""
+    stage.feed(0.6)
+    for share in (0.1, 0.3):
+        stage.await_results(share)
+        _strike(stage)
 
 
 def sigterm(stage: Stage) -> None:
@@ -56,6 +67,7 @@ def sigstop(stage: Stage) -> None:
     stage.feed(0.4)
     stage.await_results(0.1)
     for member in stage.random.sample(stage.members, len(stage.members)):
+        stage.await_write()
         member.signal(signal.SIGSTOP)
         try:
             stage.spend(FROZEN_S / 2)
@@ -70,6 +82,7 @@ def broker_restart(stage: Stage) -> None:
     stage.feed(0.8)
     for share in (0.15, 0.4):
         stage.await_results(share)
+        stage.await_write()
         stage.cluster.kill(1)
         stage.cluster.restart(1)
 
@@ -81,6 +94,7 @@ def broker_away(stage: Stage) -> None:
     """
     stage.feed(0.8)
     stage.await_results(0.15)
+    stage.await_write()
     stage.cluster.suspend(1)
     stage.spend(1.0)
     stage.cluster.kill(1)
@@ -91,13 +105,13 @@ def broker_away(stage: Stage) -> None:
 
 
 def static_membership(stage: Stage) -> None:
-    """A worker that has a name dies and comes back under it; then the broker goes away as above."""
+    """Workers that have names die as they write, five times, and come back under them; then the broker goes away."""
     stage.feed(0.8)
-    stage.await_results(0.1)
-    victim = stage.random.choice(stage.members)
-    victim.kill()
-    victim.restart()
-    stage.await_results(0.3)
+    for fifth in range(1, 6):
+        stage.await_results(fifth / 10)
+        _strike(stage)
+    stage.await_results(0.6)
+    stage.await_write()
     stage.cluster.suspend(1)
     stage.spend(1.0)
     stage.cluster.kill(1)
@@ -110,6 +124,7 @@ def one_of_three(stage: Stage) -> None:
     stage.feed(0.2)
     stage.await_results(0.1)
     for node in stage.random.sample([1, 2, 3], 3):
+        stage.await_write()
         stage.cluster.kill(node)
         stage.feed(0.2)
         stage.spend(stage.size.outage_s / 4)
@@ -195,7 +210,7 @@ SCENARIOS = (
     Scenario("rebalance_storm", rebalance_storm, seconds=20),
     Scenario("broker_restart", broker_restart, seconds=3),
     Scenario("broker_away", broker_away),
-    Scenario("static_membership", static_membership, static=True),
+    Scenario("static_membership", static_membership, seconds=15, static=True),
     Scenario("one_of_three", one_of_three, nodes=3),
     Scenario("produce_error", produce_error, nodes=3),
     Scenario("commit_error", commit_error, nodes=3),

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.registry import LoopbackRegistry
-from tests.faults.verifier import Account, Progress, Topics, account, count, send
+from tests.faults.verifier import Account, Progress, Topics, Watch, account, count, send
 from tests.faults.workers import WorkerProcess
 from worker.core import encode
 from worker.registry import REQUEST, Codecs, schema_folder
@@ -91,6 +91,7 @@ class Stage:
         self._started = 0
         self._deadline_s = time.monotonic() + size.deadline_s
         self._progress = Progress(kafka.bootstrap_servers, topics.requests, topics.requests)
+        self._watch = Watch(kafka.bootstrap_servers, topics.results)
 
     def _environment(self) -> dict[str, str]:
         return (
@@ -190,6 +191,10 @@ class Stage:
 
         self.until(there, f"{share:.0%} of results")
 
+    def await_write(self) -> None:
+        """Return when a worker is writing: its results have begun to arrive, and its offsets are not committed yet."""
+        self.until(lambda: self._watch.arrived(0.5), "a result")
+
     # Waiting ----------------------------------------------------------------------------------------------------------
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
@@ -198,7 +203,7 @@ class Stage:
             self.supervise()
             if time.monotonic() > self._deadline_s:
                 raise CellFailed(f"time ran out waiting for {what}\n{self._tails()}")
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def spend(self, seconds: float) -> None:
         """Let time pass, supervising."""
@@ -239,6 +244,7 @@ class Stage:
     def close(self) -> None:
         """End what still runs."""
         self._progress.close()
+        self._watch.close()
         for member in self.members:
             member.__exit__(None, None, None)
 

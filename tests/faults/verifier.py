@@ -176,6 +176,32 @@ def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> list[Top
             time.sleep(0.2)
 
 
+class Watch:
+    """Sees records arrive in a topic, uncommitted ones too, within a millisecond or two."""
+
+    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+        self._consumer = Consumer(
+            {
+                **_client(bootstrap_servers),
+                "group.id": "watch",
+                "enable.auto.commit": False,
+                "isolation.level": "read_uncommitted",
+            }
+        )
+        numbers = self._consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        self._consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers])
+
+    def arrived(self, timeout_s: float) -> bool:
+        """True as soon as a record arrives that was not there when this was called; False if none does in time."""
+        while self._consumer.consume(10_000, 0):  # what has been fetched meanwhile
+            pass
+        return self._consumer.poll(timeout_s) is not None
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+
 def _headers(message: Message) -> Headers:
     raw: Any = message.headers() or ()
     return tuple((name, value) for name, value in raw)

@@ -319,8 +319,10 @@ def test_delivery(machine: type[Delivery]) -> None:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=100,
-                stateful_step_count=40,
+                # The same examples on every run: a suite that must be green before anything lands explores nothing new.
+                derandomize=True,
+                max_examples=40,
+                stateful_step_count=30,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),

@@ -212,9 +212,7 @@ class KafkaStage:
         for partition, epoch in epochs.items():
             self._ledger.assign(partition, epoch)
         self._rebalanced(Rebalance.ASSIGNED, list(epochs), len(self._consumer.assignment))
-        if epochs and self._unfinished is None:
-            # With a commit of ours undecided, committed offsets are not stable until this thread asks for its outcome:
-            # waiting for them here would wait for ourselves. Such a start is not counted.
+        if epochs:
             self._quarantine.assigned(list(epochs))
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
