@@ -276,6 +276,8 @@ class KafkaCluster(Kafka):
             "transaction.state.log.num.partitions": "4",
             # A topic that the worker forgot to ask for has to be an error.
             "auto.create.topics.enable": "false",
+            # Retention counts from a record's timestamp; tests like to write 1970, and would find nothing at times.
+            "log.retention.ms": "-1",
             "message.max.bytes": str(16 << 20),
             "replica.fetch.max.bytes": str(16 << 20),
             # Both group protocols: classic, and KIP-848's consumer.

@@ -60,14 +60,7 @@ class Bench:
         assert producer.flush(LIMIT_S) == 0
 
     def read(self, topic: str, count: int) -> list[Message]:
-        """At least ``count`` committed records, in order within each partition, and what else there is by then.
-
-        With a second reader if the first sees too little: a client that met the topic too early asks again only late.
-        """
-        messages = self._read(topic, count)
-        return messages if len(messages) >= count else self._read(topic, count)
-
-    def _read(self, topic: str, count: int) -> list[Message]:
+        """At least ``count`` committed records, in order within each partition, and what else there is by then."""
         reader = Consumer(
             {
                 "bootstrap.servers": self.bootstrap_servers,

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource
 from rich.console import Console
 from rich.text import Text
 
 from worker import settings as settings_module
 from worker.commands import connection
 from worker.commands.connection import Reports, TopicMissing, say
+from worker.core import retry_topic
 from worker.errors import BrokerAway, FatalError, SettingsError, WorkerError
 from worker.kafka import properties
 from worker.kafka.properties import Properties
@@ -31,14 +33,18 @@ _BROKER_TIMEOUT_S: Final = 5.0
 # The first transaction of a cluster creates the topic that transactions are kept in.
 _TRANSACTIONS_TIMEOUT_S: Final = 15.0
 
-_OK, _FAILED, _SKIPPED = "ok", "FAIL", "skip"
-_STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "yellow"}
+_OK, _FAILED, _SKIPPED, _CAUTION = "ok", "FAIL", "skip", "warn"
+_STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "yellow", _CAUTION: "yellow"}
 
 _Client = TypeVar("_Client", Consumer, Producer)
 
 
 class _Needless(Exception):  # noqa: N818 (an answer, not a failure)
     """The settings ask for nothing that could be tried here."""
+
+
+class _Caution(Exception):  # noqa: N818 (an answer, not a failure)
+    """The worker runs as things are, but somebody may be sorry for it one day."""
 
 
 @dataclass(slots=True)
@@ -89,6 +95,9 @@ class _Report:
             yield
         except _Needless as reason:
             self._write(_SKIPPED, name, str(reason))
+        except _Caution as found:
+            for finding in str(found).splitlines():
+                self._write(_CAUTION, name, finding)
         except SettingsError as error:
             self._fail(name, str(error), 2)
         except Exception as error:  # noqa: BLE001 (what a driver or a damaged file raises is a finding, not a crash)
@@ -137,6 +146,7 @@ def _topics(trial: _Trial) -> str:
     if trial.cluster is None:
         raise RuntimeError("not asked")
     wanted = {**dict.fromkeys(topics.input, "input"), topics.output: "output", topics.dead_letter: "dead_letter"}
+    wanted |= dict.fromkeys(_retry_topics(trial.settings), "retry")
     if topics.label_sets is not None:
         wanted[topics.label_sets] = "label_sets"
     known = trial.cluster.topics
@@ -160,6 +170,31 @@ def _topics(trial: _Trial) -> str:
     if findings:
         raise TopicMissing("\n".join(findings))
     return ", ".join(f"{topic} ({counts[topic]} partition{'' if counts[topic] == 1 else 's'})" for topic in wanted)
+
+
+def _retry_topics(settings: Settings) -> tuple[str, ...]:
+    return tuple(topic for _, topic in retry_topic.topics(settings.kafka.group_id, settings.topics.retry))
+
+
+def _retention(trial: _Trial) -> str:
+    """Dead letters keep their requests' timestamps, and retention counts from timestamps unless the broker stamps."""
+    topic = trial.settings.topics.dead_letter
+    if trial.cluster is not None and connection.is_embedded(trial.cluster):
+        raise _Needless("the embedded broker deletes nothing")
+    admin = connection.connect(AdminClient, properties.producer(trial.settings.kafka, None), Reports())
+    asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    try:
+        found = admin.describe_configs([asked], request_timeout=_BROKER_TIMEOUT_S)[asked].result()
+    except KafkaException as error:
+        raise _Needless(f"{topic} does not show its configuration: {error.args[0].str()}") from None  # or is not there
+    kept_ms, stamp = (found[name].value for name in ("retention.ms", "message.timestamp.type"))
+    if "delete" in found["cleanup.policy"].value and kept_ms != "-1" and stamp != "LogAppendTime":
+        raise _Caution(
+            f"{topic} deletes records whose own timestamps are {int(kept_ms) / 86_400_000:g} days old, and a "
+            "dead letter keeps its request's: that of an old request may be gone before anybody reads it; set "
+            "message.timestamp.type=LogAppendTime or retention.ms=-1 on the topic"
+        )
+    return f"{topic} keeps dead letters " + ("for ever" if kept_ms == "-1" else f"{int(kept_ms) / 86_400_000:g} days")
 
 
 def _transactions(trial: _Trial) -> str:
@@ -243,6 +278,7 @@ _STEPS: Final[tuple[tuple[str, tuple[str, ...], Callable[[_Trial], str]], ...]] 
     ("schemas", (), _schemas),
     ("broker", (), _broker),
     ("topics", ("broker",), _topics),
+    ("retention", ("broker",), _retention),
     ("transactions", ("broker",), _transactions),
     ("registry", ("schemas",), _registry),
     ("device", (), _device),

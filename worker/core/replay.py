@@ -61,8 +61,9 @@ class Letter:
 class Selection:
     """The letters somebody asks for: those that pass every filter that is set.
 
-    ``since_ms`` (included) and ``until_ms`` (excluded) bound the record's timestamp, which is the request's own; a
-    record without one passes neither. ``topic`` and ``partition`` are of the first origin, ``replays`` is exact.
+    ``since_ms`` (included) and ``until_ms`` (excluded) bound the record's timestamp: the time of its death where the
+    topic stamps arrivals (as schemas/topics.yaml has it), else the request's own; a record without one passes neither.
+    ``topic`` and ``partition`` are of the first origin, ``replays`` is exact.
 
     No answer depends on when it is asked, so a letter passed over once is passed over for good.
     """

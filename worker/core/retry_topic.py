@@ -1,13 +1,16 @@
 """A record's detour through a retry topic, as headers.
 
 The record goes to the topic of its delay with the number of its next attempt, the moment before which it must not be
-tried, and where it first came from. The main topic never waits for it. Headers are replaced on every detour, so a
-record does not grow, and its key, value and timestamp stay as they came.
+tried, and where and when it first came from. The main topic never waits for it. Headers are replaced on every detour,
+so a record does not grow, and its key and value stay as they came.
+
+Its timestamp travels as a header too, and the producer stamps the copy anew: a topic's retention counts from the
+timestamp, and would delete the copy of an old record before its attempt.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from worker.messages import Headers, Outgoing, Partition, Record
@@ -17,12 +20,16 @@ PREFIX: Final = "xnli.retry."
 
 @dataclass(frozen=True, slots=True)
 class Detour:
-    """What a record brings back from a retry topic. ``not_before_ms`` is wall-clock milliseconds since 1970."""
+    """What a record brings back from a retry topic.
+
+    ``not_before_ms`` and ``timestamp_ms`` (the first record's; -1 if it had none) are milliseconds since 1970.
+    """
 
     attempt: int
     not_before_ms: int
     origin: Partition
     origin_offset: int
+    timestamp_ms: int
 
 
 def topics(group: str, delays_s: tuple[float, ...]) -> tuple[tuple[float, str], ...]:
@@ -39,9 +46,15 @@ def send_round(record: Record, topic: str, attempt: int, not_before_ms: int) -> 
         (f"{PREFIX}topic", origin.topic.encode()),
         (f"{PREFIX}partition", b"%d" % origin.number),
         (f"{PREFIX}offset", b"%d" % offset),
+        (f"{PREFIX}timestamp", b"%d" % record.timestamp_ms),
     )
-    timestamp_ms = record.timestamp_ms if record.timestamp_ms >= 0 else None
-    return Outgoing(topic, record.key, record.value, without(record.headers) + ours, timestamp_ms)
+    return Outgoing(topic, record.key, record.value, without(record.headers) + ours)
+
+
+def come_back(record: Record) -> Record:
+    """A record read from a retry topic, under the timestamp it first had."""
+    detour = detour_of(record)
+    return record if detour is None else replace(record, timestamp_ms=detour.timestamp_ms)
 
 
 def detour_of(record: Record) -> Detour | None:
@@ -55,6 +68,7 @@ def detour_of(record: Record) -> Detour | None:
             not_before_ms=int(found["not-before"]),
             origin=Partition(found["topic"].decode(), int(found["partition"])),
             origin_offset=int(found["offset"]),
+            timestamp_ms=int(found["timestamp"]),
         )
     except (KeyError, ValueError):
         return None

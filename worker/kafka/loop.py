@@ -31,7 +31,7 @@ from worker.core.dead_letter import LetterGauge, LetterLimits, Obituary, dead_le
 from worker.core.offsets import Ledger, Release
 from worker.core.quarantine import STARTS
 from worker.core.retry import DeadLetter, Retry, RetryPolicy, decide, fault_of
-from worker.core.retry_topic import detour_of, send_round
+from worker.core.retry_topic import come_back, detour_of, send_round
 from worker.errors import BrokerAway, FatalError, Reason, RegistryAway, Rejection, TransactionAborted
 from worker.inference.stage import Done, InferenceStage
 from worker.kafka.consumer import Consumer
@@ -294,10 +294,11 @@ class KafkaStage:
             self._consumer.unhold(partition)
         kept: list[Record] = []
         held: set[Partition] = set()
-        for record in records:
-            partition, offset = record.position.partition, record.position.offset
+        for read in records:
+            partition, offset = read.position.partition, read.position.offset
             if partition in held:
                 continue
+            record = come_back(read) if partition.topic in self._retry_topics else read
             if self._quarantine.holds(partition):
                 held.add(partition)
                 self._quarantine.take(record)

@@ -65,7 +65,7 @@ def run(capfd: pytest.CaptureFixture[str], config: Path | None = None) -> tuple[
     shown: Shown = {}
     for line in out.splitlines():
         status, name, text = line.split(maxsplit=2)
-        assert status in {"ok", "FAIL", "skip"}
+        assert status in {"ok", "FAIL", "skip", "warn"}
         shown.setdefault(name, []).append((status, text))
     return code, shown
 
@@ -80,10 +80,11 @@ def test_all_is_well(
     monkeypatch.setenv("XNLI_MODEL__NAME", str(checkpoint))
     code, shown = run(capfd)
     assert code == 0
-    steps = ["settings", "schemas", "broker", "topics", "transactions", "registry", "device", "model"]
+    steps = ["settings", "schemas", "broker", "topics", "retention", "transactions", "registry", "device", "model"]
     assert list(shown) == steps
     assert all(len(lines) == 1 for lines in shown.values())
     assert {name: lines[0][0] for name, lines in shown.items() if lines[0][0] != "ok"} == {
+        "retention": "skip",
         "transactions": "skip",
         "registry": "skip",
     }
@@ -102,6 +103,9 @@ def test_all_is_well_on_real_kafka(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     names = {key: topic(key, partitions=2) for key in topics}
+    monkeypatch.setenv("XNLI_TOPICS__RETRY", "[5]")
+    monkeypatch.setenv("XNLI_KAFKA__GROUP_ID", group := uuid.uuid4().hex)
+    kafka.create_topic(f"{group}.retry.5s", 2)
     for key, name in names.items():
         monkeypatch.setenv(f"XNLI_TOPICS__{key.upper()}", name)
     monkeypatch.setenv("XNLI_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
@@ -110,7 +114,38 @@ def test_all_is_well_on_real_kafka(
     code, shown = run(capfd)
     assert code == 0
     assert shown["transactions"][0][0] == "ok"
-    assert all(f"{name} (2 partitions)" in shown["topics"][0][1] for name in names.values())
+    assert all(f"{name} (2 partitions)" in shown["topics"][0][1] for name in (*names.values(), f"{group}.retry.5s"))
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(
+    ("config", "status", "said"),
+    [
+        ({"retention.ms": "86400000"}, "warn", "set message.timestamp.type=LogAppendTime or retention.ms=-1"),
+        ({"retention.ms": "86400000", "message.timestamp.type": "LogAppendTime"}, "ok", "1 days"),
+        ({"retention.ms": "-1"}, "ok", "for ever"),
+    ],
+)
+def test_a_topic_that_would_delete_dead_letters_of_old_requests(
+    kafka: Kafka,
+    topic: TopicFactory,
+    topics: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    config: dict[str, str],
+    status: str,
+    said: str,
+) -> None:
+    for key in topics:
+        monkeypatch.setenv(f"XNLI_TOPICS__{key.upper()}", topic(key, config=config))
+    monkeypatch.setenv("XNLI_TOPICS__RETRY", "[5]")
+    monkeypatch.setenv("XNLI_KAFKA__GROUP_ID", "nobody")
+    monkeypatch.setenv("XNLI_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    monkeypatch.setenv("XNLI_MODEL__NAME", "./none")
+    _, shown = run(capfd)
+    assert "topics.retry = 'nobody.retry.5s' is not there" in shown["topics"][0][1]
+    assert shown["retention"][0][0] == status
+    assert said in shown["retention"][0][1]
 
 
 def test_an_unknown_setting_is_named_and_nothing_else_is_tried(
@@ -125,7 +160,7 @@ def test_an_unknown_setting_is_named_and_nothing_else_is_tried(
     assert "limits.max_labels = 0" in shown["settings"][1][1]
     del shown["settings"]
     assert all(lines == [("skip", "needs settings")] for lines in shown.values())
-    assert len(shown) == 7
+    assert len(shown) == 8
 
 
 def test_a_broker_that_is_not_there(

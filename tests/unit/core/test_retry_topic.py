@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.retry_topic import PREFIX, detour_of, origin_of, send_round, topics, without
+from worker.core.retry_topic import PREFIX, come_back, detour_of, origin_of, send_round, topics, without
 from worker.messages import Headers, Outgoing, Partition, Position, Record
 
 foreign: st.SearchStrategy[Headers] = st.lists(
@@ -15,16 +15,17 @@ foreign: st.SearchStrategy[Headers] = st.lists(
 
 
 def _read_again(sent: Outgoing, offset: int) -> Record:
-    return Record(
-        Position(Partition(sent.topic, 0), offset, 7), sent.key, sent.value, sent.headers, sent.timestamp_ms or -1
-    )
+    assert sent.timestamp_ms is None, "retention would count from the request's own time"
+    return come_back(Record(Position(Partition(sent.topic, 0), offset, 7), sent.key, sent.value, sent.headers, 77))
 
 
-@given(headers=foreign, rounds=st.integers(1, 6), value=st.none() | st.binary(max_size=50))
+@given(
+    headers=foreign, rounds=st.integers(1, 6), value=st.none() | st.binary(max_size=50), at_ms=st.integers(-1, 2**41)
+)
 def test_a_record_comes_back_from_any_number_of_detours_as_it_was(
-    headers: Headers, rounds: int, value: bytes | None
+    headers: Headers, rounds: int, value: bytes | None, at_ms: int
 ) -> None:
-    record = first = Record(Position(Partition("requests", 3), 41, 1), b"key", value, headers, 1_000)
+    record = first = Record(Position(Partition("requests", 3), 41, 1), b"key", value, headers, at_ms)
     sizes = []
     for attempt in range(2, 2 + rounds):
         sent = send_round(record, "g.retry.5s", attempt, not_before_ms=10_000 * attempt)
@@ -40,13 +41,16 @@ def test_a_record_comes_back_from_any_number_of_detours_as_it_was(
 
 
 @given(
-    st.dictionaries(st.sampled_from(["attempt", "not-before", "topic", "partition", "offset"]), st.binary(max_size=8))
+    st.dictionaries(
+        st.sampled_from(["attempt", "not-before", "topic", "partition", "offset", "timestamp"]), st.binary(max_size=8)
+    )
 )
 def test_headers_somebody_else_wrote_are_no_failure(fields: dict[str, bytes]) -> None:
     headers = tuple((PREFIX + name, value) for name, value in fields.items())
     record = Record(Position(Partition("g.retry.5s", 0), 1, 1), None, b"", headers, 0)
     detour_of(record)
     origin_of(record)
+    come_back(record)
 
 
 def test_topics_are_named_after_group_and_delay_shortest_first() -> None:
