@@ -5,7 +5,8 @@
 The peer is the least a Python program can do: consume with confluent-kafka, decode and encode with fastavro, produce.
 It commits nothing, keeps no order, validates nothing and batches nothing. Both run as processes on real Kafka, one
 after the other, in alternating order, over the same topic of requests. A rate is the results' own timestamps: last
-minus first. Medians; needs Java and Maven, or ``XNLI_TEST_KAFKA=host:port``.
+minus first. Beside it the CPU time a message takes in the process, start-up left out, which a busy machine distorts
+less. Medians; needs Java and Maven, or ``XNLI_TEST_KAFKA=host:port``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.brokers.kafka import Kafka, KafkaCluster
@@ -26,7 +28,7 @@ from tests.faults.verifier import count, read_all, request, send
 from tests.faults.workers import ROOT, WorkerProcess, wait_until
 
 _BARE = """
-import io, sys
+import io, sys, time
 import fastavro
 from confluent_kafka import Consumer, Producer
 from worker.registry import Codecs, REQUEST, RESULT, schema_folder
@@ -38,7 +40,7 @@ consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": target, "auto.o
 producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5,
                      "compression.type": "lz4", "partitioner": "murmur2_random"})
 consumer.subscribe([source])
-seen = 0
+seen, began = 0, None
 while seen < total:
     for message in consumer.consume(256, 0.1):
         asked = fastavro.schemaless_reader(io.BytesIO(message.value()[10:]), request)
@@ -54,7 +56,10 @@ while seen < total:
         producer.produce(target, out.getvalue(), message.key())
         producer.poll(0)
         seen += 1
+    if began is None and seen:
+        began = seen, time.process_time()
 producer.flush()
+print((time.process_time() - began[1]) / (seen - began[0]) * 1e6)
 """
 
 
@@ -63,15 +68,22 @@ def _rate(kafka: Kafka, topic: str) -> float:
     return len(stamps) / max(1e-3, (max(stamps) - min(stamps)) / 1000)
 
 
-def _bare(kafka: Kafka, source: str, messages: int) -> float:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Messages a second, and microseconds of CPU time a message."""
+
+    rate: float
+    cpu_us: float
+
+
+def _bare(kafka: Kafka, source: str, messages: int) -> Run:
     target = _topic(kafka, "bare")
-    subprocess.run(
-        [sys.executable, "-c", _BARE, kafka.bootstrap_servers, source, target, str(messages)], cwd=ROOT, check=True
-    )
-    return _rate(kafka, target)
+    command = [sys.executable, "-c", _BARE, kafka.bootstrap_servers, source, target, str(messages)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return Run(_rate(kafka, target), float(done.stdout))
 
 
-def _worker(kafka: Kafka, source: str, messages: int, guarantee: str) -> float:
+def _worker(kafka: Kafka, source: str, messages: int, guarantee: str) -> Run:
     target = _topic(kafka, guarantee)
     environment = {
         "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
@@ -82,9 +94,18 @@ def _worker(kafka: Kafka, source: str, messages: int, guarantee: str) -> float:
         "XNLI_DELIVERY__GUARANTEE": guarantee,
     }
     with tempfile.TemporaryDirectory() as folder, WorkerProcess(environment, Path(folder) / "worker.log") as worker:
+        wait_until(lambda: count(kafka.bootstrap_servers, target) > 0, 60, "a first result", worker)
+        before, began_s = count(kafka.bootstrap_servers, target), _cpu_s(worker.process.pid)
         wait_until(lambda: count(kafka.bootstrap_servers, target) >= messages, 300, "all results", worker)
+        spent_s = _cpu_s(worker.process.pid) - began_s
         worker.stop()
-    return _rate(kafka, target)
+    return Run(_rate(kafka, target), spent_s / (messages - before) * 1e6)
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time of a process so far, as Linux counts it (proc(5), stat: utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _topic(kafka: Kafka, hint: str) -> str:
@@ -107,32 +128,33 @@ def main() -> int:
         source = _topic(kafka, "requests")
         texts = ((f"k{i}", request(f"k{i}", f"plain {i} " + "word " * 30)) for i in range(arguments.messages))
         send(kafka.bootstrap_servers, source, texts)
-        rates: dict[str, list[float]] = {"bare loop": [], "at_least_once": [], "exactly_once": []}
-        for run in range(arguments.runs):
-            names = list(rates) if run % 2 == 0 else list(reversed(rates))
-            for name in names:
+        runs: dict[str, list[Run]] = {"bare loop": [], "at_least_once": [], "exactly_once": []}
+        for number in range(arguments.runs):
+            for name in list(runs) if number % 2 == 0 else list(reversed(runs)):
                 bare = name == "bare loop"
-                rate = (
+                run = (
                     _bare(kafka, source, arguments.messages)
                     if bare
                     else _worker(kafka, source, arguments.messages, name)
                 )
-                rates[name].append(rate)
-                print(f"run {run + 1}: {name:14} {rate:9.0f} messages/s", file=sys.stderr)
+                runs[name].append(run)
+                print(f"run {number + 1}: {name:14} {run.rate:9.0f} /s {run.cpu_us:6.1f} us", file=sys.stderr)
     finally:
         if cluster is not None:
             cluster.stop()
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{'':14} {'messages/s':>10} {'of bare':>8}")
+    medians = {name: statistics.median(run.rate for run in found) for name, found in runs.items()}
+    cpu_us = {name: statistics.median(run.cpu_us for run in found) for name, found in runs.items()}
+    print(f"{'':14} {'messages/s':>10} {'of bare':>8} {'CPU us/message':>15}")
     for name, median in medians.items():
-        print(f"{name:14} {median:10.0f} {median / medians['bare loop']:8.2f}")
+        print(f"{name:14} {median:10.0f} {median / medians['bare loop']:8.2f} {cpu_us[name]:15.1f}")
     print(f"exactly_once / at_least_once: {medians['exactly_once'] / medians['at_least_once']:.2f}")
     print(
         json.dumps(
             {
                 "messages": arguments.messages,
-                "runs": rates,
+                "runs": {name: [asdict(run) for run in found] for name, found in runs.items()},
                 "medians": medians,
+                "cpu_us": cpu_us,
                 "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
             }
         )

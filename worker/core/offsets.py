@@ -24,6 +24,7 @@ from worker.messages import Outgoing, Partition, Position, Record
 @dataclass(slots=True)
 class _Entry:
     record: Record
+    size_bytes: int
     resolved: bool = False
     output: Outgoing | None = None
 
@@ -88,7 +89,7 @@ class Ledger:
         account = self._accounts.pop(partition, None)
         if account is not None:
             self._in_flight -= len(account.entries)
-            self._held_bytes -= sum(_size_bytes(entry.record) for entry in account.entries)
+            self._held_bytes -= sum(entry.size_bytes for entry in account.entries)
 
     def is_live(self, position: Position) -> bool:
         """True while the position's partition is assigned under the epoch it was read in."""
@@ -107,11 +108,11 @@ class Ledger:
             raise ValueError(f"{position} is not assigned")
         if account.entries and account.entries[-1].record.position.offset >= position.offset:
             raise ValueError(f"{position} was read out of order")
-        entry = _Entry(record)
+        entry = _Entry(record, _size_bytes(record))
         account.entries.append(entry)
         account.by_offset[position.offset] = entry
         self._in_flight += 1
-        self._held_bytes += _size_bytes(record)
+        self._held_bytes += entry.size_bytes
 
     def record(self, position: Position) -> Record:
         """The record at a live position. Raises KeyError if it is stale or already acknowledged."""
@@ -163,9 +164,11 @@ class Ledger:
                 entry = account.entries.popleft()
                 del account.by_offset[entry.record.position.offset]
                 self._in_flight -= 1
-                self._held_bytes -= _size_bytes(entry.record)
+                self._held_bytes -= entry.size_bytes
 
 
 def _size_bytes(record: Record) -> int:
-    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
-    return len(record.key or b"") + len(record.value or b"") + headers
+    size = len(record.key or b"") + len(record.value or b"")
+    if record.headers:
+        size += sum([len(name) + len(value or b"") for name, value in record.headers])
+    return size

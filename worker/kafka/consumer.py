@@ -131,7 +131,10 @@ class Consumer:
                 if p.error is None
             }
         except KafkaException as error:
-            raise BrokerAway(f"committed offsets unknown: {error.args[0].str()}") from error
+            raise BrokerAway(
+                f"committed offsets unknown: {error.args[0].str()}; a transaction that is open on them holds them "
+                "back, and one that hangs for longer than transaction.timeout.ms is ended with kafka-transactions.sh"
+            ) from error
 
     def _beginning(self, partition: TopicPartition) -> int:
         low, high = self._client.get_watermark_offsets(partition, timeout=5.0)
@@ -287,7 +290,9 @@ class Consumer:
 
 
 def _headers(raw: Any) -> Headers:
-    return tuple((name, value.encode() if isinstance(value, str) else value) for name, value in raw or ())
+    if not raw:  # most records have none
+        return ()
+    return tuple([(name, value.encode() if isinstance(value, str) else value) for name, value in raw])
 
 
 def _positions(partitions: Iterable[Partition]) -> list[TopicPartition]:

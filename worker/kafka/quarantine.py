@@ -50,7 +50,14 @@ class Quarantine:
         """Raise the count of starts, or begin a quarantine, before anything of the partitions is read."""
         marks: dict[Partition, tuple[int, Mark]] = {}
         try:
-            for partition, (offset, metadata) in self._consumer.committed(partitions, MARK_TIMEOUT_S).items():
+            known = self._consumer.committed(partitions, MARK_TIMEOUT_S)
+            if unknown := sorted(set(partitions) - known.keys()):
+                log.warning(
+                    "starts_not_counted",
+                    error="no stable offset is committed",
+                    partitions=[str(partition) for partition in unknown],
+                )
+            for partition, (offset, metadata) in known.items():
                 former = parse(metadata)
                 mark = begin(former, offset, self._window)
                 marks[partition] = offset, mark
