@@ -657,8 +657,8 @@ class KafkaStage:
         self._metrics.queued(Queue.RESULTS, finished)
         if now_s >= self._lag_at_s:
             self._lag_at_s = now_s + LAG_INTERVAL_S
-            for partition, records in self._consumer.lag().items():
-                self._metrics.lag(partition.topic, partition.number, records)
+            for partition, unread in self._consumer.lag().items():
+                self._metrics.lag(partition.topic, partition.number, unread + self._ledger.owed(partition))
 
 
 def _ms(seconds: float) -> float:
