@@ -34,7 +34,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 acceptance: $(VENV)/installed-dev
-	XNLI_TEST_MESSAGES=20000 XNLI_TEST_POISON_MESSAGES=10000 $(BIN)/python -m pytest tests/integration
+	XNLI_TEST_MESSAGES=20000 XNLI_TEST_POISON_MESSAGES=10000 XNLI_TEST_OUTAGE_S=60 $(BIN)/python -m pytest tests/integration
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -46,6 +46,7 @@ faults: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults.fuzz_decode
+	if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.faults.fuzz_atheris; fi
 
 bench: $(VENV)/installed-dev
 	$(PIP) install --constraint deploy/constraints.txt --editable '.[peers]'

@@ -1,9 +1,11 @@
 """The fault matrix: every fault under both guarantees, on real Kafka, with an account of every message.
 
     python -m tests.faults.matrix [--cell NAME] [--guarantee exactly_once|at_least_once] [--seed N] [--messages N]
+        [--outage SECONDS]
 
-``XNLI_TEST_FAULTS_MESSAGES`` is the number of messages a cell (2,000; the full size is 100,000), and
-``XNLI_TEST_FAULTS_SEED`` the seed of victims, moments and poison. The tables are written to ``tests/faults/report/``;
+``XNLI_TEST_FAULTS_MESSAGES`` is the number of messages a cell (2,000; the full size is 100,000),
+``XNLI_TEST_FAULTS_OUTAGE_S`` how long something is away (12 s; at full size 60), and ``XNLI_TEST_FAULTS_SEED`` the seed
+of victims, moments and poison. The tables are written to ``tests/faults/report/``;
 the exit code is 1 if a cell broke its promise. What a cell must keep: nothing lost, the dead letters those of the
 poison alone, results of a partition in request order, no worker that ended by itself; and nothing duplicated under
 exactly-once.
@@ -179,13 +181,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--guarantee", choices=GUARANTEES, help="only under this guarantee")
     parser.add_argument("--seed", type=int, default=os.environ.get("XNLI_TEST_FAULTS_SEED"))
     parser.add_argument("--messages", type=int, default=os.environ.get("XNLI_TEST_FAULTS_MESSAGES", SMALL))
+    parser.add_argument("--outage", type=float, metavar="SECONDS", default=os.environ.get("XNLI_TEST_FAULTS_OUTAGE_S"))
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the cells asked for. 0 if every promise was kept, 1 if one was broken, 2 if there can be no broker."""
     arguments = _arguments(argv)
-    size = Size.of(arguments.messages)
+    size = Size.of(arguments.messages, arguments.outage)
     seed: int = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**31)
     cells = [
         (scenario, guarantee)
@@ -215,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{row.broken or 'kept'}; recovered in {row.seconds_to_recover} s; took {row.seconds} s", flush=True)
             if row.broken:
                 again = f"--cell {row.fault} --guarantee {row.guarantee} --seed {seed} --messages {size.messages}"
+                again += f" --outage {size.outage_s:g}"
                 print(f"        again: python -m tests.faults.matrix {again}; logs in {folder}", flush=True)
     print(f"\n{markdown(rows, size, seed)}\nalso in {REPORT}")
     return int(any(row.broken for row in rows))

@@ -6,9 +6,12 @@ The script is in the texts themselves, so that every process and every attempt m
 
 - ``slow=0.5``    the batch takes half a second longer
 - ``poison``      the model raises for this text, every time
-- ``flaky=2``     the model raises for this text on its first two attempts in this process
+- ``flaky=2``     the model raises for this text until it has been alone with it twice in this process
 - ``kill=137``    the process dies inside inference with this exit code (``os._exit``), every time
 - ``hang``        the model never returns
+
+``XNLI_TEST_SECONDS_PER_BATCH`` is what every batch takes. ``XNLI_TEST_HANG_AT_BATCH=8``: from the eighth batch of this
+process the model never returns, whatever the texts; so it helps to start another.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,10 +40,12 @@ from worker.messages import (
     Row,
     Work,
 )
-from worker.pipeline import Pipeline
+from worker.pipeline import Model, Pipeline
+from worker.settings import Settings
 from worker.telemetry import log
 
 SECONDS_PER_BATCH = float(os.environ.get("XNLI_TEST_SECONDS_PER_BATCH", "0"))
+HANG_AT_BATCH = int(os.environ.get("XNLI_TEST_HANG_AT_BATCH", "0"))
 
 
 class ScriptedError(Exception):
@@ -57,6 +62,7 @@ class ScriptedModel:
     def __init__(self) -> None:
         self._attempts: Counter[str] = Counter()
         self._row = Row(np.zeros(8, np.int32), 4)
+        self._batches = 0
 
     def encode(self, request: Request) -> Encoded:
         count = max(1, len(request.hypotheses))
@@ -65,8 +71,11 @@ class ScriptedModel:
     def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
         began_s = time.perf_counter()
         pause_s = SECONDS_PER_BATCH
+        self._batches += 1
+        if self._batches == HANG_AT_BATCH:
+            time.sleep(3600)
         for request, _ in requests:
-            pause_s += self._follow(request.text)
+            pause_s += self._follow(request.text, alone=len(requests) == 1)
         if pause_s:
             time.sleep(pause_s)
         rows = sum(len(encoded.rows) for _, encoded in requests)
@@ -81,7 +90,7 @@ class ScriptedModel:
         tokens = 8 * rows
         return outcomes, Work(rows, rows, tokens, tokens, 0, 0, 1, time.perf_counter() - began_s)
 
-    def _follow(self, text: str) -> float:
+    def _follow(self, text: str, *, alone: bool) -> float:
         if text.startswith("plain"):
             return 0.0
         if "poison" in text:
@@ -91,24 +100,26 @@ class ScriptedModel:
         if "hang" in text:
             time.sleep(3600)
         if found := re.search(r"flaky=(\d+)", text):
-            self._attempts[text] += 1
-            if self._attempts[text] <= int(found[1]):
+            if alone:
+                self._attempts[text] += 1
+            if self._attempts[text] < int(found[1]) + alone:
                 raise ScriptedError(f"attempt {self._attempts[text]} of a flaky text")
         found = re.search(r"slow=([\d.]+)", text)
         return float(found[1]) if found else 0.0
 
 
-def main() -> int:
+def serve(engine: Callable[[Settings], Model]) -> int:
+    """The `run` command with the engine of this function's making."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # to see where a worker hangs
     loaded = settings.load()
     log.configure(loaded.log.level, loaded.log.format, sys.stderr)
     stop = StopFlag()
     try:
-        return 0 if Pipeline(loaded, engine=ScriptedModel()).run(stop) else 1
+        return 0 if Pipeline(loaded, engine=engine(loaded)).run(stop) else 1
     except WorkerError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(lambda _: ScriptedModel()))

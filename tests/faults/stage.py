@@ -38,9 +38,9 @@ class Size:
     outage_s: float
 
     @classmethod
-    def of(cls, messages: int) -> Size:
+    def of(cls, messages: int, outage_s: float | None = None) -> Size:
         """An outage of a minute from 100,000 messages on, of 12 s below: more than any time-out of the workers here."""
-        return cls(messages, 60.0 if messages >= 100_000 else 12.0)
+        return cls(messages, outage_s or (60.0 if messages >= 100_000 else 12.0))
 
     @property
     def batch(self) -> int:

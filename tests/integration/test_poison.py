@@ -59,8 +59,11 @@ def test_poison_is_found_by_halving(kafka: Kafka, topics: Topics, tmp_path: Path
     assert (found.results, found.dead_letters) == (MESSAGES - culprits, culprits)
     assert found.reasons == {"inference": culprits}
     assert pairs == 2 * (MESSAGES - culprits)  # two labels each, none answered twice
-    # Two batches of 256 at most for each culprit alone in its batch, and its two attempts.
-    assert in_vain <= culprits * 2 * (2 * 256 + 2)
+    if culprits == 1:
+        # Two labels each; a batch of 256 and a third at most to find it, and its two attempts.
+        assert in_vain <= 2 * (256 * 4 / 3 + 2)
+    else:
+        assert in_vain <= 3 * pairs  # about ten to a batch: hardly a quarter is clean
 
 
 def _supervised(worker: WorkerProcess, kafka: Kafka, topics: Topics, timeout_s: float) -> int:
@@ -90,7 +93,7 @@ def _turns(deadline_s: float) -> Iterator[int]:
 def test_a_message_that_kills_the_process_is_quarantined(
     kafka: Kafka, topics: Topics, tmp_path: Path, killers: int
 ) -> None:
-    # Keys k0, k1, ... spread over partitions; killers share one key prefix chosen to land in one partition.
+    # The keys of the killers land in one partition.
     total = 5000
     places = {2000: "killer-0", 2040: "killer-1"} if killers == 2 else {2000: "killer-0"}
     records = []
@@ -99,7 +102,11 @@ def test_a_message_that_kills_the_process_is_quarantined(
         if i in places:
             records.append((places[i], request(places[i], f"kill=137 {places[i]}")))
     send(kafka.bootstrap_servers, topics.requests, records)
-    environment = _environment(kafka, topics) | {"XNLI_KAFKA__GROUP_INSTANCE_ID": "one"}
+    # Small batches, because two of them are what a quarantined partition is read one record at a time for.
+    environment = _environment(kafka, topics) | {
+        "XNLI_KAFKA__GROUP_INSTANCE_ID": "one",
+        "XNLI_BATCH__MAX_MESSAGES": os.environ.get("XNLI_TEST_POISON_BATCH", "64"),
+    }
     with WorkerProcess(environment, tmp_path / "worker.log") as worker:
         restarts = _supervised(worker, kafka, topics, 240)
         assert worker.stop() == 0
@@ -107,14 +114,15 @@ def test_a_message_that_kills_the_process_is_quarantined(
     assert (found.lost, found.duplicated, found.out_of_order) == ((), (), 0)
     assert found.reasons == {"crash": killers}
     assert found.results == total
-    assert restarts <= killers * (STARTS + 2)
+    # For each: its first death, one for each start that is counted, and one with its mark in place.
+    assert STARTS + 1 <= restarts <= killers * (STARTS + 2)
 
 
 @pytest.mark.timeout(120)
 def test_a_retry_topic_keeps_its_delay_and_the_main_topic_goes_on(
     kafka: Kafka, topic: TopicFactory, topics: Topics, tmp_path: Path
 ) -> None:
-    delays_s = (1.0, 2.0)
+    delays_s = (2.5, 4.0)
     for delay_s in delays_s:
         kafka.create_topic(f"{topics.requests}.retry.{delay_s:g}s", 2)
     environment = _environment(kafka, topics) | {
@@ -124,10 +132,10 @@ def test_a_retry_topic_keeps_its_delay_and_the_main_topic_goes_on(
     with WorkerProcess(environment, tmp_path / "worker.log") as worker:
         wait_until(lambda: any(event["held"] == 8 for event in worker.events("rebalance")), 60, "8 partitions", worker)
         send(kafka.bootstrap_servers, topics.requests, [("flaky", request("flaky", "flaky=2 times"))])
-        sent_s = time.monotonic()
         send(kafka.bootstrap_servers, topics.requests, ((f"k{i}", request(f"k{i}", f"plain {i}")) for i in range(500)))
         wait_until(lambda: _finished(kafka, topics), 30, "the main topic's end", worker)
-        assert time.monotonic() - sent_s < sum(delays_s)  # nobody waited for the flaky one
+        answered = {m.key() for m in read_all(kafka.bootstrap_servers, topics.results)}
+        assert answered == {b"k%d" % i for i in range(500)}  # nobody waited for the flaky one
         wait_until(
             lambda: b"flaky" in {m.key() for m in read_all(kafka.bootstrap_servers, topics.results)}, 30, "it", worker
         )
@@ -138,8 +146,7 @@ def test_a_retry_topic_keeps_its_delay_and_the_main_topic_goes_on(
     tries_s = [datetime.fromisoformat(event["timestamp"]).timestamp() for event in worker.events("retry")]
     tries_s.append(result.timestamp()[1] / 1000)
     for delay_s, (earlier_s, later_s) in zip(delays_s, pairwise(tries_s), strict=True):
-        # A fifth of the delay, and what one pass of the pipeline takes on a loaded machine.
-        assert delay_s <= later_s - earlier_s <= delay_s * 1.2 + 0.5
+        assert delay_s <= later_s - earlier_s <= delay_s * 1.2
     assert not [name for name in dict(result.headers() or []) if name.startswith("xnli.retry")]
 
 
@@ -185,6 +192,8 @@ def test_a_result_the_broker_refuses_does_not_take_its_neighbours_along(
         wait_until(lambda: _finished(kafka, topics), 60, "the end", worker)
         assert worker.stop() == 0
     found = account(kafka.bootstrap_servers, topics)
-    assert (found.lost, found.duplicated, found.out_of_order) == ((), (), 0)
+    assert (found.lost, found.duplicated) == ((), ())
+    # Without a transaction a later request may have been taken before the refusal of an earlier one is known.
+    assert guarantee == "at_least_once" or found.out_of_order == 0
     assert found.reasons == {"too_large": 3}
     assert found.results == 200

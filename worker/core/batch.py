@@ -7,7 +7,7 @@ age of a batch is the age of its own first job: an idle spell never ends in a ba
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.messages import Batch, Job, Partition, Trigger
 
@@ -76,15 +76,20 @@ class Batcher:
             IndexError: nobody is in line.
         """
         first = self._line.popleft()
-        jobs, tokens = [first.job], first.job.encoded.tokens
-        while self._line and len(jobs) < self._policy.max_messages and not _is_suspect(first.job):
+        self._tokens -= first.job.encoded.tokens
+        return self.fill(Batch((first.job,), first.job.encoded.tokens, first.since_s, trigger))
+
+    def fill(self, batch: Batch) -> Batch:
+        """The batch with as many jobs more, from the head of the line, as fit beside its own."""
+        jobs, tokens = list(batch.jobs), batch.tokens
+        while self._line and len(jobs) < self._policy.max_messages and not _is_suspect(jobs[0]):
             cost = self._line[0].job.encoded.tokens
             if tokens + cost > self._policy.max_tokens or _is_suspect(self._line[0].job):
                 break
             jobs.append(self._line.popleft().job)
             tokens += cost
-        self._tokens -= tokens
-        return Batch(tuple(jobs), tokens, first.since_s, trigger)
+        self._tokens -= tokens - batch.tokens
+        return replace(batch, jobs=tuple(jobs), tokens=tokens)
 
     def forget(self, partition: Partition) -> None:
         """Drop the jobs of a partition that is no longer ours; its next owner reads them again."""

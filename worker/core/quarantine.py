@@ -4,12 +4,16 @@ A record that ends the process (a segmentation fault, the kernel's out-of-memory
 behind, only a worker that starts again at the same offset. The count of such starts travels in the metadata of the
 committed offset, so it survives the process and follows the partition to another worker:
 
-1. On assignment the count is raised and committed with the unchanged offset. The next ordinary commit carries no
-   metadata and thereby resets it: progress costs nothing. A partition handed over in good order gets its count back.
+1. On assignment the count is raised and committed with the unchanged offset. Commits carry it on until progress has
+   passed all that can have been in flight when a predecessor died, or the end of the partition at that time: answers to
+   the records before the killer say nothing about it. Then they carry no metadata, and progress costs nothing. A
+   partition handed over in good order gets its count back, and none if there was progress.
 2. At `STARTS` starts without progress the partition is quarantined: read one record at a time, each computed with
    nothing beside it, and marked as *suspect* by a commit before anything of it is decoded.
 3. A suspect found on assignment was in hand when the process died. It is dead-lettered unread.
-4. The quarantine ends when the records that can have been in flight at the time of the crash are behind.
+4. From the second start counted on, a partition is read no further than a window beyond its committed offset. The
+   quarantine ends when that window is behind, so the killer is in it. One killer costs at most `STARTS` + 2 restarts:
+   the first death, one for each start counted, and the one that its mark betrays.
 
 The metadata is nothing, ``{"starts": n}``, ``{"until": offset}`` or ``{"until": offset, "suspect": true}``.
 """

@@ -204,11 +204,15 @@ class Consumer:
         """Records between our read position and the end of each partition, from the watermarks already fetched."""
         found: dict[Partition, int] = {}
         for position in self._client.position(_positions(self._epochs)):
-            if position.offset >= 0:
-                _, high = self._client.get_watermark_offsets(position, cached=True)
-                if high >= 0:
-                    found[Partition(position.topic, position.partition)] = max(0, high - position.offset)
+            partition = Partition(position.topic, position.partition)
+            if position.offset >= 0 and (end := self.end(partition)) is not None:
+                found[partition] = max(0, end - position.offset)
         return found
+
+    def end(self, partition: Partition) -> int | None:
+        """The offset behind the last record of a partition, as the last fetch told it; None before the first."""
+        _, high = self._client.get_watermark_offsets(TopicPartition(partition.topic, partition.number), cached=True)
+        return int(high) if high >= 0 else None
 
     def close(self) -> None:
         """Leave the group. Revokes what is assigned first, so the listener sees it."""

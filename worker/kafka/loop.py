@@ -67,7 +67,8 @@ PUBLISH_TIMEOUT_S: Final = 5.0
 # Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
 REVOKE_TIMEOUT_S: Final = 10.0
 LAG_INTERVAL_S: Final = 5.0
-# Batches whose records can have been in the device's hands when a process died: one computed, one finished before it.
+# How many batches beyond its committed offset a partition is read while a crash would be counted: enough to keep the
+# device busy (one computed, one in line), and as long as the quarantine in which a culprit among them is found.
 WINDOW_BATCHES: Final = 2
 # While batches are under way their results are looked for every 2 ms; waiting for records alone, flags are seen in 100.
 BUSY_POLL_S: Final = 0.002
@@ -158,7 +159,12 @@ class KafkaStage:
         # Retry topics: partitions whose next record is not due, and when it is, in wall-clock milliseconds.
         self._not_due_ms: dict[Partition, int] = {}
         self._retry_topics = frozenset(topic for _, topic in policies.retry_topics)
-        self._quarantine = Quarantine(consumer, WINDOW_BATCHES * policies.batch.max_messages)
+        self._quarantine = Quarantine(
+            consumer,
+            window=WINDOW_BATCHES * policies.batch.max_messages,
+            # What is held before fetching pauses, and a poll more.
+            horizon=(BATCHES_IN_HAND + 1) * policies.batch.max_messages,
+        )
         self._ward_had_turn = False
 
     # The life cycle ---------------------------------------------------------------------------------------------------
@@ -310,6 +316,9 @@ class KafkaStage:
                 self._consumer.hold(partition, offset)
                 self._not_due_ms[partition] = detour.not_before_ms
                 continue
+            if not self._quarantine.admits(record):
+                held.add(partition)
+                continue
             kept.append(record)
         return kept
 
@@ -399,6 +408,7 @@ class KafkaStage:
         now_s = self._clocks.monotonic_s()
         if self._quarantine and self._is_turn_of_ward(now_s):
             return
+        self._top_up()
         while self._inference.has_room:
             trigger = self._batcher.due(now_s)
             if trigger is None and self._draining and len(self._batcher):
@@ -406,11 +416,18 @@ class KafkaStage:
             if trigger is None:
                 return
             batch = self._batcher.take(trigger)
-            self._metrics.stage(Stage.WAIT, now_s - batch.opened_at_s)
             self._hand_to_inference(batch)
 
+    def _top_up(self) -> None:
+        """Let newcomers into the batch that waits for the device: behind it they would wait for one batch more."""
+        if not len(self._batcher) or (waiting := self._inference.withdraw()) is None:
+            return
+        if waiting.trigger is not Trigger.QUARANTINE:
+            waiting = self._batcher.fill(waiting)
+            self._computing[-1] = waiting.jobs
+        self._inference.offer(waiting)
+
     def _hand_to_inference(self, batch: Batch) -> None:
-        self._metrics.batch(batch)
         self._computing.append(batch.jobs)
         self._inference.offer(batch)
 
@@ -458,6 +475,8 @@ class KafkaStage:
     def _collect(self) -> None:
         while (done := self._inference.collect()) is not None:
             self._computing.popleft()
+            self._metrics.batch(done.batch)
+            self._metrics.stage(Stage.WAIT, done.began_s - done.batch.opened_at_s)
             now_s = self._clocks.monotonic_s()
             retried = revoked = 0
             for finished in done.finished:

@@ -77,6 +77,9 @@ def producer(settings: KafkaSettings, transactional_id: str | None) -> Propertie
     }
     if transactional_id is not None:
         properties.setdefault("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+        # The broker takes a partition into a transaction once the last one is written out there, and answers "not yet"
+        # until then: librdkafka's 100 ms between two attempts would be the better part of a small transaction.
+        properties.setdefault("retry.backoff.ms", 10)
         properties["transactional.id"] = transactional_id
     return properties
 

@@ -31,20 +31,42 @@ class Ward:
     suspect_at: int | None = None  # the offset of the record that is marked, until it is answered
 
 
+@dataclass(slots=True)
+class Probation:
+    """A partition on which this start still counts, until the offset committed for it reaches ``until``.
+
+    By then everything is answered that a predecessor can have had in hand.
+    """
+
+    former: Mark
+    mark: Mark
+    committed: int
+    until: int
+    read: int | None = None  # the offset behind the last record read
+    has_progress: bool = False
+    held: bool = False
+
+
 class Quarantine:
     """Counts starts without progress and reads quarantined partitions one record at a time. Kafka thread only.
 
     False while no partition is quarantined and every partition has made progress: the hot path asks nothing else.
+
+    Args:
+        consumer: where records come from and marks are committed.
+        window: how far beyond the committed offset a suspected partition is read, and a quarantine lasts.
+        horizon: how far beyond it a worker under way may have read when it died: progress up to there proves nothing.
     """
 
-    def __init__(self, consumer: Consumer, window: int) -> None:
+    def __init__(self, consumer: Consumer, window: int, horizon: int) -> None:
         self._consumer = consumer
         self._window = window
-        self._starts: dict[Partition, tuple[int, Mark]] = {}  # no progress since assigned: offset and former mark
+        self._horizon = horizon
+        self._probations: dict[Partition, Probation] = {}
         self._wards: dict[Partition, Ward] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._starts or self._wards)
+        return bool(self._probations or self._wards)
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
         """Raise the count of starts, or begin a quarantine, before anything of the partitions is read."""
@@ -65,7 +87,7 @@ class Quarantine:
                     self._wards[partition] = Ward(mark.until, condemned=mark.suspect)
                     log.error("quarantined", partition=str(partition), offset=offset, mark=render(mark))
                 else:
-                    self._starts[partition] = offset, former
+                    self._probations[partition] = Probation(former, mark, offset, offset + self._horizon)
             self._commit(marks)
         except BrokerAway as error:
             # Not counted this time: a record that kills takes one more start to be found.
@@ -73,7 +95,11 @@ class Quarantine:
 
     def hand_over(self, partitions: set[Partition]) -> None:
         """Take this start's marks back: a partition handed over in good order says nothing against its next record."""
-        marks = {p: mark for p, mark in self._starts.items() if p in partitions}
+        marks = {
+            partition: (probation.committed, Mark() if probation.has_progress else probation.former)
+            for partition, probation in self._probations.items()
+            if partition in partitions
+        }
         for partition in partitions & self._wards.keys():
             ward = self._wards[partition]
             if ward.suspect_at is not None:
@@ -85,12 +111,36 @@ class Quarantine:
 
     def forget(self, partition: Partition) -> None:
         """The partition is no longer ours."""
-        self._starts.pop(partition, None)
+        self._probations.pop(partition, None)
         self._wards.pop(partition, None)
 
     def holds(self, partition: Partition) -> bool:
         """True for a quarantined partition."""
         return partition in self._wards
+
+    def admits(self, record: Record) -> bool:
+        """False for a record too far ahead of what is committed on a suspected partition: it is read again later.
+
+        So a start that dies has its culprit within the window, where the quarantine to come finds it.
+        """
+        partition, offset = record.position.partition, record.position.offset
+        probation = self._probations.get(partition)
+        if probation is None:
+            return True
+        if probation.read is None:
+            # Nobody has read what was not there yet: the end, as the first fetch told it, is far enough.
+            end = self._consumer.end(partition)
+            if end is not None:
+                probation.until = min(probation.until, max(end, offset + 1))
+        is_far = offset >= probation.committed + self._window
+        # A first start is no suspicion and reads at full speed. Behind a gap in the offsets (compaction, aborted
+        # transactions) nothing may be in hand: then reading goes on, for what else would.
+        if is_far and probation.former.starts and (probation.read or 0) > probation.committed:
+            probation.held = True
+            self._consumer.hold(partition, offset)
+            return False
+        probation.read = offset + 1
+        return True
 
     def take(self, record: Record) -> None:
         """Take the next record of a quarantined partition in hand; no more is fetched until it is answered."""
@@ -124,19 +174,23 @@ class Quarantine:
         ward.suspect_at = position.offset
 
     def metadata(self, release: Release) -> dict[Partition, str]:
-        """What to commit beside a release's offsets: a quarantine's end outlives the process until it is reached."""
-        return {
-            partition: render(Mark(until=ward.until))
-            for partition, ward in self._wards.items()
-            if release.offsets.get(partition, ward.until) < ward.until
-        }
+        """What to commit beside a release's offsets: counts and quarantines outlive the process until they end."""
+        marks: dict[Partition, str] = {}
+        for partition, behind in release.offsets.items():
+            ward, probation = self._wards.get(partition), self._probations.get(partition)
+            if ward is not None and behind < ward.until:
+                marks[partition] = render(Mark(until=ward.until))
+            elif probation is not None and behind < probation.until:
+                marks[partition] = render(probation.mark)
+        return marks
 
     def progressed(self, release: Release) -> None:
-        """Progress resets the count of starts, lets the next quarantined record in, and lifts a quarantine."""
+        """Progress ends probations and lets them read on, lets the next quarantined record in, lifts a quarantine."""
         for partition, behind in release.offsets.items():
             if release.epochs[partition] != self._consumer.assignment.get(partition):
                 continue
-            self._starts.pop(partition, None)
+            if (probation := self._probations.get(partition)) is not None:
+                self._advance(partition, probation, behind)
             ward = self._wards.get(partition)
             if ward is None:
                 continue
@@ -145,6 +199,14 @@ class Quarantine:
                 del self._wards[partition]
                 log.info("quarantine_lifted", partition=str(partition), offset=behind)
             self._consumer.unhold(partition)
+
+    def _advance(self, partition: Partition, probation: Probation, behind: int) -> None:
+        probation.committed, probation.has_progress = behind, True
+        if probation.held:
+            probation.held = False
+            self._consumer.unhold(partition)
+        if behind >= probation.until:
+            del self._probations[partition]
 
     def _commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
         """Commit unchanged offsets with new metadata."""

@@ -220,7 +220,7 @@ class BatchLine:
     retried: int  # messages sent to a retry topic, or kept to be tried again
     dead_lettered: int  # messages that became dead letters
     revoked: int  # results dropped because their partition had gone to another worker
-    bisections: int  # times the batch, or a part of it, was halved to find a culprit
+    bisections: int  # times the batch, or a part of it, was split to find a culprit
     transaction: Literal["committed", "aborted", "none"]  # none: at_least_once
 
 

@@ -42,7 +42,7 @@ class Stage(StrEnum):
 
     POLL = "poll"  # one call of the consumer, its waiting for records included
     DECODE = "decode"  # the records of one poll, from bytes to tokens
-    WAIT = "wait"  # a batch, from its first admission to its closing
+    WAIT = "wait"  # a batch, from its first admission until it is computed
     INFERENCE = "inference"  # a batch, from the inference thread's beginning until its results are taken back
     PUBLISH = "publish"  # a batch's records, from the first produce call until all are acknowledged
 
@@ -182,7 +182,7 @@ class Metrics:
             registry=registry,
         )
         self._bisections = Counter(
-            "xnli_worker_bisections_total", "Times a failing batch was halved to find the culprit.", registry=registry
+            "xnli_worker_bisections_total", "Times a failing batch was split to find the culprit.", registry=registry
         )
 
         # -- time ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -23,20 +24,29 @@ class Engine:
         self.error = error or RuntimeError("the model stumbled")
         self.away = away
         self.runs: list[int] = []
+        self.texts: list[str] = []
 
     def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
         self.runs.append(len(requests))
+        self.texts += [request.text for request, _ in requests]
         if self.away:
             self.away -= 1
             raise DeviceAway("the device is away")
-        if any(request.text == "poison" for request, _ in requests):
+        if any(request.text.startswith("poison") for request, _ in requests):
             raise self.error
         count = len(requests)
-        return [ANSWER] * count, Work(count, count, count, count, 0, 0, 1, 0.0)
+        return [ANSWER] * count, Work(count, count, count, count, 0, 0, 1, 0.0, budget=7)
 
 
 def _answer(engine: Engine, texts: Sequence[str]) -> Done:
-    stage = InferenceStage(engine, POLICY, lambda: 0.0, lambda _: None, lambda: None)
+    return _step(_stage(engine), texts)
+
+
+def _stage(engine: Engine) -> InferenceStage:
+    return InferenceStage(engine, POLICY, lambda: 0.0, lambda _: None, lambda: None)
+
+
+def _step(stage: InferenceStage, texts: Sequence[str]) -> Done:
     jobs = tuple(job(offset, text) for offset, text in enumerate(texts))
     stage.offer(Batch(jobs, len(jobs), 0.0, Trigger.WAIT))
     assert stage.step(0)
@@ -54,19 +64,38 @@ def test_culprits_stand_alone_and_neighbours_are_answered_in_order(culprits: lis
 
 
 @given(size=st.integers(1, 256), data=st.data())
-def test_one_culprit_costs_at_most_two_batches_more(size: int, data: st.DataObject) -> None:
+def test_one_culprit_costs_at_most_half_a_batch_more_than_the_pass_that_failed(size: int, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, size - 1))
     engine = Engine()
     done = _answer(engine, ["poison" if i == place else "fine" for i in range(size)])
-    assert sum(engine.runs) <= 3 * size
-    assert done.bisections <= math.ceil(math.log2(size))
+    assert sum(engine.runs) <= 2 * size + size / 2
+    assert done.bisections <= math.ceil(math.log(size, 4))
 
 
-def test_on_average_one_culprit_costs_a_batch_and_a_half() -> None:
-    engine = Engine()
+def test_in_a_batch_of_256_one_culprit_costs_at_most_a_batch_and_a_third_wherever_it_stands() -> None:
+    extra: list[int] = []
     for place in range(256):
+        engine = Engine()
         _answer(engine, ["poison" if i == place else "fine" for i in range(256)])
-    assert sum(engine.runs) / 256 == pytest.approx(2.5 * 256, rel=0.01)
+        extra.append(sum(engine.runs) - 256)
+        assert len(engine.runs) <= 17  # halves would need as many
+    assert max(extra) == 256 + 64 + 16 + 4
+    assert sum(extra) / 256 == pytest.approx(1.25 * 256, rel=0.01)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=64))
+def test_a_neighbour_is_computed_again_at_most_once_for_each_split(culprits: list[bool]) -> None:
+    engine = Engine()
+    _answer(engine, [f"{'poison' if culprit else 'fine'} {i}" for i, culprit in enumerate(culprits)])
+    times = Counter(engine.texts)
+    assert max(times.values()) <= 1 + math.ceil(math.log(len(culprits), 4))
+
+
+def test_a_batch_without_a_success_tells_the_budget_told_before() -> None:
+    engine = Engine()
+    stage = _stage(engine)
+    for text, budget in (("poison", 0), ("fine", 7), ("poison", 7)):
+        assert _step(stage, [text]).work.budget == budget
 
 
 def test_an_outage_of_the_device_is_waited_for_and_counts_against_nobody() -> None:
@@ -86,7 +115,7 @@ def test_memory_that_runs_out_for_one_alone_is_told_as_such() -> None:
 
 
 def test_a_crash_on_the_thread_comes_up_where_results_are_collected() -> None:
-    stage = InferenceStage(Engine(FatalError("the device is gone")), POLICY, lambda: 0.0, lambda _: None, lambda: None)
+    stage = _stage(Engine(FatalError("the device is gone")))
     stage.offer(Batch((job(0, "poison"),), 1, 0.0, Trigger.WAIT))
     stage.start()
     assert stage._thread is not None

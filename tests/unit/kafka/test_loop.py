@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.brokers.memory import Clock, Fault, MemoryBroker, abortable, fatal, retriable
 from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, Killed, answered, partition, reason
@@ -67,6 +70,23 @@ def test_every_record_is_answered_in_order_and_committed(broker: MemoryBroker, g
     assert committed(broker) == {P0: 10, P1: 5}
     assert worker.counted("records_consumed_total", topic="requests") == 15
     assert worker.counted("records_published_total") == 15
+
+
+def test_lag_is_what_is_not_committed_whether_read_or_not(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    worker.stuck = True
+    broker.send(P0, *[b"ok"] * 100)
+    for _ in range(30):
+        worker.kafka.step()
+    assert 0 < worker.kafka.in_flight < 100, "some are read, some are not"
+    broker.clock.advance(10)
+    worker.kafka.step()
+    assert worker.counted("consumer_lag", topic="requests", partition="0") == 100
+    worker.stuck = False
+    worker.settle()
+    broker.clock.advance(10)
+    worker.kafka.step()
+    assert worker.counted("consumer_lag", topic="requests", partition="0") == 0
 
 
 def test_a_lone_record_waits_for_max_wait_and_no_longer(broker: MemoryBroker) -> None:
@@ -142,8 +162,8 @@ def test_a_culprit_is_tried_again_alone(broker: MemoryBroker) -> None:
         worker.turn(20)
         broker.send(P1, *[b"ok"] * 6)  # company that a retry must not drag along
     worker.settle()
-    # 8 fail, then 4 + 2 + 1 fail and as many succeed; then once alone for each attempt that is left.
-    wanted = 8 + len(offsets(broker, P1)) + 8 + 4 + 2 + RETRY.max_attempts - 1
+    # 8 fail, and so do the first 2, and the culprit alone; then once alone for each attempt that is left.
+    wanted = 8 + len(offsets(broker, P1)) + 8 + 2 + RETRY.max_attempts - 1
     assert sum(worker.engine.runs) == wanted
 
 
@@ -661,6 +681,28 @@ def test_a_record_that_kills_is_dead_lettered_and_no_neighbour_of_it(
         (P0, 4): "crash",
         (P1, 1): "inference",
     }
+
+
+@given(place=st.integers(0, 120), seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_one_killer_costs_at_most_two_restarts_more_than_starts_are_counted(place: int, seed: int) -> None:
+    """Wherever it stands, and however many answers before it get out on every start."""
+    broker, draw = MemoryBroker(Clock()), random.Random(seed)
+    broker.send(P0, *[b"ok"] * place, b"kill", *[b"ok"] * 50)
+    broker.send(P1, *[b"ok"] * 100)
+    restarts = -1
+    while broker.committed.get(P0, 0) < place + 51:
+        restarts += 1
+        worker = started(broker)
+        with contextlib.suppress(Killed):
+            for _ in range(2_000):
+                worker.kafka.step()
+                for _ in range(draw.randrange(3)):
+                    worker.infer()
+                if broker.committed.get(P0, 0) == place + 51:
+                    break
+    assert restarts <= STARTS + 2
+    assert offsets(broker, P0, dead=False) == [i for i in range(place + 51) if i != place]
 
 
 def test_progress_resets_the_count(broker: MemoryBroker) -> None:
