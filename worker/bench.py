@@ -7,31 +7,44 @@ small and changes nothing that is timed, since an embedding is looked up and not
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 import transformers
 
 from worker import demo
-from worker.core.pair import flatten
+from worker.inference import packed
 from worker.inference.checkpoint import Checkpoint
 from worker.inference.engine import Engine
-from worker.messages import LongText, Pooling, Request, Task
+from worker.inference.precision import Processor
+from worker.messages import LongText, Pooling, Request, Task, Work
 
-_DEMO = Path(demo.__file__).parent
-TEMPLATE = "This example is {}."
-LABELS = (
+_DEMO: Final = Path(demo.__file__).parent
+DEMO_CHECKPOINT: Final = _DEMO / "checkpoint"
+TEMPLATE: Final = "This example is {}."
+# As many as a message of the longest label curve needs, of one or two words as in real label sets.
+LABELS: Final = (
     *("politics", "sport", "travel", "billing", "shipping", "health", "music", "science", "weather", "food", "cars"),
     *("fashion", "education", "crime", "art", "finance", "religion", "technology", "nature", "history", "games"),
+    *("public health", "real estate", "customer service", "foreign policy", "climate change", "social media"),
+    *("home delivery", "job offer", "data protection", "public transport", "space travel", "machine learning"),
+    *("refund", "complaint", "praise", "spam", "threat", "insult", "advertising", "invitation", "emergency", "news"),
+    *("question", "cooking", "gardening", "parenting", "cinema", "theatre", "books", "chess", "football", "tennis"),
+    *("swimming", "mountains", "the sea", "insurance", "taxes", "elections", "energy", "mining", "farming", "fishing"),
+    "law",
 )
+# The engine's default, as the worker's settings have it.
+MAX_TOKENS: Final = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +61,7 @@ SHAPES = {"small": Shape(6, 384, 12), "base": Shape(12, 768, 12), "large": Shape
 
 def make_checkpoint(shape: Shape, directory: Path) -> Path:
     """Write an XLM-RoBERTa NLI checkpoint of this shape with random weights, as transformers saves one."""
-    words = transformers.AutoTokenizer.from_pretrained(_DEMO / "checkpoint")
+    words = transformers.AutoTokenizer.from_pretrained(DEMO_CHECKPOINT)
     config = transformers.XLMRobertaConfig(
         vocab_size=len(words),
         hidden_size=shape.hidden,
@@ -65,7 +78,7 @@ def make_checkpoint(shape: Shape, directory: Path) -> Path:
         model = transformers.XLMRobertaForSequenceClassification(config)
     model.save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(_DEMO / "checkpoint" / name, directory)
+        shutil.copy(DEMO_CHECKPOINT / name, directory)
     return directory
 
 
@@ -108,16 +121,30 @@ def workload(
     return requests
 
 
-def answer(engine: Engine, requests: Sequence[Request], *, batch: int = 256) -> None:
+def answer(engine: Engine, requests: Sequence[Request], *, batch: int = 256) -> list[Work]:
     """Do what the worker does with the requests, in batches of at most ``batch``: tokenise, compute, score."""
-    for start in range(0, len(requests), batch):
-        engine.run([(request, engine.encode(request)) for request in requests[start : start + batch]])
+    return [
+        engine.run([(request, engine.encode(request)) for request in requests[start : start + batch]])[1]
+        for start in range(0, len(requests), batch)
+    ]
 
 
-def sizes(engine: Engine, requests: Sequence[Request]) -> tuple[int, int]:
-    """Pairs and tokens in the requests, each distinct pair once."""
-    rows = flatten([engine.encode(request).rows for request in requests]).rows
-    return len(rows), sum(len(row.token_ids) for row in rows)
+def zero_shot_pipeline(
+    directory: Path, requests: Sequence[Request], *, device: str, **options: Any
+) -> Callable[[], None]:
+    """What a user has without this worker: transformers' pipeline, one call a message, as each has its own labels.
+
+    ``options`` are the pipeline's, such as ``batch_size`` and ``dtype``; its defaults are one pair a forward and the
+    format that the weights are stored in.
+    """
+    make: Any = transformers.pipeline  # Any: its overloads do not know this task's pipeline
+    pipe = make("zero-shot-classification", model=str(directory), device=device, **options)
+
+    def run() -> None:
+        for request in requests:
+            pipe(request.text, list(request.labels), hypothesis_template=TEMPLATE)
+
+    return run
 
 
 def floor(checkpoint: Checkpoint, tokens: int) -> Callable[[], None]:
@@ -125,9 +152,15 @@ def floor(checkpoint: Checkpoint, tokens: int) -> Callable[[], None]:
 
     Four in each layer, in the checkpoint's weight format; of the last layer only the first, since of what follows only
     each row's CLS is needed. So many tokens at a time as measured fastest.
+
+    Raises:
+        ValueError: the checkpoint is no encoder of the BERT family, whose products these are.
     """
+    if not packed.supports(checkpoint):
+        raise ValueError(f"the matrix products of {checkpoint.family} are others")
     config: Any = checkpoint.model.config
-    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    inner = config.hidden_dim if checkpoint.family == "distilbert" else config.intermediate_size
     device, dtype = checkpoint.device, checkpoint.model.dtype
     rows = 2048 if device.type == "cpu" else 16384
     qkv, *others = (3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)
@@ -151,22 +184,47 @@ def floor(checkpoint: Checkpoint, tokens: int) -> Callable[[], None]:
     return multiply
 
 
-def alternate(subjects: dict[str, Callable[[], None]], *, runs: int) -> dict[str, list[float]]:
+def alternate(
+    subjects: Mapping[str, Callable[[], object]], *, runs: int, done: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
     """Seconds that each subject took in each of ``runs`` rounds, all taking turns, after one round that is not timed.
 
-    Turns, because a machine's speed drifts: each round's subjects met the same machine.
+    Turns, because a machine's speed drifts: each round's subjects met the same machine. ``done`` is called after each
+    turn, `len(subjects) * (runs + 1)` times.
     """
-    for subject in subjects.values():
-        subject()
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    for _ in range(runs):
+    for _ in range(runs + 1):
         for name, subject in subjects.items():
             began_s = time.perf_counter()
             subject()
             seconds[name].append(time.perf_counter() - began_s)
-    return seconds
+            done()
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def median(seconds: Sequence[float]) -> float:
     """The middle one."""
     return statistics.median(seconds)
+
+
+def machine(device: torch.device, packages: Sequence[str] = ("torch", "transformers")) -> dict[str, str | int]:
+    """Where and with what is measured: device, processor, threads, and the versions of ``packages`` that are there."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processor": processor or platform.processor(),
+        "fast_formats": str(Processor.probe()),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions,
+    }

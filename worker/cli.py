@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _command(commands, "check", _check, "try settings, broker, topics, registry, schemas, model and device")
     _add_config(check)
+
+    _add_bench(_command(commands, "bench", _bench, "how fast the model runs here, next to transformers' pipeline"))
     return parser
 
 
@@ -143,10 +145,28 @@ def _add_dead_letters(commands: Any) -> None:
     )
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_mutually_exclusive_group()
+    _add_config(model)
+    model.add_argument(
+        "--shape",
+        choices=["small", "base", "large"],
+        help="random weights of this shape in place of the configured model (without either: the demo's checkpoint)",
+    )
+    parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N, in place of model.device")
+    parser.add_argument("--precision", metavar="P", help="auto, fp32, bf16, fp16 or int8, in place of model.precision")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--messages", type=_positive, metavar="N", help="messages a run (default: a second's worth)")
+    parser.add_argument("--runs", type=_positive, default=5, metavar="N", help="timed runs of each (default: 5)")
+    parser.add_argument("--no-pipeline", action="store_true", help="leave transformers' pipeline, the slowest, out")
+    parser.add_argument("--kafka", action="store_true", help="the whole worker too, over the embedded broker")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table, as in a pipe")
+
+
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", action="append", default=[], metavar="R", help="this reason; may be given again")
-    parser.add_argument("--since", metavar="TIME", help="requests of this time or later: ISO 8601, or an age (list)")
-    parser.add_argument("--until", metavar="TIME", help="requests before this time")
+    parser.add_argument("--since", metavar="TIME", help="letters of this time or later: ISO 8601, or an age (list)")
+    parser.add_argument("--until", metavar="TIME", help="letters before this time")
     parser.add_argument("--topic", metavar="TOPIC", help="requests that first came from this topic")
     parser.add_argument("--partition", type=_natural, metavar="N", help="requests that first came from this partition")
     parser.add_argument("--key", metavar="KEY", help="requests with this key")
@@ -154,7 +174,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--config", type=Path, default=None, metavar="FILE", help="TOML settings; XNLI_* variables override"
     )
@@ -259,6 +279,24 @@ def _replay(arguments: argparse.Namespace) -> int:
         stop_requested=StopFlag(),
     )
     return DONE if done else FAILED
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from worker.commands.bench import bench  # noqa: PLC0415
+
+    bench(
+        arguments.config,
+        shape=arguments.shape,
+        device=arguments.device,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        messages=arguments.messages,
+        runs=arguments.runs,
+        peer=not arguments.no_pipeline,
+        kafka=arguments.kafka,
+        as_json=arguments.json,
+    )
+    return DONE
 
 
 def _check(arguments: argparse.Namespace) -> int:

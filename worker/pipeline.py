@@ -50,8 +50,6 @@ DRAIN_TIMEOUT_S: Final = 25.0
 START_TIMEOUT_S: Final = 5.0
 # A step holds at most a publish and a revoke, each with its own deadline.
 LOOP_LIMIT_S: Final = 60.0
-# Between two reports of the inference thread lies one call of the engine: a full batch of the longest texts.
-INFERENCE_LIMIT_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +139,13 @@ class Pipeline:
     Args:
         settings: everything it goes by.
         engine: in place of the checkpoint of the settings, for tests of delivery.
-        inference_limit_s: how long one call of the engine may take before the device counts as hung.
     """
 
-    def __init__(
-        self, settings: Settings, *, engine: Model | None = None, inference_limit_s: float = INFERENCE_LIMIT_S
-    ) -> None:
+    def __init__(self, settings: Settings, *, engine: Model | None = None) -> None:
         self._settings = settings
         self._registry = CollectorRegistry()
         self.metrics = Metrics(self._registry)
-        self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=inference_limit_s)
+        self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=settings.model.timeout_s)
         self.http = HealthServer(
             settings.http.host, settings.http.port, health=self.health, registry=self._registry, clock=time.monotonic
         )

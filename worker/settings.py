@@ -181,6 +181,8 @@ class ModelSettings(Section):
     pooling: Pooling = Pooling.MEAN
     normalize: bool = True
     self_test: Literal["refuse", "warn", "off"] = "refuse"
+    # A call of the model that takes longer means a device that hangs: the worker ends, for a supervisor to restart.
+    timeout_s: float = Field(default=300.0, gt=0)
 
     @field_validator("hypothesis_template")
     @classmethod

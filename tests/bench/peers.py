@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from worker.bench import TEMPLATE
+from worker.bench import zero_shot_pipeline
 from worker.messages import Request
 
 Subject = Callable[[], None]
@@ -23,14 +23,7 @@ Subject = Callable[[], None]
 
 def pipeline(directory: Path, requests: Sequence[Request], *, batch: int, dtype: torch.dtype, device: str) -> Subject:
     """transformers' zero-shot pipeline: one call per message, because each has labels of its own."""
-    make: Any = transformers.pipeline
-    pipe = make("zero-shot-classification", model=str(directory), device=device, dtype=dtype, batch_size=batch)
-
-    def run() -> None:
-        for request in requests:
-            pipe(request.text, list(request.labels), hypothesis_template=TEMPLATE)
-
-    return run
+    return zero_shot_pipeline(directory, requests, device=device, dtype=dtype, batch_size=batch)
 
 
 def cross_encoder(

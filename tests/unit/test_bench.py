@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import families
 from worker import bench
 from worker.inference.checkpoint import load
 from worker.inference.engine import Engine
@@ -20,20 +21,36 @@ def test_the_workload_is_the_same_for_the_same_seed_and_spread_as_said() -> None
     assert words[-10] > 75  # log-normal: the tail is long
 
 
+def test_a_message_may_have_as_many_labels_as_are_asked_for() -> None:
+    (request,) = bench.workload(1, labels=(64, 64))
+    assert len(set(request.labels)) == 64
+
+
 def test_a_checkpoint_of_a_shape_loads_and_answers(tmp_path: Path) -> None:
     directory = bench.make_checkpoint(bench.Shape(layers=2, hidden=64, heads=2), tmp_path)
     checkpoint = load(str(directory), device="cpu", precision="fp32", self_test="off", progress=False)
     engine = Engine(checkpoint, max_tokens=4096)
     requests = bench.workload(6)
-    pairs, tokens = bench.sizes(engine, requests)
-    assert pairs == sum(len(request.labels) for request in requests)
-    assert tokens > pairs * 10
-    bench.answer(engine, requests, batch=4)
-    bench.floor(checkpoint, tokens)()
+    work = bench.answer(engine, requests, batch=4)
+    assert [done.rows for done in work] == [
+        sum(len(request.labels) for request in part) for part in (requests[:4], requests[4:])
+    ]
+    bench.floor(checkpoint, sum(done.tokens for done in work))()
+    bench.zero_shot_pipeline(directory, requests[:1], device="cpu")()
+
+
+def test_no_floor_is_made_up_for_another_architecture() -> None:
+    checkpoint = load(str(families.checkpoint("bart")), device="cpu", precision="fp32", self_test="off", progress=False)
+    with pytest.raises(ValueError, match="bart"):
+        bench.floor(checkpoint, 100)
 
 
 def test_subjects_take_turns_after_a_round_that_does_not_count() -> None:
     order: list[str] = []
-    seconds = bench.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, runs=3)
+    turns: list[int] = []
+    seconds = bench.alternate(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, runs=3, done=lambda: turns.append(len(order))
+    )
     assert order == ["a", "b"] * 4
+    assert turns == list(range(1, 9))
     assert [len(times) for times in seconds.values()] == [3, 3]

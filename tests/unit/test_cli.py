@@ -14,7 +14,7 @@ from worker import __version__, cli
 from worker.errors import CheckpointError, Fenced, RegistryAway, SettingsError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "demo", "send", "tail", "check")
+COMMANDS = ("run", "demo", "send", "tail", "check", "dead-letters", "bench")
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -59,7 +59,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["walk"], ["run", "--unknown"], ["tail", "--count", "0"], ["tail", "--count", "x"], ["send", "a", "b"]],
+    [
+        [],
+        ["walk"],
+        ["run", "--unknown"],
+        ["tail", "--count", "0"],
+        ["tail", "--count", "x"],
+        ["send", "a", "b"],
+        ["bench", "--shape", "huge"],
+        ["bench", "--shape", "base", "--config", "worker.toml"],
+        ["bench", "--runs", "0"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

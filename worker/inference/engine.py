@@ -92,6 +92,7 @@ class Engine:
         self._budget = TokenBudget(_room(checkpoint, max_tokens))
         self._cache: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
         self._cache_pairs = cache_pairs
+        self._shrinks = 0  # not told of yet: those of a run that fails after all are told by the next
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -143,6 +144,7 @@ class Engine:
                 results = self._slices(flat.rows, pooling, tally)
             for i, own in zip(members, flat.restore(results), strict=True):
                 outcomes[i] = self._outcome(*requests[i], own)
+        tally.shrinks, self._shrinks = self._shrinks, 0
         return [outcomes[i] for i in range(len(requests))], tally.close(self._budget.tokens)
 
     def warm_up(self) -> None:
@@ -174,6 +176,7 @@ class Engine:
         tally = _Tally()
         self._slices([row] * max(1, count), None if order else Pooling.MEAN, tally)
         self._budget.settle()
+        self._shrinks = 0
         work = tally.close(self._budget.tokens)
         log.info(
             "warmed up with %d tokens in %.2f s; up to %d tokens a forward",
@@ -238,7 +241,7 @@ class Engine:
             if count == 1:
                 raise OutOfDeviceMemory(held, f"one row of {held} tokens does not fit into device memory: {why}")
             self._budget.shrink(held)
-            tally.shrinks += 1
+            self._shrinks += 1
             log.warning("a forward of %d tokens did not fit: now at most %d tokens", held, self._budget.tokens)
         results = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
         results[order] = np.concatenate(parts)

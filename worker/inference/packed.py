@@ -5,6 +5,8 @@ its neighbours belong to other rows. The model's own modules do the work (their 
 query, key and value become one matrix product. The last layer computes no more than is asked of it: to classify, only
 the states of each row's first token (CLS), so its feed-forward half runs on one token per row.
 
+On a CPU with AMX the sequence ends in a few tokens of nothing, so that its length is one of few (`_rounded`).
+
 On CUDA in half precision attention is `torch.nn.attention.varlen` (FlashAttention over cumulative lengths). Elsewhere
 it is `scaled_dot_product_attention` over runs of rows of equal length, which the engine's length order makes long.
 """
@@ -41,14 +43,18 @@ def supports(checkpoint: Checkpoint) -> bool:
 
 
 class Packed:
-    """A `worker.inference.engine.Forward` without padding."""
+    """A `worker.inference.engine.Forward` without padding.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    ``rounds``: whether sequences get a length that is one of few; None: where oneDNN multiplies.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, rounds: bool | None = None) -> None:
         base: Any = checkpoint.model.base_model  # Any: the submodules of transformers' models are untyped
         self._device = checkpoint.device
         self._embeddings = base.embeddings
         self._heads = int(checkpoint.model.config.num_attention_heads)
         dense = denses.choose(checkpoint.device, checkpoint.precision)
+        self._rounds = dense is denses.OneDnn if rounds is None else rounds
         if checkpoint.family == "distilbert":
             self._layers = [_distilbert_layer(layer, dense) for layer in base.transformer.layer]
         else:
@@ -61,14 +67,15 @@ class Packed:
         self._varlen = checkpoint.device.type == "cuda" and checkpoint.model.dtype in {torch.float16, torch.bfloat16}
 
     def slots(self, lengths: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """The sum of the first one, two, ... of ``lengths``: there is no padding."""
-        return np.cumsum(lengths)
+        """The sum of the first one, two, ... of ``lengths``: rows are not padded, their sum may be rounded."""
+        sums = np.cumsum(lengths)
+        return _rounded(sums, _TOKENS) if self._rounds else sums
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
         """Class logits, (rows, classes)."""
         states, _ = self._states(rows, first_only=True)
-        logits: npt.NDArray[np.float32] = self._head(states).float().numpy(force=True)
+        logits: npt.NDArray[np.float32] = self._head(states)[: len(rows)].float().numpy(force=True)
         return logits
 
     @torch.inference_mode()
@@ -80,11 +87,14 @@ class Packed:
         states, spans = self._states(rows, first_only=pooling is Pooling.CLS)
         states = states.float()
         if pooling is Pooling.MEAN:
-            states = torch.segment_reduce(states, "mean", offsets=spans.bounds.long(), axis=0)
-        return states.numpy(force=True)
+            states = torch.segment_reduce(states[: spans.tokens], "mean", offsets=spans.bounds.long(), axis=0)
+        return states[: len(rows)].numpy(force=True)
 
     def _states(self, rows: Sequence[Row], *, first_only: bool) -> tuple[Tensor, _Spans]:
-        """Last hidden states: (rows, hidden size) of each row's first token, or (tokens, hidden size) of all."""
+        """Last hidden states: (rows, hidden size) of each row's first token, or (tokens, hidden size) of all.
+
+        Behind them follow those of nothing, where the counts of tokens and rows are rounded.
+        """
         lengths = np.fromiter((len(row.token_ids) for row in rows), dtype=np.int32, count=len(rows))
         bounds = np.concatenate([[0], np.cumsum(lengths)], dtype=np.int32)
         within = np.arange(bounds[-1], dtype=np.int32) - np.repeat(bounds[:-1], lengths)
@@ -97,7 +107,12 @@ class Packed:
         elif self._token_types:
             borders = np.fromiter((row.segment_at for row in rows), dtype=np.int32, count=len(rows))
             inputs["token_type_ids"] = (within >= np.repeat(borders, lengths)).astype(np.int32)
-        spans = _Spans(self._tensor(bounds), lengths.tolist(), varlen=self._varlen)
+        tail = extra = 0
+        if self._rounds:
+            tail = int(_rounded(bounds[-1:].astype(np.intp), _TOKENS)[0] - bounds[-1])
+            extra = int(_rounded(np.array([len(rows)]), _ROWS)[0]) - len(rows)
+            inputs = {name: np.pad(ids, (0, tail)) for name, ids in inputs.items()}
+        spans = _Spans(self._tensor(bounds), lengths.tolist(), tail=tail, extra=extra, varlen=self._varlen)
 
         # The embeddings, and their sum's layer norm, are those of a batch of one long row.
         x = self._embeddings(**{name: self._tensor(ids).unsqueeze(0) for name, ids in inputs.items()}).squeeze(0)
@@ -109,15 +124,36 @@ class Packed:
         return torch.from_numpy(array).to(self._device)
 
 
+# The fewest tokens and rows that are told apart.
+_TOKENS = 128
+_ROWS = 16
+
+
+def _rounded(counts: npt.NDArray[np.intp], least: int) -> npt.NDArray[np.intp]:
+    """Each count rounded up to a multiple of ``least``, and to one of four steps between two powers of two.
+
+    oneDNN builds a primitive for each shape that it multiplies, which takes it milliseconds, and keeps a thousand of
+    them, of up to a megabyte each. With ever new counts of tokens a small model spent more time on that than on its
+    products, and memory grew for hours.
+    """
+    steps = np.maximum(least, 1 << np.maximum(0, np.frexp(counts - 1)[1] - 3))
+    rounded: npt.NDArray[np.intp] = -(-counts // steps) * steps
+    return rounded
+
+
 class _Spans:
     """Where each row lies in the packed sequence, and attention that keeps to it.
 
-    ``bounds`` (rows + 1, int32) are the cumulative lengths: row ``i`` is ``bounds[i]:bounds[i + 1]``.
+    ``bounds`` (rows + 1, int32) are the cumulative lengths: row ``i`` is ``bounds[i]:bounds[i + 1]``. Behind the last
+    row come ``tail`` tokens of nothing, and ``extra`` rows of nothing are taken for first tokens: nobody attends.
     """
 
-    def __init__(self, bounds: Tensor, lengths: Sequence[int], *, varlen: bool) -> None:
+    def __init__(self, bounds: Tensor, lengths: Sequence[int], *, tail: int, extra: int, varlen: bool) -> None:
         self.bounds = bounds
-        self.first = bounds[:-1]
+        self.tokens = sum(lengths)
+        self.first = torch.cat([bounds[:-1], bounds.new_zeros(extra)]) if extra else bounds[:-1]
+        self._tail = tail
+        self._extra = extra
         self._longest = max(lengths)
         self._varlen = varlen
         self._runs = [(len(list(run)), length) for length, run in groupby(lengths)]
@@ -129,19 +165,22 @@ class _Spans:
                 return _output(varlen_attn(query, key, value, self.bounds, self.bounds, self._longest, self._longest))
             every_one = torch.arange(len(self.bounds), dtype=torch.int32, device=self.bounds.device)
             return _output(varlen_attn(query, key, value, every_one, self.bounds, 1, self._longest))
-        sizes = [count * length for count, length in self._runs]
         counts = [count for count, _ in self._runs]
+        sizes = [*(count * length for count, length in self._runs), self._tail]
+        nothing = self._extra if first_only else self._tail
         contexts = []
         for count, q, k, v in zip(
             counts,
-            torch.split(query, counts if first_only else sizes),
+            torch.split(query, [*counts, self._extra] if first_only else sizes),
             torch.split(key, sizes),
             torch.split(value, sizes),
-            strict=True,
+            strict=False,  # the tail is left out
         ):
             # (count * length, heads, size) -> (count, heads, length, size), and back.
             q, k, v = (part.view(count, -1, *part.shape[1:]).transpose(1, 2) for part in (q, k, v))  # noqa: PLW2901
             contexts.append(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        if nothing:
+            contexts.append(query.new_zeros((nothing, *query.shape[1:])))
         return torch.cat(contexts)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-import tenacity
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -125,6 +124,8 @@ def _download(
 ) -> Path:
     if not progress:
         disable_progress_bars()
+    import tenacity  # noqa: PLC0415 (a GPU box that measures a checkpoint of its own has torch and transformers alone)
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not _is_answer(error)),
         stop=tenacity.stop_after_attempt(attempts),

@@ -223,7 +223,10 @@ def test_one_row_that_does_not_fit_is_reported_with_its_size(checkpoint: Checkpo
     with pytest.raises(OutOfDeviceMemory, match="CUDA out of memory") as raised:
         engine.run(jobs)
     assert raised.value.tokens == jobs[0][1].tokens
-    assert engine.run(jobs[1:])[1].computed == 1
+    _, work = engine.run(jobs[1:])
+    assert work.computed == 1
+    assert work.shrinks >= 1  # those of the run that failed are not forgotten
+    assert engine.run(jobs[1:])[1].shrinks == 0
 
 
 def test_other_errors_are_not_taken_for_memory(checkpoint: Checkpoint) -> None:

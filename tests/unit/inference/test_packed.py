@@ -73,6 +73,26 @@ def test_slots_are_sums_where_packed_and_rectangles_where_padded(checkpoint: Che
     assert Padded(checkpoint).slots(lengths[::-1]).tolist() == [1, 8, 27, 36]
 
 
+@settings(max_examples=20, deadline=None)
+@given(ROWS)
+def test_a_tail_of_nothing_changes_nothing(checkpoint: Checkpoint, forward: Packed, rows: list[Row]) -> None:
+    rounding = Packed(checkpoint, rounds=True)
+    pairs = [(rounding.logits(rows), forward.logits(rows))]
+    pairs += [(rounding.pooled(rows, pooling), forward.pooled(rows, pooling)) for pooling in Pooling]
+    for with_tail, without in pairs:
+        assert with_tail.shape == without.shape
+        assert np.abs(with_tail - without).max() < 1e-4
+
+
+def test_rounded_lengths_are_few_and_near(checkpoint: Checkpoint) -> None:
+    sums = Packed(checkpoint, rounds=True).slots(np.ones(16_384, np.intp))
+    counts = np.arange(1, 16_385)
+    assert np.all(np.diff(sums) >= 0)
+    assert np.all((sums >= counts) & (sums <= counts + np.maximum(127, counts // 4)))
+    assert np.mean((sums / counts)[1024:]) < 1.1
+    assert len(set(sums.tolist())) <= 32, "each is a handful of oneDNN's primitives"
+
+
 @pytest.mark.parametrize("family", ["xlm-roberta", "distilbert"])
 def test_the_model_shares_the_fused_weights_and_computes_as_before(family: str) -> None:
     checkpoint = open_checkpoint(family)

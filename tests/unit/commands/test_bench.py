@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker import cli
+
+ROOT = Path(__file__).parents[3]
+# What torch and transformers do not bring along.
+OTHERS = ("confluent_kafka", "fastavro", "prometheus_client", "pydantic_settings", "structlog", "tenacity")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_demo_checkpoint_is_measured_with_the_whole_worker_and_the_pipeline(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["bench", "--kafka", "--messages", "20", "--runs", "2", "--threads", "1"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    report = json.loads(line)
+    subjects = report["subjects"]
+    assert set(subjects) == {"engine", "whole worker", "transformers' pipeline", "matrix products alone"}
+    assert all(len(figures["seconds"]) == 2 for figures in subjects.values())
+    assert subjects["engine"]["engine_is_faster_by"] == 1
+    assert subjects["transformers' pipeline"]["engine_is_faster_by"] > 1
+    assert subjects["matrix products alone"]["engine_is_faster_by"] < 1
+    assert report["workload"]["messages"] == 20
+    assert report["workload"]["pairs"] > 40
+    assert 0 <= report["padding_share"] < 0.2  # with AMX lengths are rounded
+    assert report["machine"]["threads"] == 1
+
+
+def test_a_terminal_gets_a_table_and_a_checkpoint_that_is_padded_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import families  # noqa: PLC0415 (trains its tokenizer)
+
+    monkeypatch.setenv("XNLI_MODEL__NAME", str(families.checkpoint("bart")))
+    monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    assert cli.main(["bench", "--no-pipeline", "--messages", "4", "--runs", "1", "--precision", "fp32"]) == 0
+    text = shown.getvalue()
+    assert "engine" in text
+    assert "messages/s" in text
+    assert "in fp32" in text
+    assert "0.0% padding" not in text
+    assert "% padding" in text
+    assert "matrix products" not in text  # bart's are others
+    assert "pipeline" not in text
+
+
+def test_a_shape_needs_torch_and_transformers_alone() -> None:
+    program = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OTHERS!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from worker import cli
+sys.exit(cli.main(["bench", "--shape", "small", "--messages", "2", "--runs", "1", "--no-pipeline"]))
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["model"]["name"] == "random weights of small shape"
+
+
+def test_a_checkpoint_that_does_not_classify_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XNLI_MODEL__LABELS", "[]")
+    assert cli.main(["bench", "--messages", "1"]) == 2
+    assert "does not classify" in capsys.readouterr().err
