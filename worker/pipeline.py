@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("worker")
 
-# A supervisor that sends SIGTERM waits 30 s as a rule (Kubernetes' default); ending by ourselves keeps the commit ours.
-DRAIN_TIMEOUT_S: Final = 25.0
+# A supervisor that sends SIGTERM waits 30 s as a rule (Kubernetes' default); closing takes up to five more than this.
+DRAIN_TIMEOUT_S: Final = 20.0
 START_TIMEOUT_S: Final = 5.0
 # A step holds at most a publish and a revoke, each with its own deadline.
 LOOP_LIMIT_S: Final = 60.0

@@ -124,9 +124,9 @@ def one_of_three(stage: Stage) -> None:
     stage.feed(0.2)
     stage.await_results(0.1)
     for node in stage.random.sample([1, 2, 3], 3):
+        stage.feed(0.2)
         stage.await_write()
         stage.cluster.kill(node)
-        stage.feed(0.2)
         stage.spend(stage.size.outage_s / 4)
         stage.cluster.restart(node)
 

@@ -62,7 +62,7 @@ def truncated(letter: Outgoing, keep_bytes: int = 4096) -> Outgoing:
     """A dead letter the broker refused for its size, with the head of its value and what identifies the rest.
 
     ``xnli.dlq.truncated`` is the length of the whole value in bytes, ``xnli.dlq.sha256`` its digest. A foreign header
-    over ``keep_bytes`` goes the same way, for it may be what is too large.
+    over ``keep_bytes`` goes the same way, for it may be what is too large; one with a name over 256 characters goes.
     """
     value = letter.value or b""
     key = letter.key if letter.key is None or len(letter.key) <= keep_bytes else letter.key[:keep_bytes]
@@ -72,7 +72,7 @@ def truncated(letter: Outgoing, keep_bytes: int = 4096) -> Outgoing:
     )
     small = tuple((name, text if text is None else text[:keep_bytes]) for name, text in letter.headers)
     ours = tuple(h for h in small if h[0].startswith(PREFIX))
-    foreign = tuple(h for h in small if not h[0].startswith(PREFIX))[: keep_bytes // 64]
+    foreign = tuple(h for h in small if not h[0].startswith(PREFIX) and len(h[0]) <= 256)[: keep_bytes // 64]
     return Outgoing(letter.topic, key, value[:keep_bytes], foreign + ours + marks, letter.timestamp_ms, letter.reason)
 
 

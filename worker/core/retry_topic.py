@@ -63,7 +63,7 @@ def detour_of(record: Record) -> Detour | None:
     if not found:
         return None
     try:
-        return Detour(
+        detour = Detour(
             attempt=int(found["attempt"]),
             not_before_ms=int(found["not-before"]),
             origin=Partition(found["topic"].decode(), int(found["partition"])),
@@ -72,6 +72,8 @@ def detour_of(record: Record) -> Detour | None:
         )
     except (KeyError, ValueError):
         return None
+    is_sound = detour.attempt > 1 and -1 <= detour.timestamp_ms < 1 << 63 and detour.not_before_ms < 1 << 63
+    return detour if is_sound else None
 
 
 def origin_of(record: Record) -> tuple[Partition, int]:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -42,6 +42,7 @@ class Done:
     ended_s: float
 
 
+_BEAT_S: Final = 10.0
 _NO_WORK = Work(rows=0, computed=0, tokens=0, slots=0, cache_hits=0, shrinks=0, forwards=0, seconds=0.0)
 
 
@@ -164,10 +165,16 @@ class InferenceStage:
                 attempt += 1
                 delay_s = self._policy.delay_s(attempt, 1.0)
                 log.warning("device_away", error=str(error), retry_in_s=delay_s)
-                self._stopping.wait(delay_s)
+                self._rest(delay_s)
                 continue
             return Done(batch, tuple(finished), tally.work, tally.bisections, began_s, self._clock())
         return None
+
+    def _rest(self, delay_s: float) -> None:
+        """Let time pass while the device is away: that is no hang, so it is reported as life."""
+        while delay_s > 0 and not self._stopping.wait(min(delay_s, _BEAT_S)):
+            delay_s -= _BEAT_S
+            self._beat(self._clock())
 
     def _compute(self, jobs: Sequence[Job], tally: _Tally, *, is_bad: bool = False) -> list[Finished]:
         """Answer jobs together; if that fails, in quarters, until the culprit stands alone.

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
+from confluent_kafka import KafkaError
 
 from worker.core.batch import Batcher, BatchPolicy
 from worker.core.dead_letter import LetterGauge, LetterLimits, Obituary, dead_letter, is_truncated, truncated
@@ -32,7 +33,7 @@ from worker.core.offsets import Ledger, Release
 from worker.core.quarantine import STARTS
 from worker.core.retry import DeadLetter, Retry, RetryPolicy, decide, fault_of
 from worker.core.retry_topic import come_back, detour_of, send_round
-from worker.errors import BrokerAway, FatalError, Reason, RegistryAway, Rejection, TransactionAborted
+from worker.errors import BrokerAway, DeadLetterLimit, FatalError, Reason, RegistryAway, Rejection, TransactionAborted
 from worker.inference.stage import Done, InferenceStage
 from worker.kafka.consumer import Consumer
 from worker.kafka.publisher import Publisher, Unpublishable
@@ -67,6 +68,7 @@ PUBLISH_TIMEOUT_S: Final = 5.0
 # Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
 REVOKE_TIMEOUT_S: Final = 10.0
 LAG_INTERVAL_S: Final = 5.0
+CLOCK_SKEW_S: Final = 60.0  # between workers, as far as a record in a retry topic is believed
 # How many batches beyond its committed offset a partition is read while a crash would be counted: enough to keep the
 # device busy (one computed, one in line), and as long as the quarantine in which a culprit among them is found.
 WINDOW_BATCHES: Final = 2
@@ -155,10 +157,14 @@ class KafkaStage:
         self._lag_at_s = 0.0
         self._draining = False
         self._orderly = True
+        self._halted = False  # by a limit on dead letters
+        self._is_in_time = True  # False: a drain used its time up
         self._letters = LetterGauge(policies.letters)
         # Retry topics: partitions whose next record is not due, and when it is, in wall-clock milliseconds.
         self._not_due_ms: dict[Partition, int] = {}
         self._retry_topics = frozenset(topic for _, topic in policies.retry_topics)
+        # A record that says to wait longer was stamped by a clock that is wrong: it must not hold up those behind it.
+        self._longest_wait_ms = (max((d for d, _ in policies.retry_topics), default=0.0) + CLOCK_SKEW_S) * 1000
         self._quarantine = Quarantine(
             consumer,
             window=WINDOW_BATCHES * policies.batch.max_messages,
@@ -200,12 +206,13 @@ class KafkaStage:
         while (self._ledger.in_flight or self._unfinished) and self._clocks.monotonic_s() < deadline_s:
             self.step()
             self._clocks.wait(BUSY_POLL_S)
-        return not self._ledger.in_flight
+        self._is_in_time = not self._ledger.in_flight
+        return self._is_in_time
 
     def close(self) -> None:
         """Leave the group and disconnect. What was not published is the next owner's."""
         # Without a drain something failed, and a record in hand may be why: this start stays counted.
-        self._orderly = self._draining
+        self._orderly = self._draining or self._halted
         try:
             self._consumer.close()
         finally:
@@ -226,7 +233,7 @@ class KafkaStage:
 
         Records still in line are dropped at once: their next owner computes them, and the group need not wait for it.
         """
-        deadline_s = self._clocks.monotonic_s() + REVOKE_TIMEOUT_S
+        deadline_s = self._clocks.monotonic_s() + (REVOKE_TIMEOUT_S if self._is_in_time else 0.0)
         gone = set(partitions)
         for partition in gone:
             self._batcher.forget(partition)
@@ -305,16 +312,16 @@ class KafkaStage:
             if partition in held:
                 continue
             record = come_back(read) if partition.topic in self._retry_topics else read
+            detour = detour_of(record) if partition.topic in self._retry_topics else None
+            if detour is not None and 0 < detour.not_before_ms - now_ms <= self._longest_wait_ms:
+                held.add(partition)
+                self._consumer.hold(partition, offset)
+                self._not_due_ms[partition] = detour.not_before_ms
+                continue
             if self._quarantine.holds(partition):
                 held.add(partition)
                 self._quarantine.take(record)
                 self._ledger.track(record)
-                continue
-            detour = detour_of(record) if partition.topic in self._retry_topics else None
-            if detour is not None and detour.not_before_ms > now_ms:
-                held.add(partition)
-                self._consumer.hold(partition, offset)
-                self._not_due_ms[partition] = detour.not_before_ms
                 continue
             if not self._quarantine.admits(record):
                 held.add(partition)
@@ -351,7 +358,9 @@ class KafkaStage:
             self._line_up(job)
         if not self._unread or began_s < self._admit_at_s:
             return
-        while self._unread:
+        # One poll may bring more work than may be held: the rest waits undecoded, and fetching pauses with it.
+        most = BATCHES_IN_HAND * self._policies.batch.max_tokens
+        while self._unread and self._batcher.tokens < most:
             record = self._unread[0]
             try:
                 if self._ledger.is_live(record.position):
@@ -373,6 +382,8 @@ class KafkaStage:
             self._metrics.tombstones()
             self._ledger.resolve(record.position, None)
             return
+        detour = detour_of(record) if record.position.partition.topic in self._retry_topics else None
+        attempt = detour.attempt if detour is not None else 1
         try:
             self._check_age(record)
             request = self._codec.read(record)
@@ -382,10 +393,8 @@ class KafkaStage:
         except Exception as error:  # whatever else reading a record raises concerns that record only
             if not isinstance(error, Rejection):
                 log.exception("admission_failed", topic=record.position.partition.topic, offset=record.position.offset)
-            self._bury(record, fault_of(error, "decode"), attempts=1)
+            self._bury(record, fault_of(error, "decode"), attempt)
             return
-        detour = detour_of(record) if self._retry_topics else None
-        attempt = detour.attempt if detour is not None else 1
         self._line_up(Job(record, request, encoded, attempt, admitted_at_s=self._clocks.monotonic_s()))
 
     def _check_age(self, record: Record) -> None:
@@ -451,7 +460,7 @@ class KafkaStage:
     def _treat(self, ward: Ward) -> None:
         """Steps 2 and 3 of worker.core.quarantine, for one record."""
         record = ward.record
-        if record is None:
+        if record is None or self._clocks.monotonic_s() < self._admit_at_s:
             return
         if ward.condemned:
             ward.record, ward.condemned = None, False
@@ -465,9 +474,15 @@ class KafkaStage:
             self._bury(record, fault, attempts=STARTS + 1)
             return
         try:
-            self._quarantine.suspect(ward, record)
+            if ward.suspect_at is None:
+                self._quarantine.suspect(ward, record)
             self._admit_one(record)
+            self._registry_attempts = 0
         except (BrokerAway, RegistryAway) as error:
+            self._registry_attempts += 1
+            self._admit_at_s = self._clocks.monotonic_s() + self._policies.retry.delay_s(
+                self._registry_attempts, self._random.random()
+            )
             log.warning("quarantine_waits", error=str(error))  # the record stays where it is
             return
         ward.record = None
@@ -537,7 +552,11 @@ class KafkaStage:
         self._ledger.resolve(job.record.position, send_round(job.record, topic, job.attempt + 1, not_before_ms))
 
     def _bury(self, record: Record, fault: Fault, attempts: int) -> None:
-        self._letters.buried(fault)
+        try:
+            self._letters.buried(fault)
+        except DeadLetterLimit:
+            self._halted = True  # by the operator's limit: no record in hand is why the process ends
+            raise
         self._ledger.resolve(record.position, dead_letter(record, fault, attempts, self._policies.obituary))
 
     # Publish ----------------------------------------------------------------------------------------------------------
@@ -584,7 +603,11 @@ class KafkaStage:
         return backlog and len(release.outputs) < most and now_s < self._published_at_s + PUBLISH_INTERVAL_S
 
     def _release(self) -> Release:
-        release = self._ledger.release()
+        most = None
+        if self._publish_attempts:
+            # What was too much for its deadline would be aborted again and again: each failure halves what comes next.
+            most = max(1, BATCHES_IN_HAND * self._policies.batch.max_messages >> self._publish_attempts)
+        release = self._ledger.release(most)
         if not self._quarantine:
             return release
         return replace(release, metadata=self._quarantine.metadata(release))
@@ -612,6 +635,9 @@ class KafkaStage:
         if output.topic != self._policies.obituary.topic:
             fault = Fault(FaultKind.MESSAGE, Reason.TOO_LARGE, "publish", "Unpublishable", f"{output.topic}: {error}")
             self._bury(self._ledger.record(position), fault, attempts=1)
+        elif error.code == KafkaError.INVALID_TIMESTAMP and output.timestamp_ms is not None:
+            # Its request came from the future; when that was, the header xnli.dlq.timestamp still says.
+            self._ledger.resolve(position, replace(output, timestamp_ms=None))
         elif is_truncated(output):
             raise FatalError(
                 f"{output.topic} refuses even a truncated dead letter ({error}); raise its max.message.bytes"

@@ -34,10 +34,11 @@ Clock = Callable[[], float]
 class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
     """The broker or client refuses this one record for what it is, most often its size."""
 
-    def __init__(self, position: Position, output: Outgoing, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, position: Position, output: Outgoing, error: KafkaError) -> None:
+        super().__init__(f"{error.name()}: {error.str()}")
         self.position = position
         self.output = output
+        self.code: int = error.code()
 
 
 class Publisher(Protocol):
@@ -71,6 +72,7 @@ _OF_THE_RECORD = frozenset(
         KafkaError.INVALID_MSG,
         KafkaError.INVALID_RECORD,
         KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_TIMESTAMP,
     }
 )
 # Somebody else took our place, so everything we would still write is not ours to write.
@@ -107,7 +109,7 @@ class _Receipts:
             if error is None:
                 self.delivered[position] = output
             elif error.code() in _OF_THE_RECORD and self.singly:
-                self.unpublishable = Unpublishable(position, output, f"{error.name()}: {error.str()}")
+                self.unpublishable = Unpublishable(position, output, error)
             else:
                 self.refused |= error.code() in _OF_THE_RECORD
                 self.failed.append(error)
@@ -161,11 +163,13 @@ class _Connection:
                 receipts.open -= 1
                 found: KafkaError = error.args[0]
                 if found.code() in _OF_THE_RECORD:
-                    raise Unpublishable(position, output, f"{found.name()}: {found.str()}") from error
+                    raise Unpublishable(position, output, found) from error
                 raise
             else:
                 if receipts.singly:
                     self.client.flush(max(0.0, deadline_s - self.clock()))
+                    if receipts.open:  # the next would share a request with it, and with the blame
+                        raise BrokerAway("no receipt in time for a record sent by itself")
                 return
 
     def check(self) -> None:
