@@ -11,9 +11,13 @@ committed offset, so it survives the process and follows the partition to anothe
 2. At `STARTS` starts without progress the partition is quarantined: read one record at a time, each computed with
    nothing beside it, and marked as *suspect* by a commit before anything of it is decoded.
 3. A suspect found on assignment was in hand when the process died. It is dead-lettered unread.
-4. From the second start counted on, a partition is read no further than a window beyond its committed offset. The
-   quarantine ends when that window is behind, so the killer is in it. One killer costs at most `STARTS` + 2 restarts:
-   the first death, one for each start counted, and the one that its mark betrays.
+4. While a start counts, a partition is read no further than a window beyond its committed offset. The quarantine ends
+   when that window is behind, so the killer is in it. One killer costs at most `STARTS` + 2 restarts: the first death,
+   one for each start counted, and the one that its mark betrays.
+5. A mark that a process finds as it left it itself, when it lost the partition in an outage say, counts for nothing.
+
+What kills a process from outside looks the same: three hard kills with hardly an answer between them slow a partition
+down, and a fourth condemns the record in hand. It is a dead letter, whole, and can be replayed.
 
 The metadata is nothing, ``{"starts": n}``, ``{"until": offset}`` or ``{"until": offset, "suspect": true}``.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -39,7 +39,7 @@ class Probation:
     By then everything is answered that a predecessor can have had in hand.
     """
 
-    former: Mark
+    former: Mark  # before this start was counted
     mark: Mark
     committed: int
     until: int
@@ -55,14 +55,16 @@ class Quarantine:
 
     Args:
         consumer: where records come from and marks are committed.
-        window: how far beyond the committed offset a suspected partition is read, and a quarantine lasts.
-        horizon: how far beyond it a worker under way may have read when it died: progress up to there proves nothing.
+        window: how far beyond the committed offset a partition is read while a start counts, and how long a quarantine
+            lasts: so the culprit of a start that dies lies in it.
+        horizon: how far beyond it a worker may have read when it died of whose start nobody counts any more.
     """
 
     def __init__(self, consumer: Consumer, window: int, horizon: int) -> None:
         self._consumer = consumer
         self._window = window
         self._horizon = horizon
+        self._left: dict[Partition, Mark] = {}  # what our marks were when partitions went: nobody died
         self._probations: dict[Partition, Probation] = {}
         self._wards: dict[Partition, Ward] = {}
 
@@ -82,13 +84,17 @@ class Quarantine:
                 )
             for partition, (offset, metadata) in known.items():
                 former = parse(metadata)
-                mark = begin(former, offset, self._window)
+                # A mark that is as we left it tells of no death: the partition was lost, in an outage perhaps, not us.
+                is_ours = self._left.pop(partition, Mark()) == former != Mark()
+                mark = replace(former, suspect=False) if is_ours else begin(former, offset, self._window)
                 marks[partition] = offset, mark
                 if mark.quarantined:
                     self._wards[partition] = Ward(mark.until, condemned=mark.suspect)
                     log.error("quarantined", partition=str(partition), offset=offset, mark=render(mark))
                 else:
-                    self._probations[partition] = Probation(former, mark, offset, offset + self._horizon)
+                    before = replace(mark, starts=mark.starts - 1)
+                    until = offset + (self._window if before.starts else self._horizon)
+                    self._probations[partition] = Probation(before, mark, offset, until)
             self._commit(marks)
         except BrokerAway as error:
             # Not counted this time: a record that kills takes one more start to be found.
@@ -115,15 +121,17 @@ class Quarantine:
 
     def forget(self, partition: Partition) -> None:
         """The partition is no longer ours."""
-        self._probations.pop(partition, None)
-        self._wards.pop(partition, None)
+        if (probation := self._probations.pop(partition, None)) is not None:
+            self._left[partition] = probation.mark
+        if (ward := self._wards.pop(partition, None)) is not None:
+            self._left[partition] = Mark(until=ward.until, suspect=ward.suspect_at is not None)
 
     def holds(self, partition: Partition) -> bool:
         """True for a quarantined partition."""
         return partition in self._wards
 
     def admits(self, record: Record) -> bool:
-        """False for a record too far ahead of what is committed on a suspected partition: it is read again later.
+        """False for a record too far ahead of what is committed while this start counts: it is read again later.
 
         So a start that dies has its culprit within the window, where the quarantine to come finds it.
         """
@@ -137,9 +145,8 @@ class Quarantine:
             if end is not None:
                 probation.until = min(probation.until, max(end, offset + 1))
         is_far = offset >= probation.committed + self._window
-        # A first start is no suspicion and reads at full speed. Behind a gap in the offsets (compaction, aborted
-        # transactions) nothing may be in hand: then reading goes on, for what else would.
-        if is_far and probation.former.starts and (probation.read or 0) > probation.committed:
+        # Behind a gap in the offsets (compaction, aborted transactions) nothing may be in hand: then reading goes on.
+        if is_far and (probation.read or 0) > probation.committed:
             probation.held = True
             self._consumer.hold(partition, offset)
             return False

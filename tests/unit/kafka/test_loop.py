@@ -506,9 +506,12 @@ def test_a_revoke_while_transactions_fail_neither_spins_nor_lengthens_the_back_o
 
 
 def test_a_partition_assigned_under_pressure_is_paused(broker: MemoryBroker) -> None:
-    worker = Worker(broker, stuck=True)
+    worker = Worker(broker)
     broker.assign(P0)
-    broker.send(P0, *[b"ok"] * 200)
+    broker.send(P0, *[b"ok"] * 40)
+    worker.settle()  # beyond what is read with care at the start
+    worker.stuck = True
+    broker.send(P0, *[b"ok"] * 160)
     broker.send(P1, *[b"ok"] * 5)
     worker.turn(50)
     assert worker.consumer.paused
