@@ -7,6 +7,7 @@ and no lock of ours is needed. Everything here is called by the Kafka thread alo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import structlog
@@ -44,7 +45,7 @@ class Consumer:
         self._epochs: dict[Partition, int] = {}
         self._last_epoch = 0
         self._paused = False
-        self._held: set[Partition] = set()
+        self._held: dict[Partition, int] = {}  # and where to go on
         self._from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
         self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
         self._uncommitted: dict[Partition, int] = {}
@@ -99,23 +100,31 @@ class Consumer:
         """Fetch again."""
         if self._paused:
             self._paused = False
-            self._client.resume(_positions(partition for partition in self._epochs if partition not in self._held))
+            self._go_on(self._client.position(_positions(p for p in self._epochs if p not in self._held)))
 
     def hold(self, partition: Partition, offset: int) -> None:
         """Fetch nothing more of one partition until `unhold`, and go on there at ``offset``, even if read before.
 
         What was fetched behind ``offset`` is dropped, so a partition that waits holds no memory.
         """
-        self._held.add(partition)
+        self._held[partition] = offset
         position = TopicPartition(partition.topic, partition.number, offset)
         self._client.pause([position])
         self._client.seek(position)
 
     def unhold(self, partition: Partition) -> None:
         """Fetch of the partition again (as soon as nothing is paused)."""
-        self._held.discard(partition)
-        if not self._paused and partition in self._epochs:
-            self._client.resume(_positions([partition]))
+        offset = self._held.pop(partition, None)
+        if offset is not None and not self._paused and partition in self._epochs:
+            self._go_on([TopicPartition(partition.topic, partition.number, offset)])
+
+    def _go_on(self, positions: list[TopicPartition]) -> None:
+        """Resume, and at once: librdkafka's broker thread sleeps on for up to a second, and a seek is what wakes it."""
+        self._client.resume(positions)
+        for position in positions:
+            if position.offset >= 0:  # else nothing was read of it yet
+                with suppress(KafkaException):  # which costs the second, and nothing else
+                    self._client.seek(position)
 
     def committed(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
         """The group's offset and its metadata for each partition; where it has none, the offset reading begins at.
@@ -271,7 +280,7 @@ class Consumer:
             self._epochs.pop(Partition(gone.topic, gone.partition), None)
             self._asked.pop(Partition(gone.topic, gone.partition), None)
             self._uncommitted.pop(Partition(gone.topic, gone.partition), None)
-            self._held.discard(Partition(gone.topic, gone.partition))
+            self._held.pop(Partition(gone.topic, gone.partition), None)
         if self._incremental:
             client.incremental_unassign(partitions)
         else:
