@@ -9,6 +9,7 @@ It proves nothing about Kafka; the contract suite runs the same code against rea
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from worker.messages import Headers, Outgoing, Partition
 
 PREFETCH: Final = 3
+# A commit that is waited for has no time-out: so long librdkafka looks for its coordinator, measured.
+COMMIT_PATIENCE_S: Final = 45.0
 
 
 class Clock:
@@ -89,6 +92,8 @@ class MemoryBroker:
         self.client_limit_bytes = 1 << 20
         self.broker_limit_bytes = 1 << 20
         self.queue_limit = 1 << 20
+        self.latest_timestamp_ms: float = math.inf
+        self.round_trip_s = 0.0  # of a request to produce
 
     @contextmanager
     def plugged_in(self) -> Iterator[None]:
@@ -315,6 +320,8 @@ class MemoryConsumer:
     def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
         for position in offsets:
             assert Partition(position.topic, position.partition) in self.owned, f"{position} is not ours to commit"
+        if self._broker.away and not asynchronous:
+            self._broker.clock.advance(COMMIT_PATIENCE_S)
         fault = self._broker.fault("commit")
         if fault is None or fault.applied:
             self._broker.store(offsets)
@@ -428,7 +435,10 @@ class MemoryProducer:
         return 0
 
     def flush(self, timeout: float) -> int:
-        self._send()
+        if timeout >= self._broker.round_trip_s:
+            if self._queue and not self._broker.away:
+                self._broker.clock.advance(self._broker.round_trip_s)
+            self._send()
         if self._queue:
             self._broker.clock.advance(timeout)
         self._report()
@@ -436,9 +446,13 @@ class MemoryProducer:
 
     def _send(self) -> None:
         """What librdkafka does on a thread of its own, at any time. Its reports wait to be served."""
-        while self._queue and not self._broker.away:
+        if self._broker.away:
+            return
+        # What waits for a topic goes in one request, and the broker refuses a request whole for one record of it.
+        refused = {one.output.topic: error for one in self._queue if (error := self._refusal(one.output)) is not None}
+        while self._queue:
             queued = self._queue.popleft()
-            error = self._refusal(queued.output)
+            error = refused.get(queued.output.topic)
             if error is None:
                 (self._outputs if self._transactional else self._broker.visible).append(queued.output)
             elif self._turn is _Turn.OPEN:
@@ -454,6 +468,8 @@ class MemoryProducer:
             return KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         if _size_bytes(output) > self._broker.broker_limit_bytes:
             return KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+        if (output.timestamp_ms or 0) > self._broker.latest_timestamp_ms:
+            return KafkaError(KafkaError.INVALID_TIMESTAMP)
         return None
 
     def begin_transaction(self) -> None:

@@ -8,6 +8,7 @@ The value of a record is a word of command, and its position is its name: result
 - ``flaky N``: the model fails on it N times when it is alone, then answers.
 - ``huge``: its result is larger than a client of usual settings sends.
 - ``large``: its result has `LARGE_BYTES` that no codec compresses.
+- ``long``: it has `LONG_TOKENS`.
 - ``mute``: its result cannot be written.
 - ``kill``: the process dies while the model has it.
 """
@@ -42,6 +43,7 @@ OUTPUT: Final = "results"
 DEAD_LETTERS: Final = "dead-letters"
 HUGE_BYTES: Final = 1 << 20
 LARGE_BYTES: Final = 300_000
+LONG_TOKENS: Final = 10_000
 ANSWER: Final = Classification((), multi_label=False, abstained=False)
 
 Name = tuple[Partition, int]
@@ -112,7 +114,7 @@ def word(request: Request) -> str:
 
 
 def encode(request: Request) -> Encoded:
-    return Encoded((), 1, False, 10)
+    return Encoded((), 1, False, LONG_TOKENS if word(request) == "long" else 10)
 
 
 class Engine:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
 from worker.core.batch import BatchPolicy
-from worker.core.dead_letter import Obituary
+from worker.core.dead_letter import LetterLimits, Obituary
 from worker.core.retry import RetryPolicy
 from worker.inference.stage import InferenceStage
 from worker.kafka.consumer import Consumer
@@ -37,6 +37,8 @@ class Worker:
     batch: BatchPolicy = BATCH
     retry: RetryPolicy = RETRY
     max_age_s: float | None = None
+    letters: LetterLimits = field(default_factory=LetterLimits)
+    retry_topics: tuple[tuple[float, str], ...] = ()
     cooperative: bool = True
     contested: bool = False  # its transactional id is a name that others may use
     # A device that is stuck gives no results while the Kafka thread waits for them.
@@ -66,7 +68,14 @@ class Worker:
             inference=self.inference,
             codec=self.codec,
             encode=encode,
-            policies=Policies(self.batch, self.retry, Obituary(DEAD_LETTERS, "group", "worker"), self.max_age_s),
+            policies=Policies(
+                batch=self.batch,
+                retry=self.retry,
+                obituary=Obituary(DEAD_LETTERS, "group", "worker"),
+                max_age_s=self.max_age_s,
+                letters=self.letters,
+                retry_topics=self.retry_topics,
+            ),
             metrics=Metrics(self.registry),
             health=self.health,
             clocks=Clocks(clock, clock, self._wait),

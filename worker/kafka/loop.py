@@ -233,7 +233,9 @@ class KafkaStage:
 
         Records still in line are dropped at once: their next owner computes them, and the group need not wait for it.
         """
-        deadline_s = self._clocks.monotonic_s() + (REVOKE_TIMEOUT_S if self._is_in_time else 0.0)
+        # Halted by a limit, nothing more is decided: the next letter would be one too many again.
+        has_time = self._is_in_time and not self._halted
+        deadline_s = self._clocks.monotonic_s() + (REVOKE_TIMEOUT_S if has_time else 0.0)
         gone = set(partitions)
         for partition in gone:
             self._batcher.forget(partition)
@@ -598,13 +600,19 @@ class KafkaStage:
 
         Without a backlog a result leaves at once, so this adds nothing to the latency of a worker that keeps up.
         """
-        most = PUBLISH_BATCHES * self._policies.batch.max_messages
-        backlog = len(self._batcher) >= self._policies.batch.max_messages and not self._draining
-        return backlog and len(release.outputs) < most and now_s < self._published_at_s + PUBLISH_INTERVAL_S
+        batch = self._policies.batch.max_messages
+        coming = self._ledger.in_flight - len(release.outputs)
+        backlog = coming >= batch and not self._draining
+        return (
+            backlog
+            and len(release.outputs) < PUBLISH_BATCHES * batch
+            and now_s < self._published_at_s + PUBLISH_INTERVAL_S
+        )
 
     def _release(self) -> Release:
         most = None
-        if self._publish_attempts:
+        # (At least once, what was delivered stays so, and a smaller release would forget the receipts of the rest.)
+        if self._publish_attempts and self._publisher.transactional:
             # What was too much for its deadline would be aborted again and again: each failure halves what comes next.
             most = max(1, BATCHES_IN_HAND * self._policies.batch.max_messages >> self._publish_attempts)
         release = self._ledger.release(most)

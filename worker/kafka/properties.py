@@ -66,7 +66,7 @@ def producer(settings: KafkaSettings, transactional_id: str | None) -> Propertie
     properties: Properties = {
         **common(settings, "producer"),
         # flush() and commit_transaction() send at once; lingering only fills requests while we are still producing.
-        "linger.ms": 5,
+        "linger.ms": 1,
         "compression.type": "lz4",
         "partitioner": "murmur2_random",
         # The broker's limit decides, not the client's: what could be read must be writable as a dead letter.

@@ -19,7 +19,7 @@ log = structlog.get_logger("worker.kafka")
 # A transaction that a dead predecessor left open is aborted by the broker after ten seconds; until then committed
 # offsets are not stable and the answer waits.
 MARK_TIMEOUT_S: Final = 15.0
-HAND_OVER_TIMEOUT_S: Final = 2.0
+COMMIT_TIMEOUT_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -112,9 +112,6 @@ class Quarantine:
             if ward.suspect_at is not None:
                 marks[partition] = ward.suspect_at, Mark(until=ward.until)
         try:
-            if marks:
-                # A commit that is waited for has no time-out: without its coordinator it takes librdkafka 45 s to fail.
-                self._consumer.committed(list(marks), HAND_OVER_TIMEOUT_S)
             self._commit(marks)
         except BrokerAway as error:
             log.warning("starts_not_taken_back", error=str(error))
@@ -222,6 +219,8 @@ class Quarantine:
     def _commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
         """Commit unchanged offsets with new metadata."""
         if marks:
+            # A commit that is waited for has no time-out: without its coordinator it takes librdkafka 45 s to fail.
+            self._consumer.committed(list(marks), COMMIT_TIMEOUT_S)
             self._consumer.commit(
                 {partition: offset for partition, (offset, _) in marks.items()},
                 wait=True,

@@ -112,3 +112,16 @@ def test_a_truncated_letter_is_small_and_identifies_the_whole(
     assert ours["reason"] == fault.reason.encode()
     assert small.value == value[:100]
     assert all(len(text or b"") <= 100 for _, text in small.headers)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3_000), st.integers(0, 9_000)), max_size=100))
+def test_a_truncated_letter_is_small_whatever_its_headers(sizes: list[tuple[int, int]]) -> None:
+    """Names, too, may be what is too large: Kafka bounds them by the record alone."""
+    headers = tuple(("n" * name, b"v" * value) for name, value in sizes)
+    record = Record(Position(Partition("requests", 2), 7, 1), None, b"", headers, 0)
+    letter = dead_letter(record, Fault(FaultKind.MESSAGE, Reason.INVALID, "decode", "Error", ""), 1, OBITUARY)
+    small = truncated(letter)
+    kept = [header for header in small.headers if not header[0].startswith(PREFIX)]
+    assert kept == [(name, (value or b"")[:4096]) for name, value in headers if len(name) <= 256][:64]
+    assert sum(len(name) + len(value or b"") for name, value in small.headers) < 300_000
+    assert len(_ours(small)) == len(HEADERS) + 2

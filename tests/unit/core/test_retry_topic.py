@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,25 @@ def test_headers_somebody_else_wrote_are_no_failure(fields: dict[str, bytes]) ->
     detour_of(record)
     origin_of(record)
     come_back(record)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("attempt", value) for value in (-(10**400), -5, 0, 1)),  # what comes back has its second at least
+        *(("not-before", value) for value in (1 << 63, 10**400)),
+        *(("timestamp", value) for value in (-(10**400), -2, 1 << 63, 10**400)),  # Kafka's are 64 bits, -1 is none
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_detour_that_nobody_can_have_taken_counts_as_none(field: str, value: int) -> None:
+    first = Record(Position(Partition("requests", 3), 41, 1), b"key", b"value", (), 5)
+    sent = send_round(first, "g.retry.5s", 2, not_before_ms=10)
+    headers = dict(sent.headers) | {PREFIX + field: b"%d" % value}
+    record = Record(Position(Partition(sent.topic, 0), 7, 1), sent.key, sent.value, tuple(headers.items()), 77)
+    assert detour_of(record) is None
+    assert come_back(record) is record
+    assert origin_of(record) == (record.position.partition, record.position.offset)
 
 
 def test_topics_are_named_after_group_and_delay_shortest_first() -> None:

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.brokers.memory import Clock
 from tests.delivery.doubles import ANSWER, job
 from worker.core.retry import RetryPolicy
 from worker.errors import DeviceAway, FatalError, OutOfDeviceMemory
 from worker.inference.stage import Done, InferenceStage
 from worker.messages import Answered, Batch, Encoded, Failed, FaultKind, Outcome, Request, Trigger, Work
+from worker.telemetry.health import Health
 
 POLICY = RetryPolicy(max_attempts=3, initial_s=0.001, max_s=0.002, multiplier=2.0, jitter=0.0)
 
@@ -104,6 +106,23 @@ def test_an_outage_of_the_device_is_waited_for_and_counts_against_nobody() -> No
     assert engine.runs == [2, 2, 2, 2]
     assert all(isinstance(f, Answered) and f.job.attempt == 1 for f in done.finished)
     assert done.bisections == 0
+
+
+def test_a_device_that_is_away_for_longer_than_a_batch_may_take_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, health = Clock(), Health(loop_limit_s=60, inference_limit_s=300)
+    patient = RetryPolicy(max_attempts=3, initial_s=900.0, max_s=900.0, multiplier=1.0, jitter=0.0)
+    stage = InferenceStage(Engine(away=2), patient, clock, health.inference_beat, health.inference_idle)
+
+    def wait(seconds: float) -> bool:
+        clock.advance(seconds)
+        assert health.healthy(clock()).problems == ()
+        return False
+
+    monkeypatch.setattr(stage._stopping, "wait", wait)
+    began_s = clock()
+    done = _step(stage, ["fine"])
+    assert all(isinstance(f, Answered) for f in done.finished)
+    assert clock() - began_s == pytest.approx(2 * 900)
 
 
 def test_memory_that_runs_out_for_one_alone_is_told_as_such() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -12,17 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.brokers.memory import Clock, Fault, MemoryBroker, abortable, fatal, retriable
-from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, Killed, answered, partition, reason
+from tests.delivery.doubles import (
+    DEAD_LETTERS,
+    HUGE_BYTES,
+    LONG_TOKENS,
+    OUTPUT,
+    Killed,
+    answered,
+    partition,
+    reason,
+    record,
+)
 from tests.delivery.worker import BATCH, RETRY, Guarantee, Worker
 from worker.core.batch import BatchPolicy
-from worker.core.dead_letter import is_truncated
-from worker.core.quarantine import STARTS, parse
+from worker.core.dead_letter import LetterLimits, is_truncated
+from worker.core.quarantine import STARTS, Mark, parse, render
 from worker.core.retry import RetryPolicy
-from worker.errors import FatalError
+from worker.core.retry_topic import PREFIX, send_round, topics
+from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection
 from worker.kafka.loop import BATCHES_IN_HAND
 from worker.messages import Partition
 
 P0, P1 = partition(0), partition(1)
+RETRY_TOPICS = topics("group", (5.0,))
+COMES_BACK = Partition(RETRY_TOPICS[0][1], 0)
 BOTH = pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
 
 
@@ -144,6 +158,40 @@ def test_a_result_the_broker_refuses_becomes_a_dead_letter(broker: MemoryBroker,
 
 
 @BOTH
+def test_on_a_slow_network_a_refusal_costs_its_record_alone_and_the_rest_gets_on(
+    broker: MemoryBroker, guarantee: Guarantee
+) -> None:
+    """One by one a full hand takes longer than a publish may. Nothing may go with the next one, and share its blame."""
+    worker = started(broker, guarantee)
+    broker.send(P0, b"ok")
+    worker.settle()
+    broker.client_limit_bytes, broker.broker_limit_bytes = 2 * HUGE_BYTES, HUGE_BYTES // 2
+    broker.round_trip_s = 0.5
+    # The hand fills behind the first, which waits for its second attempt.
+    broker.send(P0, b"flaky 1", *[b"ok"] * 25, b"huge", *[b"ok"] * 20)
+    worker.settle(120)
+    assert offsets(broker, dead=False) == [*range(27), *range(28, 48)]
+    assert reasons(broker) == {27: "too_large"}
+
+
+@BOTH
+def test_a_dead_letter_from_the_future_goes_whole_and_under_the_brokers_time(
+    broker: MemoryBroker, guarantee: Guarantee
+) -> None:
+    worker = started(broker, guarantee)
+    broker.latest_timestamp_ms = 2  # a record's timestamp is its offset
+    broker.send(P0, b"ok", b"garbage", b"ok", b"garbage", b"ok", b"garbage")
+    worker.settle()
+    assert committed(broker) == {P0: 6}
+    letters = {answered(output)[1]: output for output in broker.visible if reason(output)}
+    assert {offset: letter.timestamp_ms for offset, letter in letters.items()} == {1: 1, 3: 0, 5: 0}, "0: none"
+    for offset, letter in letters.items():
+        assert letter.value == b"garbage"
+        assert not is_truncated(letter)
+        assert dict(letter.headers)["xnli.dlq.timestamp"] == b"%d" % offset
+
+
+@BOTH
 def test_a_message_that_fails_twice_is_answered_once_and_keeps_its_place(
     broker: MemoryBroker, guarantee: Guarantee
 ) -> None:
@@ -211,6 +259,107 @@ def test_a_dead_letter_that_cannot_be_written_at_all_halts_with_nothing_committe
     with pytest.raises(FatalError, match=r"max\.message\.bytes"):
         worker.settle()
     assert committed(broker) == {}
+
+
+def test_a_limit_on_dead_letters_halts_again_and_again_and_condemns_nobody(broker: MemoryBroker) -> None:
+    """A deployment that cannot read a thing, and a supervisor that starts it again."""
+    broker.send(P0, *[b"ok"] * 20)
+    for _ in range(2 * (STARTS + 1)):
+        worker = Worker(broker, letters=LetterLimits(max_consecutive=1))
+        rejects = Mock(side_effect=Rejection(Reason.SCHEMA, "decode", "another registry's id"))
+        worker.codec.read = rejects  # type: ignore[method-assign]  # whatever it reads
+        broker.assign(P0)
+        with pytest.raises(DeadLetterLimit):
+            worker.settle()
+        worker.kafka.close()
+        assert starts(broker) == 0
+    started(broker).settle()
+    assert offsets(broker) == list(range(20))
+    assert "crash" not in reasons(broker).values()
+    assert offsets(broker, dead=True) == list(range(len(reasons(broker)))), "one at a start at most, the rest answered"
+    assert len(reasons(broker)) <= 2 * (STARTS + 1)
+
+
+@BOTH
+@pytest.mark.parametrize("word", [b"garbage", b"poison", b"huge"])
+def test_what_a_limit_halted_decides_nothing_more_when_it_closes(
+    broker: MemoryBroker, guarantee: Guarantee, word: bytes
+) -> None:
+    broker.client_limit_bytes, broker.broker_limit_bytes = 2 * HUGE_BYTES, HUGE_BYTES // 2
+    broker.send(P0, *[word] * 12)
+    for _ in range(STARTS + 2):
+        worker = Worker(broker, guarantee, letters=LetterLimits(max_consecutive=1))
+        broker.assign(P0)
+        with pytest.raises(DeadLetterLimit):
+            worker.settle()
+        worker.kafka.close()
+        assert starts(broker) == 0
+
+
+# Retry topics ---------------------------------------------------------------------------------------------------------
+
+
+def detour(**fields: int) -> list[tuple[str, bytes]]:
+    """Headers of a record that comes back from a retry topic, due at once; these fields are somebody else's."""
+    sent = send_round(record(), COMES_BACK.topic, attempt=2, not_before_ms=0)
+    theirs = {PREFIX + name.replace("_", "-"): b"%d" % value for name, value in fields.items()}
+    return [(name, value or b"") for name, value in (dict(sent.headers) | theirs).items()]
+
+
+@pytest.mark.parametrize("attempt", [-5, 0, 99, 10**400], ids=["negative", "none", "many", "absurd"])
+def test_on_an_input_topic_a_record_has_its_first_attempt_whatever_it_says(broker: MemoryBroker, attempt: int) -> None:
+    worker = started(broker, retry_topics=RETRY_TOPICS)
+    broker.headers = detour(attempt=attempt)
+    broker.send(P0, b"flaky 1")
+    worker.settle()
+    (sent,) = broker.visible
+    assert sent.topic == COMES_BACK.topic
+    assert dict(sent.headers)["xnli.retry.attempt"] == b"2"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"not_before": 4_600_000},  # in an hour, in a topic of five seconds
+        {"not_before": 10**400},
+        {"timestamp": 10**400},
+        {"timestamp": -(10**400)},
+        {"attempt": -5},
+    ],
+    ids=["skewed", "never", "future", "past", "attempt"],
+)
+def test_absurd_headers_in_a_retry_topic_hold_up_nobody(broker: MemoryBroker, fields: dict[str, int]) -> None:
+    worker = Worker(broker, retry_topics=RETRY_TOPICS)
+    broker.assign(COMES_BACK)
+    broker.headers = detour(**fields)
+    broker.send(COMES_BACK, b"poison", b"ok", b"garbage")
+    worker.settle()
+    assert [output.topic for output in broker.visible] == [COMES_BACK.topic, OUTPUT, DEAD_LETTERS]
+    assert all(0 <= (output.timestamp_ms or 0) < 1 << 63 for output in broker.visible), "else no client sends it"
+
+
+@pytest.mark.parametrize("mark", [Mark(), Mark(until=8)], ids=["ordinary", "quarantined"])
+def test_a_record_in_a_retry_topic_waits_until_it_is_due(broker: MemoryBroker, mark: Mark) -> None:
+    """Also in quarantine, and also for longer than the topic's delay: clocks may differ by so much."""
+    broker.metadata[COMES_BACK] = render(mark)
+    worker = Worker(broker, retry_topics=RETRY_TOPICS)
+    broker.assign(COMES_BACK)
+    broker.headers = detour(not_before=int((broker.clock() + 6) * 1000))
+    broker.send(COMES_BACK, b"ok")
+    began_s = broker.clock()
+    while not broker.visible and broker.clock() < began_s + 20:
+        worker.turn()
+    assert broker.clock() - began_s == pytest.approx(6.0, abs=0.2)
+
+
+def test_a_dead_letter_that_could_not_be_read_names_its_attempt(broker: MemoryBroker) -> None:
+    worker = Worker(broker, retry_topics=RETRY_TOPICS)
+    broker.assign(COMES_BACK)
+    broker.headers = detour(attempt=3)
+    broker.send(COMES_BACK, b"garbage")
+    worker.settle()
+    (letter,) = broker.visible
+    assert dict(letter.headers)["xnli.dlq.attempts"] == b"3"
 
 
 # Outages --------------------------------------------------------------------------------------------------------------
@@ -536,6 +685,29 @@ def test_bytes_in_hand_are_bounded_headers_included(broker: MemoryBroker) -> Non
     assert worker.kafka.in_flight < 80, "64 MiB and one poll more"
 
 
+def test_tokens_in_hand_are_bounded_whatever_a_poll_brings(broker: MemoryBroker) -> None:
+    worker = started(broker, stuck=True)
+    for where in (P0, P1):
+        broker.send(where, *[b"long"] * 10)
+    for _ in range(30):
+        worker.turn()
+        assert worker.kafka._batcher.tokens < BATCHES_IN_HAND * BATCH.max_tokens + LONG_TOKENS
+    worker.stuck = False
+    worker.settle()
+    assert offsets(broker, P0) == offsets(broker, P1) == list(range(10))
+
+
+def test_a_revoke_in_an_outage_ends_before_the_watchdog_thinks_of_a_hang(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    broker.send(P0, *[b"ok"] * 4)
+    while not worker.kafka.in_flight:
+        worker.turn()
+    broker.away = True
+    broker.revoke(P0, P1)
+    worker.kafka.step()
+    assert worker.health.healthy(broker.clock()).problems == ()
+
+
 # The end --------------------------------------------------------------------------------------------------------------
 
 
@@ -568,6 +740,38 @@ def test_a_drain_without_the_registry_ends_in_time_and_commits_what_it_can(broke
     worker.kafka.close()
     assert committed(broker) == {P0: 2}
     assert offsets(broker) == [0, 1]
+
+
+@BOTH
+@pytest.mark.parametrize("away", ["broker", "device"])
+def test_closing_after_a_drain_that_ran_out_of_time_takes_seconds(
+    broker: MemoryBroker, guarantee: Guarantee, away: str
+) -> None:
+    """A supervisor that sent SIGTERM kills after 30 s, and most of them are spent."""
+    worker = started(broker, guarantee, stuck=away == "device")
+    broker.send(P0, *[b"ok"] * 4)
+    while not worker.kafka.in_flight:
+        worker.turn()
+    broker.away = away == "broker"
+    assert not worker.kafka.drain(20.0)
+    began_s = broker.clock()
+    worker.kafka.close()
+    assert broker.clock() - began_s <= 4
+
+
+@pytest.mark.parametrize("turns", range(10))
+def test_an_outage_leaves_a_quarantined_partition_time_to_close(broker: MemoryBroker, turns: int) -> None:
+    """Wherever it meets the worker: also before a record is marked, which is a commit that is waited for."""
+    broker.metadata[P0] = render(Mark(until=8))
+    for where in (P0, P1):
+        broker.send(where, *[b"ok"] * 6)
+    worker = started(broker)
+    worker.turn(turns)
+    broker.away = True
+    began_s = broker.clock()
+    worker.kafka.drain(20.0)
+    worker.kafka.close()
+    assert broker.clock() - began_s < 29
 
 
 def test_a_drain_sees_an_unanswered_commit_through(broker: MemoryBroker) -> None:
@@ -706,6 +910,28 @@ def test_one_killer_costs_at_most_two_restarts_more_than_starts_are_counted(plac
                     break
     assert restarts <= STARTS + 2
     assert offsets(broker, P0, dead=False) == [i for i in range(place + 51) if i != place]
+
+
+def test_a_registry_away_is_asked_now_and_then_in_quarantine_too(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.metadata[P0] = render(Mark(until=8))
+    broker.send(P0, b"ok", b"ok")
+    worker = Worker(broker)
+    worker.codec.away = True
+    read = Mock(wraps=worker.codec.read)
+    monkeypatch.setattr(worker.codec, "read", read)
+    store = Mock(wraps=broker.store)
+    monkeypatch.setattr(broker, "store", store)
+    broker.assign(P0)
+    began_s = broker.clock()
+    while broker.clock() < began_s + 20:
+        worker.turn()
+    assert 20 / RETRY.max_s <= read.call_count <= 20 / RETRY.max_s + 6, "less at first: 0.2 s, 0.4 s, ..."
+    assert store.call_count <= 2, "the mark is committed once"
+    worker.codec.away = False
+    worker.settle()
+    assert offsets(broker) == [0, 1]
 
 
 def test_progress_resets_the_count(broker: MemoryBroker) -> None:
