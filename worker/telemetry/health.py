@@ -54,8 +54,7 @@ class Health:
         loop_limit_s: longest time between two steps of the Kafka loop. A step may drain, flush and commit for a revoked
             partition, so this must exceed the deadline of that.
         inference_limit_s: longest time the inference thread may spend between two reports while it has work. The
-            slowest batch must fit: on a CPU, a full one of long texts takes many seconds. So must the longest wait for
-            a device that is away.
+            slowest batch must fit: on a CPU, a full one of long texts takes many seconds.
     """
 
     def __init__(self, *, loop_limit_s: float, inference_limit_s: float) -> None:

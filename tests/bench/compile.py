@@ -1,0 +1,137 @@
+"""Whether torch.compile pays: the packed forward against the same with its dense steps compiled, taking turns.
+
+    python -m tests.bench.compile [--shape base] [--messages 12] [--runs 5] [--threads 1]
+
+Compiled, with dynamic shapes, is all of a layer but attention: the runs of rows of equal length are others in every
+slice, and a graph over them would be compiled anew each time. "compiled" is one graph for all layers, their weights
+being its arguments; "frozen" has the weights as constants, which Inductor lays out for oneDNN, and a graph for each
+layer. Both begin with plain linear layers, so that Inductor chooses what to fuse. A step is one slice of the engine's.
+Start-up is the first run's time over a later one's: with nothing cached on disk, and again with what that left there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
+from torch._inductor import config as inductor_config
+
+from tests.bench.broker import machine
+from worker import bench
+from worker.inference import packed
+from worker.inference.checkpoint import Checkpoint, load
+from worker.inference.engine import Engine
+from worker.inference.packed import Packed
+
+PRECISIONS = ("bf16", "fp32")
+
+
+class Layer(nn.Module):
+    """A layer of the packed forward, with its steps before and after attention compiled."""
+
+    def __init__(self, layer: Any, *, frozen: bool) -> None:
+        super().__init__()
+
+        def plain(linear: nn.Linear, activation: Any) -> Any:
+            return linear if activation is None else nn.Sequential(linear, activation)
+
+        parts: Any = packed._bert_layer(layer, plain)
+        self.qkv, self.out, self.up, self.down = parts.qkv, parts.out, parts.up, parts.down
+        self.norm_attention, self.norm_output = parts.norm_attention, parts.norm_output
+        options: Any = {"freezing": frozen}
+        self.before_compiled = torch.compile(self.before, dynamic=True, options=options)
+        self.after_compiled = torch.compile(self.after, dynamic=True, options=options)
+
+    def before(self, x: Tensor) -> Any:
+        """Query, key and value, side by side."""
+        return self.qkv(x)
+
+    def after(self, context: Tensor, x: Tensor) -> Any:
+        """All that follows attention."""
+        x = self.norm_attention(self.out(context) + x)
+        return self.norm_output(self.down(self.up(x)) + x)
+
+    def forward(self, x: Tensor, spans: Any, heads: int, *, first_only: bool = False) -> Any:
+        """As `worker.inference.packed` has it."""
+        query, key, value = self.before_compiled(x).view(len(x), 3, heads, -1).unbind(1)
+        if first_only:
+            query, x = query[spans.first], x[spans.first]
+        return self.after_compiled(spans.attend(query, key, value, first_only=first_only).flatten(1), x)
+
+
+class Compiled(Packed):
+    """The packed forward with such layers."""
+
+    def __init__(self, checkpoint: Checkpoint, *, frozen: bool) -> None:
+        super().__init__(checkpoint)
+        base: Any = checkpoint.model.base_model
+        self._layers: Any = [Layer(layer, frozen=frozen).eval() for layer in base.encoder.layer]
+
+
+def measure(directory: Path, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start-up and steps a second of all three in one precision."""
+    checkpoint = load(str(directory), device="cpu", precision=precision, self_test="off", progress=False)
+    forwards = {
+        "ours": Packed(checkpoint),
+        "compiled": Compiled(checkpoint, frozen=False),
+        "frozen": Compiled(checkpoint, frozen=True),
+    }
+    engines = {name: Engine(checkpoint, max_tokens=bench.MAX_TOKENS, forward=f) for name, f in forwards.items()}
+    batch = [(request, engines["ours"].encode(request)) for request in bench.workload(arguments.messages)]
+
+    def run(name: str) -> float:
+        with inductor_config.patch(freezing=name == "frozen"):  # the tracer asks for it here, not in the options
+            began_s = time.perf_counter()
+            engines[name].run(batch)
+            return time.perf_counter() - began_s
+
+    first = {name: run(name) for name in engines}
+    seconds = bench.alternate({name: partial(run, name) for name in engines}, runs=arguments.runs)
+    middle = {name: bench.median(times) for name, times in seconds.items()}
+    torch._dynamo.reset()  # what a start of the process would find is on disk
+    again = {name: run(name) for name in engines}
+    work = engines["ours"].run(batch)[1]
+    rows = batch[0][1].rows
+    logits = {name: forward.logits(rows) for name, forward in forwards.items()}
+    return {
+        name: {
+            "steps_per_s": round(work.forwards / taken_s, 2),
+            "times_ours": round(middle["ours"] / taken_s, 3),
+            "start_up_s": round(first[name] - taken_s, 1),
+            "start_up_again_s": round(again[name] - taken_s, 1),
+            "logits_off_by": float(abs(logits[name] - logits["ours"]).max()),
+            "seconds": [round(s, 3) for s in seconds[name]],
+        }
+        for name, taken_s in middle.items()
+    } | {"steps": work.forwards, "tokens": work.tokens}
+
+
+def main() -> None:
+    """Print one line of JSON for each precision."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=bench.SHAPES, default="base")
+    parser.add_argument("--messages", type=int, default=12)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    dynamo_config.recompile_limit = 64  # "frozen" has two graphs for each layer
+    with tempfile.TemporaryDirectory(prefix="xnli-bench-") as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
+        directory = bench.make_checkpoint(bench.SHAPES[arguments.shape], Path(folder) / "model")
+        for precision in PRECISIONS:
+            report = measure(directory, precision, arguments)
+            print(json.dumps({"precision": precision, **report, "torch": torch.__version__, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()
