@@ -46,6 +46,9 @@ class Consumer:
         self._last_epoch = 0
         self._paused = False
         self._held: dict[Partition, int] = {}  # and where to go on
+        # No longer held, but all is paused: where to go on. The client's own position may lie behind it: what was read
+        # together with the record that was held back was dropped.
+        self._let_go: dict[Partition, int] = {}
         self._from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
         self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
         self._uncommitted: dict[Partition, int] = {}
@@ -100,7 +103,11 @@ class Consumer:
         """Fetch again."""
         if self._paused:
             self._paused = False
-            self._go_on(self._client.position(_positions(p for p in self._epochs if p not in self._held)))
+            going = [p for p in self._epochs if p not in self._held and p not in self._let_go]
+            positions = self._client.position(_positions(going))
+            positions += [TopicPartition(p.topic, p.number, offset) for p, offset in self._let_go.items()]
+            self._let_go.clear()
+            self._go_on(positions)
 
     def hold(self, partition: Partition, offset: int) -> None:
         """Fetch nothing more of one partition until `unhold`, and go on there at ``offset``, even if read before.
@@ -108,6 +115,7 @@ class Consumer:
         What was fetched behind ``offset`` is dropped, so a partition that waits holds no memory.
         """
         self._held[partition] = offset
+        self._let_go.pop(partition, None)
         position = TopicPartition(partition.topic, partition.number, offset)
         self._client.pause([position])
         self._client.seek(position)
@@ -115,7 +123,11 @@ class Consumer:
     def unhold(self, partition: Partition) -> None:
         """Fetch of the partition again (as soon as nothing is paused)."""
         offset = self._held.pop(partition, None)
-        if offset is not None and not self._paused and partition in self._epochs:
+        if offset is None:
+            return
+        if self._paused:
+            self._let_go[partition] = offset
+        else:
             self._go_on([TopicPartition(partition.topic, partition.number, offset)])
 
     def _go_on(self, positions: list[TopicPartition]) -> None:
@@ -281,6 +293,7 @@ class Consumer:
             self._asked.pop(Partition(gone.topic, gone.partition), None)
             self._uncommitted.pop(Partition(gone.topic, gone.partition), None)
             self._held.pop(Partition(gone.topic, gone.partition), None)
+            self._let_go.pop(Partition(gone.topic, gone.partition), None)
         if self._incremental:
             client.incremental_unassign(partitions)
         else:
