@@ -335,11 +335,6 @@ class MemoryConsumer:
     def consumer_group_metadata(self) -> int:
         return self._broker.generation
 
-    def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        return [
-            TopicPartition(p.topic, p.partition, self.owned[Partition(p.topic, p.partition)].app_at) for p in partitions
-        ]
-
     def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         asked = _partitions(partitions)
         fault = self._broker.fault("committed")

@@ -45,10 +45,9 @@ class Consumer:
         self._epochs: dict[Partition, int] = {}
         self._last_epoch = 0
         self._paused = False
-        self._held: dict[Partition, int] = {}  # and where to go on
-        # No longer held, but all is paused: where to go on. The client's own position may lie behind it: what was read
-        # together with the record that was held back was dropped.
-        self._let_go: dict[Partition, int] = {}
+        self._held: set[Partition] = set()
+        # Where reading goes on. The client's own position is unknown after a seek, and passes over what is held back.
+        self._next: dict[Partition, int] = {}
         self._from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
         self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
         self._uncommitted: dict[Partition, int] = {}
@@ -91,7 +90,10 @@ class Consumer:
             records += [self._record(message) for message in self._client.consume(max_records - 1, 0)]
         if self._fatal is not None:
             raise _fatal(self._fatal)
-        return [r for r in records if r is not None and self._epochs.get(r.position.partition) == r.position.epoch]
+        found = [r for r in records if r is not None and self._epochs.get(r.position.partition) == r.position.epoch]
+        for record in found:
+            self._next[record.position.partition] = record.position.offset + 1
+        return found
 
     def pause(self) -> None:
         """Fetch nothing more, of partitions assigned later too, until `resume`."""
@@ -103,40 +105,33 @@ class Consumer:
         """Fetch again."""
         if self._paused:
             self._paused = False
-            going = [p for p in self._epochs if p not in self._held and p not in self._let_go]
-            positions = self._client.position(_positions(going))
-            positions += [TopicPartition(p.topic, p.number, offset) for p, offset in self._let_go.items()]
-            self._let_go.clear()
-            self._go_on(positions)
+            self._go_on([partition for partition in self._epochs if partition not in self._held])
 
     def hold(self, partition: Partition, offset: int) -> None:
         """Fetch nothing more of one partition until `unhold`, and go on there at ``offset``, even if read before.
 
         What was fetched behind ``offset`` is dropped, so a partition that waits holds no memory.
         """
-        self._held[partition] = offset
-        self._let_go.pop(partition, None)
+        self._held.add(partition)
+        self._next[partition] = offset
         position = TopicPartition(partition.topic, partition.number, offset)
         self._client.pause([position])
         self._client.seek(position)
 
     def unhold(self, partition: Partition) -> None:
         """Fetch of the partition again (as soon as nothing is paused)."""
-        offset = self._held.pop(partition, None)
-        if offset is None:
-            return
-        if self._paused:
-            self._let_go[partition] = offset
-        else:
-            self._go_on([TopicPartition(partition.topic, partition.number, offset)])
+        if partition in self._held:
+            self._held.remove(partition)
+            if not self._paused:
+                self._go_on([partition])
 
-    def _go_on(self, positions: list[TopicPartition]) -> None:
+    def _go_on(self, partitions: Sequence[Partition]) -> None:
         """Resume, and at once: librdkafka's broker thread sleeps on for up to a second, and a seek is what wakes it."""
-        self._client.resume(positions)
-        for position in positions:
-            if position.offset >= 0:  # else nothing was read of it yet
+        self._client.resume(_positions(partitions))
+        for partition in partitions:
+            if (offset := self._next.get(partition)) is not None:  # else nothing was read of it yet
                 with suppress(KafkaException):  # which costs the second, and nothing else
-                    self._client.seek(position)
+                    self._client.seek(TopicPartition(partition.topic, partition.number, offset))
 
     def committed(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
         """The group's offset and its metadata for each partition; where it has none, the offset reading begins at.
@@ -224,10 +219,9 @@ class Consumer:
     def lag(self) -> dict[Partition, int]:
         """Records between our read position and the end of each partition, from the watermarks already fetched."""
         found: dict[Partition, int] = {}
-        for position in self._client.position(_positions(self._epochs)):
-            partition = Partition(position.topic, position.partition)
-            if position.offset >= 0 and (end := self.end(partition)) is not None:
-                found[partition] = max(0, end - position.offset)
+        for partition, offset in self._next.items():
+            if (end := self.end(partition)) is not None:
+                found[partition] = max(0, end - offset)
         return found
 
     def end(self, partition: Partition) -> int | None:
@@ -292,8 +286,8 @@ class Consumer:
             self._epochs.pop(Partition(gone.topic, gone.partition), None)
             self._asked.pop(Partition(gone.topic, gone.partition), None)
             self._uncommitted.pop(Partition(gone.topic, gone.partition), None)
-            self._held.pop(Partition(gone.topic, gone.partition), None)
-            self._let_go.pop(Partition(gone.topic, gone.partition), None)
+            self._held.discard(Partition(gone.topic, gone.partition))
+            self._next.pop(Partition(gone.topic, gone.partition), None)
         if self._incremental:
             client.incremental_unassign(partitions)
         else:
