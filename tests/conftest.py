@@ -38,7 +38,11 @@ def kafka() -> Iterator[Kafka]:
     if given := os.environ.get("XNLI_TEST_KAFKA"):
         yield Kafka(given)
         return
-    cluster = KafkaCluster()
+    yield from running(KafkaCluster())
+
+
+def running(cluster: KafkaCluster) -> Iterator[KafkaCluster]:
+    """The body of a fixture: a cluster, started and stopped; without Java the test is skipped, or fails under CI."""
     try:
         cluster.start()
     except Unavailable as missing:
@@ -50,13 +54,7 @@ def kafka() -> Iterator[Kafka]:
 @pytest.fixture(scope="module")
 def kafka_cluster() -> Iterator[KafkaCluster]:
     """Three nodes that the module's tests may kill, suspend and restart. Always our own; leave all three running."""
-    cluster = KafkaCluster(nodes=3)
-    try:
-        cluster.start()
-    except Unavailable as missing:
-        _without(missing)
-    yield cluster
-    cluster.stop()
+    yield from running(KafkaCluster(nodes=3))
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench.soak import sample
-from tests.brokers.java import Unavailable
 from tests.brokers.kafka import KafkaCluster
-from tests.conftest import _without
+from tests.conftest import running
 from tests.faults.verifier import Topics, account, count, group_lag, request, send
 from tests.faults.workers import WorkerProcess, wait_until
 
@@ -32,13 +31,7 @@ CPU_SHARE = 0.1
 @pytest.fixture(scope="module")
 def lone() -> Iterator[KafkaCluster]:
     """One broker, which the tests take away and bring back."""
-    cluster = KafkaCluster()
-    try:
-        cluster.start()
-    except Unavailable as missing:
-        _without(missing)
-    yield cluster
-    cluster.stop()
+    yield from running(KafkaCluster())
 
 
 def _topics(kafka: KafkaCluster, hint: str) -> Topics:
