@@ -73,15 +73,32 @@ def test_slots_are_sums_where_packed_and_rectangles_where_padded(checkpoint: Che
     assert Padded(checkpoint).slots(lengths[::-1]).tolist() == [1, 8, 27, 36]
 
 
+LONGER_ROWS = st.lists(st.builds(row, st.integers(0, 99), st.integers(40, 70)), min_size=1, max_size=6)
+
+
 @settings(max_examples=20, deadline=None)
-@given(ROWS)
-def test_a_tail_of_nothing_changes_nothing(checkpoint: Checkpoint, forward: Packed, rows: list[Row]) -> None:
+@given(ROWS | LONGER_ROWS)
+def test_tails_and_windows_change_nothing(checkpoint: Checkpoint, forward: Packed, rows: list[Row]) -> None:
     rounding = Packed(checkpoint, rounds=True)
     pairs = [(rounding.logits(rows), forward.logits(rows))]
     pairs += [(rounding.pooled(rows, pooling), forward.pooled(rows, pooling)) for pooling in Pooling]
     for with_tail, without in pairs:
         assert with_tail.shape == without.shape
         assert np.abs(with_tail - without).max() < 1e-4
+
+
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_a_row_that_gives_nan_spoils_none_that_looks_through_a_window(place: int) -> None:
+    checkpoint = open_checkpoint("bert")
+    checkpoint.model.get_input_embeddings().weight[499] = torch.inf
+    rows = [row(i, length) for i, length in enumerate([75, 70, 70, 70, 55, 50])]
+    rounding, plain = Packed(checkpoint, rounds=True), Packed(checkpoint, rounds=False)
+    rows[place].token_ids[-1] = 499
+    for run in (Packed.logits, lambda forward, rows: forward.pooled(rows, Pooling.MEAN)):
+        expected, found = run(plain, rows), run(rounding, rows)
+        assert np.isnan(found[place]).all()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert np.isfinite(np.delete(found, place, axis=0)).all()
 
 
 def test_rounded_lengths_are_few_and_near(checkpoint: Checkpoint) -> None:
