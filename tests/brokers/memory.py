@@ -388,6 +388,7 @@ class MemoryProducer:
     def __init__(self, broker: MemoryBroker, config: dict[str, Any]) -> None:
         self._broker = broker
         self._transactional = "transactional.id" in config
+        self._reports_success = not config.get("delivery.report.only.error")
         self._turn = _Turn.READY
         self._queue: deque[_Queued] = deque()
         self._reports: deque[Callable[[], None]] = deque()
@@ -395,7 +396,7 @@ class MemoryProducer:
         self._settled = False
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._reports)
 
     def init_transactions(self, timeout: float) -> None:
         self._meet("init_transactions")
@@ -452,7 +453,8 @@ class MemoryProducer:
                 (self._outputs if self._transactional else self._broker.visible).append(queued.output)
             elif self._turn is _Turn.OPEN:
                 self._turn = _Turn.BROKEN
-            self._reports.append(partial(queued.on_delivery, error, None))
+            if error is not None or self._reports_success:
+                self._reports.append(partial(queued.on_delivery, error, None))
 
     def _report(self) -> None:
         while self._reports:

@@ -159,8 +159,12 @@ class Ledger:
                 left -= count
         return Release(tuple(outputs), offsets, epochs)
 
-    def acknowledge(self, release: Release) -> None:
-        """Remove what the broker has acknowledged. Partitions taken away while it did so are passed over."""
+    def acknowledge(self, release: Release) -> list[tuple[Record, Outgoing | None]]:
+        """Remove what the broker has acknowledged. Partitions taken away while it did so are passed over.
+
+        Returns the records removed, and what answered each.
+        """
+        removed: list[tuple[Record, Outgoing | None]] = []
         for partition, behind in release.offsets.items():
             account = self._accounts.get(partition)
             if account is None or account.epoch != release.epochs[partition]:
@@ -168,8 +172,10 @@ class Ledger:
             while account.entries and account.entries[0].record.position.offset < behind:
                 entry = account.entries.popleft()
                 del account.by_offset[entry.record.position.offset]
-                self._in_flight -= 1
                 self._held_bytes -= entry.size_bytes
+                removed.append((entry.record, entry.output))
+        self._in_flight -= len(removed)
+        return removed
 
 
 def _size_bytes(record: Record) -> int:

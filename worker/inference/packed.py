@@ -230,7 +230,8 @@ class _Spans:
             keys, values = (_windows(x, run.start, run.count, run.length, width) for x in (key, value))
             seen = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
             # (count, heads, width, size) -> (count * own, heads, size).
-            context[at : at + run.count * own].unflatten(0, (run.count, own)).copy_(seen[:, :, :own].transpose(1, 2))
+            rows = context[at : at + run.count * own].view(run.count, own, *query.shape[1:])
+            rows.copy_(seen[:, :, :own].transpose(1, 2))
         return context
 
 

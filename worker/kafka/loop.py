@@ -656,15 +656,16 @@ class KafkaStage:
     def _acknowledged(self, release: Release) -> None:
         timestamps_ms: list[int] = []
         buried = 0
-        for position, output in release.outputs:
+        for record, output in self._ledger.acknowledge(release):
+            if output is None:
+                continue
             if output.reason:
                 self._metrics.dead_lettered(output.reason)
                 buried += 1
             elif output.topic in self._retry_topics:
                 self._metrics.retried()
-            elif self._ledger.is_live(position):
-                timestamps_ms.append(self._ledger.record(position).timestamp_ms)
-        self._ledger.acknowledge(release)
+            else:
+                timestamps_ms.append(record.timestamp_ms)
         if self._quarantine:
             self._quarantine.progressed(release)
         self._metrics.published(len(timestamps_ms))

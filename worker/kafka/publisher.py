@@ -86,7 +86,9 @@ _FENCING = frozenset(
 
 
 class _Receipts:
-    """Delivery reports of one release: how many are still out, what arrived, and what failed.
+    """What became of the records of one release: those sent that did not fail, once none is in the producer's queue.
+
+    Only failures are reported (delivery.report.only.error): a report of each success cost as much as the sending.
 
     ``singly``: every record was sent in a request of its own, so a refusal tells which one is refused. Otherwise the
     broker refuses a whole request for one record of it, and the report blames its neighbours too.
@@ -95,26 +97,28 @@ class _Receipts:
     def __init__(self, *, singly: bool) -> None:
         self.singly = singly
         self.refused = False
-        self.open = 0
-        self.delivered: dict[Position, Outgoing] = {}
-        self.failed: list[KafkaError] = []
+        self.sent: list[tuple[Position, Outgoing]] = []
+        self.failed: dict[Position, KafkaError] = {}
         self.unpublishable: Unpublishable | None = None
 
     def expect(self, position: Position, output: Outgoing) -> Callable[[KafkaError | None, Message], None]:
         """The callback for one record."""
-        self.open += 1
 
-        def delivered(error: KafkaError | None, _: Message) -> None:
-            self.open -= 1
+        def reported(error: KafkaError | None, _: Message) -> None:
             if error is None:
-                self.delivered[position] = output
-            elif error.code() in _OF_THE_RECORD and self.singly:
-                self.unpublishable = Unpublishable(position, output, error)
-            else:
-                self.refused |= error.code() in _OF_THE_RECORD
-                self.failed.append(error)
+                return
+            self.failed[position] = error
+            if error.code() in _OF_THE_RECORD:
+                self.refused = True
+                if self.singly:
+                    self.unpublishable = Unpublishable(position, output, error)
 
-        return delivered
+        return reported
+
+    @property
+    def why(self) -> str:
+        """Why not everything was delivered."""
+        return next((error.str() for error in self.failed.values()), "time ran out")
 
 
 class _Connection:
@@ -125,7 +129,8 @@ class _Connection:
         self.fatal: KafkaError | None = None
         self._repeats = Repeats()
         self.singly = False  # from a refusal until a release has gone out: see _Receipts
-        self.client = properties.open_client(Producer, properties.with_callbacks(config, self._on_error))
+        config = properties.with_callbacks(config, self._on_error) | {"delivery.report.only.error": True}
+        self.client = properties.open_client(Producer, config)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
@@ -141,36 +146,38 @@ class _Connection:
             Unpublishable: the record is larger than the client may send.
             BrokerAway: the queue stayed full until the deadline.
         """
-        # librdkafka takes "no timestamp" as 0: it stamps the record itself.
-        timestamp_ms = output.timestamp_ms or 0
+        reported = receipts.expect(position, output)
         while True:
-            delivered = receipts.expect(position, output)
             try:
                 self.client.produce(
                     output.topic,
                     value=output.value,
                     key=output.key,
                     headers=list(output.headers),
-                    timestamp=timestamp_ms,
-                    on_delivery=delivered,
+                    timestamp=output.timestamp_ms or 0,  # librdkafka takes "none" as 0: it stamps the record itself
+                    on_delivery=reported,
                 )
             except BufferError:
-                receipts.open -= 1
                 if self.clock() >= deadline_s:
                     raise BrokerAway("the producer's queue stayed full: the broker takes nothing") from None
                 self.client.poll(0.05)
             except KafkaException as error:
-                receipts.open -= 1
                 found: KafkaError = error.args[0]
                 if found.code() in _OF_THE_RECORD:
                     raise Unpublishable(position, output, found) from error
                 raise
             else:
-                if receipts.singly:
-                    self.client.flush(max(0.0, deadline_s - self.clock()))
-                    if receipts.open:  # the next would share a request with it, and with the blame
-                        raise BrokerAway("no receipt in time for a record sent by itself")
+                receipts.sent.append((position, output))
+                # Whatever shares a request with it would share the blame.
+                if receipts.singly and self.flush(deadline_s):
+                    raise BrokerAway("no receipt in time for a record sent by itself")
                 return
+
+    def flush(self, deadline_s: float) -> int:
+        """Wait until every record sent has its receipt, or the time is up. How many are still without."""
+        while (left := self.client.flush(max(0.0, deadline_s - self.clock()))) and self.clock() < deadline_s:
+            pass
+        return left
 
     def check(self) -> None:
         """Raise FatalError if librdkafka has said that this client cannot go on."""
@@ -194,7 +201,11 @@ class AtLeastOncePublisher:
         self._connection = _Connection(config, clock)
         self._consumer = consumer
         self._clock = clock
+        # While not everything of a release is delivered: what is on its way, what arrived, and how the rest is sent.
         self._receipts: _Receipts | None = None
+        self._delivered: dict[Position, Outgoing] = {}
+        self._all_sent = False
+        self._singly = False
 
     def start(self, timeout_s: float) -> None:
         """Nothing to prepare."""
@@ -202,40 +213,46 @@ class AtLeastOncePublisher:
     def publish(self, release: Release, timeout_s: float) -> None:
         """Produce, wait for every receipt, then commit without waiting: a later commit says more anyway."""
         deadline_s = self._clock() + timeout_s
-        receipts = self._receipts = self._receipts or _Receipts(singly=False)
-        if not receipts.open:
-            # The first call, or what the last one left undelivered: what has its receipt is not produced again.
-            receipts.failed.clear()
-            try:
-                for position, output in release.outputs:
-                    if receipts.delivered.get(position) is not output:
-                        self._connection.produce(position, output, receipts, deadline_s)
-                        self._connection.client.poll(0)
-            except Unpublishable as error:
-                receipts.unpublishable = error  # raised below, once what is in front of it has its receipts
-            except KafkaException as error:
-                self._connection.client.poll(0)
-                self._connection.check()
-                raise BrokerAway(f"not produced: {error.args[0].str()}") from error
-        while receipts.open and (left_s := deadline_s - self._clock()) > 0:
-            self._connection.client.flush(left_s)
+        if self._receipts is None:
+            self._receipts = _Receipts(singly=self._singly)
+            self._send(release, self._receipts, deadline_s)
+        left = self._connection.flush(deadline_s)
         self._connection.check()
-        if receipts.open:
-            raise BrokerAway(f"{receipts.open} of {len(release.outputs)} records are not acknowledged yet")
-        if receipts.unpublishable is not None:
-            refused, receipts.unpublishable = receipts.unpublishable, None
-            raise refused
-        # The next call sends what is missing one by one, if the broker has refused one of them.
-        receipts.singly = receipts.refused
-        missing = sum(receipts.delivered.get(position) is not output for position, output in release.outputs)
-        if missing:
-            why = receipts.failed[0].str() if receipts.failed else "the queue was full"
-            raise BrokerAway(f"{missing} of {len(release.outputs)} records were not delivered ({why})")
+        if left:
+            raise BrokerAway(f"{left} of {len(release.outputs)} records are not acknowledged yet")
+        if self._receipts.failed or not self._all_sent:
+            self._fall_short(release, self._receipts)
         # The offsets of partitions that left since this release was made are their new owner's to commit.
         owned = self._consumer.assignment
         offsets = {p: offset for p, offset in release.offsets.items() if owned.get(p) == release.epochs[p]}
         self._consumer.commit(offsets, wait=False, metadata=release.metadata)
         self._receipts = None
+        self._delivered.clear()
+        self._singly = False
+
+    def _send(self, release: Release, receipts: _Receipts, deadline_s: float) -> None:
+        """Queue what no earlier call has delivered, as far as the queue takes it."""
+        self._all_sent = False
+        try:
+            for position, output in release.outputs:
+                if not self._delivered or self._delivered.get(position) is not output:
+                    self._connection.produce(position, output, receipts, deadline_s)
+            self._all_sent = True
+        except Unpublishable as error:
+            receipts.unpublishable = error  # raised once what is in front of it has its receipts
+        except KafkaException as error:
+            self._connection.check()
+            raise BrokerAway(f"not produced: {error.args[0].str()}") from error
+
+    def _fall_short(self, release: Release, receipts: _Receipts) -> None:
+        """Remember what was delivered, so that the next call sends the rest alone. Always raises."""
+        self._delivered |= {position: output for position, output in receipts.sent if position not in receipts.failed}
+        self._singly |= receipts.refused
+        self._receipts = None
+        if receipts.unpublishable is not None:
+            raise receipts.unpublishable
+        missing = sum(self._delivered.get(position) is not output for position, output in release.outputs)
+        raise BrokerAway(f"{missing} of {len(release.outputs)} records were not delivered ({receipts.why})")
 
     def close(self) -> None:
         """Give up what is unfinished and disconnect."""
@@ -303,8 +320,7 @@ class TransactionalPublisher:
             for position, output in release.outputs:
                 self._connection.produce(position, output, receipts, deadline_s)
             self._send_offsets(release, self._left_s(deadline_s))
-            while receipts.open and self._clock() < deadline_s:
-                client.flush(self._left_s(deadline_s))
+            left = self._connection.flush(deadline_s)
         except Unpublishable as error:
             self._abort(deadline_s, str(error))
             raise
@@ -316,11 +332,10 @@ class TransactionalPublisher:
         if receipts.unpublishable is not None:
             self._abort(deadline_s, str(receipts.unpublishable))
             raise receipts.unpublishable
-        if receipts.open or receipts.failed:
-            why = receipts.failed[0].str() if receipts.failed else "time ran out"
+        if left or receipts.failed:
             self._connection.singly |= receipts.refused
-            self._abort(deadline_s, why)
-            raise TransactionAborted(f"{receipts.open + len(receipts.failed)} records were not delivered ({why})")
+            self._abort(deadline_s, receipts.why)
+            raise TransactionAborted(f"{left + len(receipts.failed)} records were not delivered ({receipts.why})")
         self._stage = _Stage.COMMITTING
 
     def _send_offsets(self, release: Release, timeout_s: float) -> None:

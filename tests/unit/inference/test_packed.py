@@ -90,12 +90,15 @@ def test_tails_and_windows_change_nothing(checkpoint: Checkpoint, forward: Packe
 @pytest.mark.parametrize("place", [0, 3, 5])
 def test_a_row_that_gives_nan_spoils_none_that_looks_through_a_window(place: int) -> None:
     checkpoint = open_checkpoint("bert")
-    checkpoint.model.get_input_embeddings().weight[499] = torch.inf
+    embeddings = checkpoint.model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    embeddings.weight[499] = torch.inf
     rows = [row(i, length) for i, length in enumerate([75, 70, 70, 70, 55, 50])]
     rounding, plain = Packed(checkpoint, rounds=True), Packed(checkpoint, rounds=False)
     rows[place].token_ids[-1] = 499
-    for run in (Packed.logits, lambda forward, rows: forward.pooled(rows, Pooling.MEAN)):
-        expected, found = run(plain, rows), run(rounding, rows)
+    pairs = [(plain.logits(rows), rounding.logits(rows))]
+    pairs += [(plain.pooled(rows, pooling), rounding.pooled(rows, pooling)) for pooling in Pooling]
+    for expected, found in pairs:
         assert np.isnan(found[place]).all()
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert np.isfinite(np.delete(found, place, axis=0)).all()
