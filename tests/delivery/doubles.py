@@ -80,7 +80,7 @@ def request(text: str = "ok") -> Request:
 
 
 def job(offset: int = 0, text: str = "ok", *, tokens: int = 1, number: int = 0, attempt: int = 1) -> Job:
-    return Job(record(offset, text.encode(), number=number), request(text), Encoded((), 1, False, tokens), attempt, 0.0)
+    return Job(record(offset, text.encode(), number=number), request(text), Encoded((), 1, False, tokens), attempt)
 
 
 class Codec:

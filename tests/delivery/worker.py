@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,9 +44,12 @@ class Worker:
     contested: bool = False  # its transactional id is a name that others may use
     # A device that is stuck gives no results while the Kafka thread waits for them.
     stuck: bool = False
+    # The broker takes its time over a transaction's offsets, until `answer_offsets`.
+    slow_offsets: bool = False
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
+        self._calls: list[Callable[[], None]] = []
         self.registry = CollectorRegistry()
         self.health = Health(loop_limit_s=60, inference_limit_s=300)
         strategy = "cooperative-sticky" if self.cooperative else "range"
@@ -84,13 +88,25 @@ class Worker:
         self.kafka.start([INPUT])
 
     def _producer(self) -> TransactionalPublisher:
+        self._calls.clear()  # what a producer before it still waits for, the broker refuses
         with self.broker.plugged_in():
-            return TransactionalPublisher({"transactional.id": "worker"}, self.consumer, self.clock)
+            return TransactionalPublisher({"transactional.id": "worker"}, self.consumer, self.clock, self._spawn)
+
+    def _spawn(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        if not self.slow_offsets:
+            self.answer_offsets()
+
+    def answer_offsets(self) -> None:
+        """The broker answers whatever offsets wait."""
+        while self._calls:
+            self._calls.pop()()
 
     def _wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
         if not self.stuck:
             self.infer()
+            self.answer_offsets()
 
     def infer(self) -> None:
         """Let the device work, unless the results of two batches wait already."""

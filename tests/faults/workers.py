@@ -87,11 +87,17 @@ class WorkerProcess:
         wait_until(lambda: bool(self.events(what)), timeout_s, f"{what} in {self.log_path}", self)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, worker: WorkerProcess | None = None) -> None:
+def wait_until(
+    condition: Callable[[], bool],
+    timeout_s: float,
+    what: str,
+    worker: WorkerProcess | None = None,
+    every_s: float = 0.05,
+) -> None:
     """Poll a condition of the world outside. Fails with the worker's log when time is up."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline_s:
             tail = worker.log_path.read_text()[-3000:] if worker is not None else ""
             raise AssertionError(f"waited {timeout_s} s for {what}\n{tail}")
-        time.sleep(0.05)
+        time.sleep(every_s)

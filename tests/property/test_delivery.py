@@ -150,6 +150,14 @@ class Delivery(RuleBasedStateMachine):
     def device_stuck(self, stuck: bool) -> None:
         self.worker.stuck = stuck
 
+    @rule(slow=st.booleans())
+    def offsets_take_time(self, slow: bool) -> None:
+        self.worker.slow_offsets = slow
+
+    @rule()
+    def offsets_are_answered(self) -> None:
+        self.worker.answer_offsets()
+
     @rule(data=st.data())
     def call_fails(self, data: st.DataObject) -> None:
         call = data.draw(st.sampled_from(self.faults))
@@ -253,7 +261,8 @@ class Delivery(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Everything mends, and every record is answered in the end."""
-        self.broker.away = self.worker.codec.away = self.worker.stuck = False
+        self.broker.away = self.worker.codec.away = self.worker.stuck = self.worker.slow_offsets = False
+        self.worker.answer_offsets()
         self.broker.unwritable = set()
         self.broker.faults.clear()
         records = sum(map(len, self.broker.inputs.values()))

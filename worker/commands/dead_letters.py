@@ -201,6 +201,10 @@ class DeadLetterReader:
         """For the transaction that moves the group's offsets."""
         return self._consumer.consumer_group_metadata()
 
+    def owns(self, _: object) -> bool:
+        """True: partitions are read without a group, so none ever leaves."""
+        return True
+
     def close(self) -> None:
         """Disconnect."""
         self._consumer.close()

@@ -53,6 +53,7 @@ from worker.telemetry import log
 
 _TIMEOUT_S: Final = 10.0
 _RETRY_S: Final = 0.5
+_POLL_S: Final = 0.002
 # A transaction's worth: large enough that its fixed cost of some milliseconds does not matter, small enough to hold.
 _RECORDS: Final = 500
 _BYTES: Final = 16 * 1024 * 1024
@@ -308,7 +309,8 @@ class _Run:
         aborts, told = 0, False
         while release and not self._stop_requested():
             try:
-                self._publisher.publish(release, _TIMEOUT_S)
+                while not self._publisher.publish(release, _TIMEOUT_S):
+                    time.sleep(_POLL_S)
             except BrokerAway as away:
                 if not told:
                     say(f"{away}; waiting")

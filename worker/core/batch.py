@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
-from worker.messages import Batch, Job, Partition, Trigger
+from worker.messages import Batch, Job, Partition, Trigger, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class BatchPolicy:
     max_wait_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Waiting:
     job: Job
     since_s: float

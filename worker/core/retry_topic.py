@@ -86,4 +86,4 @@ def origin_of(record: Record) -> tuple[Partition, int]:
 
 def without(headers: Headers) -> Headers:
     """The headers that do not speak of detours."""
-    return tuple(header for header in headers if not header[0].startswith(PREFIX))
+    return tuple([header for header in headers if not header[0].startswith(PREFIX)])

@@ -216,6 +216,10 @@ class Consumer:
         """What proves membership to the transaction coordinator (KIP-447)."""
         return self._client.consumer_group_metadata()
 
+    def owns(self, epochs: Mapping[Partition, int]) -> bool:
+        """Whether all these partitions are assigned, and under these epochs, still."""
+        return all(self._epochs.get(partition) == epoch for partition, epoch in epochs.items())
+
     def lag(self) -> dict[Partition, int]:
         """Records between our read position and the end of each partition, from the watermarks already fetched."""
         found: dict[Partition, int] = {}

@@ -63,6 +63,9 @@ BATCHES_IN_HAND: Final = 8
 # Under a backlog, as much as this is published together, but nothing waits longer than this for more.
 PUBLISH_BATCHES: Final = 4
 PUBLISH_INTERVAL_S: Final = 0.05
+# Full for a moment, as while a transaction is committed, the loop polls no more. Fetching is paused when that lasts, as
+# the group and librdkafka's callbacks need their polls: a pause drops what librdkafka has fetched ahead.
+PAUSE_AFTER_S: Final = 0.1
 HELD_BYTES: Final = 64 * 1024 * 1024
 PUBLISH_TIMEOUT_S: Final = 5.0
 # Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
@@ -144,12 +147,14 @@ class KafkaStage:
         self._batcher = Batcher(policies.batch)
         # Fetched, not yet decoded: more than one step's only while the registry is away.
         self._unread: deque[Record] = deque()
+        self._full_since_s: float | None = None  # no more can be held, and since when
         self._admit_at_s = 0.0
         self._registry_attempts = 0
         self._later: list[tuple[float, int, Job]] = []  # a heap of jobs that wait for their next attempt
         self._ticket = itertools.count()
         self._computing: deque[tuple[Job, ...]] = deque()  # offered batches, oldest first
         self._unfinished: Release | None = None  # given to the publisher, its fate unknown
+        self._is_broker_away = False  # that is why it is unfinished
         self._publish_at_s = 0.0
         self._published_at_s = 0.0
         self._publish_attempts = 0
@@ -282,10 +287,17 @@ class KafkaStage:
     def _fetch(self) -> None:
         began_s = self._clocks.monotonic_s()
         fullness = self._fullness()
-        if self._draining or fullness >= 1.0:
+        if fullness < 1.0:
+            self._full_since_s = None
+        elif self._full_since_s is None:
+            self._full_since_s = began_s
+        if self._draining or (self._full_since_s is not None and began_s >= self._full_since_s + PAUSE_AFTER_S):
             self._consumer.pause()
         elif fullness <= 0.5:  # half: so that fetching does not flutter
             self._consumer.resume()
+        elif self._full_since_s is not None and not self._consumer.paused:
+            self._clocks.wait(BUSY_POLL_S)
+            return
         self._metrics.paused(len(self._consumer.assignment) if self._consumer.paused else 0)
         records = self._consumer.poll(self._policies.batch.max_messages, self._patience_s(began_s))
         self._metrics.stage(Stage.POLL, self._clocks.monotonic_s() - began_s)
@@ -344,6 +356,8 @@ class KafkaStage:
     def _patience_s(self, now_s: float) -> float:
         if self._computing or self._quarantine.has_wards:  # with those a batch that is due may have to wait
             return BUSY_POLL_S
+        if self._unfinished is not None and not self._is_broker_away:
+            return BUSY_POLL_S
         moments = [self._batcher.deadline_s]
         if self._unfinished is not None:
             moments.append(self._publish_at_s)
@@ -397,12 +411,14 @@ class KafkaStage:
                 log.exception("admission_failed", topic=record.position.partition.topic, offset=record.position.offset)
             self._bury(record, fault_of(error, "decode"), attempt)
             return
-        self._line_up(Job(record, request, encoded, attempt, admitted_at_s=self._clocks.monotonic_s()))
+        self._line_up(Job(record, request, encoded, attempt))
 
     def _check_age(self, record: Record) -> None:
         limit_s = self._policies.max_age_s
+        if limit_s is None or record.timestamp_ms < 0:
+            return
         age_s = self._clocks.wall_s() - record.timestamp_ms / 1000
-        if limit_s is not None and record.timestamp_ms >= 0 and age_s > limit_s:
+        if age_s > limit_s:
             raise Rejection(Reason.EXPIRED, "decode", f"{age_s:.1f} s old; limits.max_age_s is {limit_s:g}")
 
     def _line_up(self, job: Job) -> None:
@@ -570,27 +586,31 @@ class KafkaStage:
         release = self._unfinished or self._release()
         if not release:
             self._consumer.recommit()
-        elif self._unfinished is not None or not self._may_grow(release, now_s):
+        elif self._unfinished is not None:
+            self._publish_release(release)
+        elif not self._may_grow(release, now_s):
             self._published_at_s = now_s
-            self._publish_release(release, now_s)
+            self._publish_release(release)
 
-    def _publish_release(self, release: Release, now_s: float) -> None:
+    def _publish_release(self, release: Release) -> None:
         try:
-            self._publisher.publish(release, PUBLISH_TIMEOUT_S)
+            if not self._publisher.publish(release, PUBLISH_TIMEOUT_S):
+                self._unfinished = release
+                return
         except BrokerAway as error:
-            self._unfinished = release
+            self._unfinished, self._is_broker_away = release, True
             self._publish_failed(error)
         except TransactionAborted as error:
             self._aborted(error)
         except Unpublishable as error:
-            self._unfinished = None
+            self._unfinished, self._is_broker_away = None, False
             if self._publisher.transactional:
                 self._metrics.transaction(TransactionResult.ABORTED)
             self._replace(error)
         else:
-            self._unfinished = None
+            self._unfinished, self._is_broker_away = None, False
             self._publish_attempts = 0
-            self._metrics.stage(Stage.PUBLISH, self._clocks.monotonic_s() - now_s)
+            self._metrics.stage(Stage.PUBLISH, self._clocks.monotonic_s() - self._published_at_s)
             if self._publisher.transactional:
                 self._metrics.transaction(TransactionResult.COMMITTED)
             self._acknowledged(release)
@@ -621,9 +641,9 @@ class KafkaStage:
         return replace(release, metadata=self._quarantine.metadata(release))
 
     def _aborted(self, error: TransactionAborted) -> None:
-        if self._unfinished is not None:
+        if self._is_broker_away:
             self._publish_attempts = 0  # the broker answers again
-        self._unfinished = None
+        self._unfinished, self._is_broker_away = None, False
         self._metrics.transaction(TransactionResult.ABORTED)
         self._publish_failed(error)
 
@@ -677,7 +697,8 @@ class KafkaStage:
         now_s, wall_ms = self._clocks.monotonic_s(), self._clocks.wall_s() * 1000
         for index, (done, collected_s, retried, revoked) in enumerate(self._unlogged):
             work, jobs = done.work, done.batch.jobs
-            oldest_ms = min((job.record.timestamp_ms for job in jobs if job.record.timestamp_ms >= 0), default=wall_ms)
+            known_ms = [job.record.timestamp_ms for job in jobs if job.record.timestamp_ms >= 0]
+            oldest_ms = min(known_ms, default=wall_ms)
             batch_done(
                 BatchLine(
                     messages=len(jobs),

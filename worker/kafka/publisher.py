@@ -1,7 +1,8 @@
 """The output side: what is released is produced and its offsets are committed, under one of two guarantees.
 
-Both publishers share one contract. `publish` is *resumable*: after `BrokerAway` it must be called again with the same
-release, and goes on where it stood, because whether a commit took effect may be unknown until the broker answers.
+Both publishers share one contract. `publish` is *resumable*: after False (under way) or `BrokerAway` it must be called
+again with the same release, and goes on where it stood, because whether a commit took effect may be unknown until the
+broker answers.
 After `TransactionAborted` nothing of the release is visible and any release may follow. After `Unpublishable` one
 output cannot be produced at all; the caller replaces it and publishes anew. `FatalError` ends the process.
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
@@ -23,7 +25,7 @@ from worker.errors import BrokerAway, FatalError, Fenced, TransactionAborted, Wo
 from worker.kafka import properties
 from worker.kafka.consumer import Consumer
 from worker.kafka.properties import Properties
-from worker.messages import Outgoing, Position
+from worker.messages import Outgoing, Partition, Position
 from worker.telemetry.log import Repeats
 
 log = structlog.get_logger("worker.kafka")
@@ -49,8 +51,11 @@ class Publisher(Protocol):
     def start(self, timeout_s: float) -> None:
         """Make ready to publish. Raises BrokerAway when the broker did not answer in time; may be called again."""
 
-    def publish(self, release: Release, timeout_s: float) -> None:
-        """Return once everything is acknowledged and the offsets are committed or, at least once, under way."""
+    def publish(self, release: Release, timeout_s: float) -> bool:
+        """True once everything is acknowledged and the offsets are committed or, at least once, on their way.
+
+        False while something is under way that needs no waiting for; it has ``timeout_s`` from the first call on.
+        """
 
     def close(self) -> None:
         """Give up what is unfinished and disconnect."""
@@ -61,6 +66,9 @@ class Reads(Protocol):
 
     def group_metadata(self) -> Any:
         """What the coordinator checks the offsets' sender by (KIP-447)."""
+
+    def owns(self, epochs: Mapping[Partition, int]) -> bool:
+        """Whether all these partitions are read, and under these assignments, still."""
 
 
 # A call that is asked to return in time gets so much more of it.
@@ -85,6 +93,10 @@ _FENCING = frozenset(
 )
 
 
+def _on_thread(call: Callable[[], None]) -> None:
+    threading.Thread(target=call, name="offsets", daemon=True).start()
+
+
 class _Receipts:
     """What became of the records of one release: those sent that did not fail, once none is in the producer's queue.
 
@@ -101,19 +113,15 @@ class _Receipts:
         self.failed: dict[Position, KafkaError] = {}
         self.unpublishable: Unpublishable | None = None
 
-    def expect(self, position: Position, output: Outgoing) -> Callable[[KafkaError | None, Message], None]:
-        """The callback for one record."""
-
-        def reported(error: KafkaError | None, _: Message) -> None:
-            if error is None:
-                return
-            self.failed[position] = error
-            if error.code() in _OF_THE_RECORD:
-                self.refused = True
-                if self.singly:
-                    self.unpublishable = Unpublishable(position, output, error)
-
-        return reported
+    def report(self, position: Position, output: Outgoing, error: KafkaError | None, _: Message) -> None:
+        """One record failed, or, where a client reports everything, did not."""
+        if error is None:
+            return
+        self.failed[position] = error
+        if error.code() in _OF_THE_RECORD:
+            self.refused = True
+            if self.singly:
+                self.unpublishable = Unpublishable(position, output, error)
 
     @property
     def why(self) -> str:
@@ -146,7 +154,7 @@ class _Connection:
             Unpublishable: the record is larger than the client may send.
             BrokerAway: the queue stayed full until the deadline.
         """
-        reported = receipts.expect(position, output)
+        reported = partial(receipts.report, position, output)
         while True:
             try:
                 self.client.produce(
@@ -210,7 +218,7 @@ class AtLeastOncePublisher:
     def start(self, timeout_s: float) -> None:
         """Nothing to prepare."""
 
-    def publish(self, release: Release, timeout_s: float) -> None:
+    def publish(self, release: Release, timeout_s: float) -> bool:
         """Produce, wait for every receipt, then commit without waiting: a later commit says more anyway."""
         deadline_s = self._clock() + timeout_s
         if self._receipts is None:
@@ -229,6 +237,7 @@ class AtLeastOncePublisher:
         self._receipts = None
         self._delivered.clear()
         self._singly = False
+        return True
 
     def _send(self, release: Release, receipts: _Receipts, deadline_s: float) -> None:
         """Queue what no earlier call has delivered, as far as the queue takes it."""
@@ -263,7 +272,8 @@ class _Stage(Enum):
     """How far the transaction of the current release has come."""
 
     IDLE = auto()
-    OPEN = auto()  # begun, outputs and offsets on their way: may still be aborted
+    OPEN = auto()  # begun, outputs on their way: may still be aborted
+    OFFERED = auto()  # the offsets are on their way too
     COMMITTING = auto()  # the broker may have committed: only the same call again tells
     ABORTING = auto()  # decided, not acknowledged yet
 
@@ -271,16 +281,30 @@ class _Stage(Enum):
 class TransactionalPublisher:
     """Outputs and offsets in one transaction (KIP-98, KIP-447): a reader sees all of a release or nothing of it.
 
-    No transaction is open between two calls, save one whose commit or abort the broker has not answered.
+    The broker takes its time over the offsets (it has the last transaction's markers to write out first), so `publish`
+    comes back meanwhile. A partition that leaves then takes the transaction with it: a commit is for its owner only.
+
+    ``spawn`` runs a call that may never return, elsewhere.
     """
 
     transactional = True
 
-    def __init__(self, config: Properties, consumer: Reads, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: Properties,
+        consumer: Reads,
+        clock: Clock,
+        spawn: Callable[[Callable[[], None]], None] = _on_thread,
+    ) -> None:
         self._connection = _Connection(config, clock)
         self._consumer = consumer
         self._clock = clock
+        self._spawn = spawn
         self._stage = _Stage.IDLE
+        # Of the open transaction.
+        self._receipts = _Receipts(singly=False)
+        self._deadline_s = 0.0
+        self._answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()  # to sending the offsets
 
     def start(self, timeout_s: float) -> None:
         """Fence a predecessor with the same transactional id and end what it left open.
@@ -300,7 +324,7 @@ class TransactionalPublisher:
                 "Apache Kafka with its transaction coordinator, or set delivery.guarantee = 'at_least_once'"
             ) from error
 
-    def publish(self, release: Release, timeout_s: float) -> None:
+    def publish(self, release: Release, timeout_s: float) -> bool:
         """One transaction: begin, produce, send offsets, commit."""
         deadline_s = self._clock() + timeout_s
         if self._stage is _Stage.ABORTING:
@@ -309,18 +333,20 @@ class TransactionalPublisher:
             raise TransactionAborted("the abort is answered now")
         if self._stage is _Stage.IDLE:
             self._open(release, deadline_s)
+        if self._stage is _Stage.OFFERED and not self._is_taken(release):
+            return False
         self._commit(deadline_s)
+        return True
 
     def _open(self, release: Release, deadline_s: float) -> None:
-        client = self._connection.client
-        receipts = _Receipts(singly=self._connection.singly)
+        """Begin, produce, and send the offsets on their way."""
+        self._receipts = _Receipts(singly=self._connection.singly)
+        self._deadline_s = deadline_s
         try:
-            client.begin_transaction()
+            self._connection.client.begin_transaction()
             self._stage = _Stage.OPEN
             for position, output in release.outputs:
-                self._connection.produce(position, output, receipts, deadline_s)
-            self._send_offsets(release, self._left_s(deadline_s))
-            left = self._connection.flush(deadline_s)
+                self._connection.produce(position, output, self._receipts, deadline_s)
         except Unpublishable as error:
             self._abort(deadline_s, str(error))
             raise
@@ -328,7 +354,55 @@ class TransactionalPublisher:
             self._abort(deadline_s, str(error))
             raise TransactionAborted(str(error)) from error
         except KafkaException as error:
+            self._give_up(error, deadline_s)
+        self._send_offsets(release)
+        self._stage = _Stage.OFFERED
+
+    def _send_offsets(self, release: Release) -> None:
+        """Make the offsets part of the transaction. The answer arrives in ``_answers``.
+
+        On a thread of its own: librdkafka ignores this call's time-out, and where the broker that coordinated the group
+        has left its list (after an outage of all brokers, say) the call never returns (its issues 5456 and 5511).
+        """
+        client, metadata = self._connection.client, self._consumer.group_metadata()
+        offsets = [
+            TopicPartition(p.topic, p.number, offset, release.metadata.get(p, ""))
+            for p, offset in release.offsets.items()
+        ]
+        answers = self._answers = queue.SimpleQueue()
+        timeout_s = self._left_s(self._deadline_s)
+
+        def call() -> None:
+            try:
+                client.send_offsets_to_transaction(offsets, metadata, timeout_s)
+            except Exception as error:  # noqa: BLE001 (raised again by _is_taken, on the thread that asked)
+                answers.put(error)
+            else:
+                answers.put(None)
+
+        self._spawn(call)
+
+    def _is_taken(self, release: Release) -> bool:
+        """Whether the broker has taken outputs and offsets, so that the transaction may be committed.
+
+        Raises:
+            TransactionAborted: it has refused them, or a partition has left.
+            Unpublishable: it has refused one output for what it is.
+            FatalError: sending the offsets did not return. The client is of no further use; nothing was committed.
+        """
+        try:
+            error = self._answers.get_nowait()
+        except queue.Empty:
+            if self._clock() >= self._deadline_s + _GRACE_S:
+                raise FatalError("the producer does not return from sending offsets") from None
+            return False
+        self._stage = _Stage.OPEN
+        receipts, deadline_s = self._receipts, self._deadline_s
+        if isinstance(error, KafkaException):
             self._give_up(error, deadline_s, receipts)
+        if error is not None:
+            raise error
+        left = self._connection.flush(deadline_s)
         if receipts.unpublishable is not None:
             self._abort(deadline_s, str(receipts.unpublishable))
             raise receipts.unpublishable
@@ -336,39 +410,11 @@ class TransactionalPublisher:
             self._connection.singly |= receipts.refused
             self._abort(deadline_s, receipts.why)
             raise TransactionAborted(f"{left + len(receipts.failed)} records were not delivered ({receipts.why})")
+        if not self._consumer.owns(release.epochs):
+            self._abort(deadline_s, "a partition left")
+            raise TransactionAborted("a partition left before the commit")
         self._stage = _Stage.COMMITTING
-
-    def _send_offsets(self, release: Release, timeout_s: float) -> None:
-        """Make the offsets part of the transaction.
-
-        On a thread of its own: librdkafka ignores this call's time-out, and where the broker that coordinated the group
-        has left its list (after an outage of all brokers, say) the call never returns (its issues 5456 and 5511).
-
-        Raises:
-            FatalError: it did not return. The client is of no further use; the transaction was not committed.
-        """
-        client, metadata = self._connection.client, self._consumer.group_metadata()
-        offsets = [
-            TopicPartition(p.topic, p.number, offset, release.metadata.get(p, ""))
-            for p, offset in release.offsets.items()
-        ]
-        answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-        def call() -> None:
-            try:
-                client.send_offsets_to_transaction(offsets, metadata, timeout_s)
-            except Exception as error:  # noqa: BLE001 (re-raised below, on the thread that asked)
-                answers.put(error)
-            else:
-                answers.put(None)
-
-        threading.Thread(target=call, name="offsets", daemon=True).start()
-        try:
-            error = answers.get(timeout=timeout_s + _GRACE_S)
-        except queue.Empty:
-            raise FatalError("the producer does not return from sending offsets") from None
-        if error is not None:
-            raise error
+        return True
 
     def _commit(self, deadline_s: float) -> None:
         try:
@@ -424,7 +470,10 @@ class TransactionalPublisher:
 
     def close(self) -> None:
         """Abort what is open, as far as the broker answers, and disconnect."""
-        if self._stage in {_Stage.OPEN, _Stage.ABORTING}:
+        if self._stage is _Stage.OFFERED:
+            with suppress(queue.Empty):  # librdkafka refuses to abort while the call is under way
+                self._answers.get(timeout=_GRACE_S)
+        if self._stage in {_Stage.OPEN, _Stage.OFFERED, _Stage.ABORTING}:
             try:
                 self._abort(self._clock(), "closing")
             except WorkerError as error:

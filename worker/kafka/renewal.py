@@ -10,7 +10,7 @@ transaction whose commit was under way took effect, because they are part of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import structlog
 
@@ -32,8 +32,8 @@ class Transactional(Protocol):
     def start(self, timeout_s: float) -> None:
         """Fence a predecessor and end what it left open. Raises BrokerAway or FatalError."""
 
-    def publish(self, release: Release, timeout_s: float) -> None:
-        """One transaction."""
+    def publish(self, release: Release, timeout_s: float) -> bool:
+        """One transaction; False while it is under way."""
 
     def abandon(self) -> None:
         """Disconnect, and leave what is open to a successor."""
@@ -70,7 +70,7 @@ class RenewingPublisher:
         """As `TransactionalPublisher.start`."""
         self._current.start(timeout_s)
 
-    def publish(self, release: Release, timeout_s: float) -> None:
+    def publish(self, release: Release, timeout_s: float) -> bool:
         """As `TransactionalPublisher.publish`, save that only a broker without transactions ends in FatalError."""
         deadline_s = self._clock() + timeout_s
         if self._renewing:
@@ -80,10 +80,10 @@ class RenewingPublisher:
             self._in_doubt = False
             log.warning("transaction_decided", committed=committed)
             if committed:
-                return
+                return True
             raise TransactionAborted("it was not committed when its producer was lost")
         try:
-            self._current.publish(release, max(0.1, deadline_s - self._clock()))
+            return self._current.publish(release, max(0.1, deadline_s - self._clock()))
         except FatalError as error:
             self._replace(error)
 
@@ -91,7 +91,7 @@ class RenewingPublisher:
         """Abort what is open, as far as the broker answers, and disconnect."""
         self._current.close()
 
-    def _replace(self, error: FatalError) -> None:
+    def _replace(self, error: FatalError) -> NoReturn:
         """Always raises: what comes next is the caller's next call."""
         self._in_doubt = self._current.in_doubt
         self._current.abandon()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from confluent_kafka import TopicPartition
 
-from tests.brokers.memory import Clock, MemoryBroker, MemoryProducer, fatal, retriable
+from tests.brokers.memory import Clock, MemoryBroker, fatal, retriable
 from tests.delivery.doubles import OUTPUT, partition
 from worker.core.offsets import Release
 from worker.errors import BrokerAway, TransactionAborted
-from worker.kafka import publisher as publishers
 from worker.kafka.consumer import Consumer
 from worker.kafka.publisher import TransactionalPublisher
 from worker.kafka.renewal import RenewingPublisher
@@ -46,13 +43,30 @@ def consumer(broker: MemoryBroker) -> Consumer:
 
 
 @pytest.fixture
-def renewing(broker: MemoryBroker, consumer: Consumer) -> RenewingPublisher:
+def calls() -> list[Callable[[], None]]:
+    """Calls of librdkafka that have not returned."""
+    return []
+
+
+@pytest.fixture
+def renewing(broker: MemoryBroker, consumer: Consumer, calls: list[Callable[[], None]]) -> RenewingPublisher:
     clock = broker.clock
     publisher = RenewingPublisher(
-        lambda: TransactionalPublisher({"transactional.id": "x"}, consumer, clock), consumer, clock, contested=False
+        lambda: TransactionalPublisher({"transactional.id": "x"}, consumer, clock, calls.append),
+        consumer,
+        clock,
+        contested=False,
     )
     publisher.start(1.0)
     return publisher
+
+
+def publish(renewing: RenewingPublisher, asked: Release, calls: list[Callable[[], None]]) -> bool:
+    """To the end: every call returns."""
+    while not renewing.publish(asked, 0.1):
+        while calls:
+            calls.pop()()
+    return True
 
 
 def release(consumer: Consumer) -> Release:
@@ -61,57 +75,82 @@ def release(consumer: Consumer) -> Release:
 
 
 def test_a_call_that_never_returns_costs_a_producer_and_no_more(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, monkeypatch: pytest.MonkeyPatch
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
 ) -> None:
-    forever = threading.Event()
-
-    def hang(_: MemoryProducer, _offsets: list[TopicPartition], _metadata: int, _timeout: float) -> None:
-        forever.wait()
-
-    monkeypatch.setattr(publishers, "_GRACE_S", 0.0)
-    with monkeypatch.context() as hanging:
-        hanging.setattr(MemoryProducer, "send_offsets_to_transaction", hang)
-        with pytest.raises(TransactionAborted, match="does not return"):
-            renewing.publish(release(consumer), 0.1)
-    renewing.publish(release(consumer), 0.1)
+    assert not renewing.publish(release(consumer), 5.0)
+    broker.clock.advance(5.0)
+    assert not renewing.publish(release(consumer), 5.0)  # librdkafka gets a second to keep its own time-out
+    broker.clock.advance(1.0)
+    with pytest.raises(TransactionAborted, match="does not return"):
+        renewing.publish(release(consumer), 5.0)
+    calls.clear()
+    assert publish(renewing, release(consumer), calls)
     assert (len(broker.visible), broker.committed[P0]) == (1, 1)
-    forever.set()
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_partition_that_leaves_takes_the_open_transaction_with_it(
+    broker: MemoryBroker,
+    consumer: Consumer,
+    renewing: RenewingPublisher,
+    calls: list[Callable[[], None]],
+    answered: bool,
+) -> None:
+    asked = release(consumer)
+    assert not renewing.publish(asked, 5.0)
+    if answered:
+        calls.pop()()
+    broker.lose(P0)
+    consumer.poll(1, 0)
+    with pytest.raises(TransactionAborted):
+        publish(renewing, asked, calls)
+    assert not broker.visible
+    assert P0 not in broker.committed
+
+
+def test_closing_aborts_what_is_open(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+) -> None:
+    assert not renewing.publish(release(consumer), 5.0)
+    calls.pop()()
+    renewing.close()
+    assert (broker.visible, broker.undecided) == ([], None)
 
 
 def test_in_doubt_the_same_release_is_asked_for_until_the_broker_says(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
 ) -> None:
     broker.faults["commit_transaction"].append(fatal(applied=True))
     broker.faults["init_transactions"].append(retriable())
     broker.faults["committed"].append(retriable())
     for _ in range(3):  # the commit, the new producer's start, the committed offsets
         with pytest.raises(BrokerAway):
-            renewing.publish(release(consumer), 0.1)
-    renewing.publish(release(consumer), 0.1)
+            publish(renewing, release(consumer), calls)
+    publish(renewing, release(consumer), calls)
     assert len(broker.visible) == 1
 
 
 def test_a_doubt_about_a_partition_that_left_is_its_new_owners(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
 ) -> None:
     asked = release(consumer)
     broker.faults["commit_transaction"].append(fatal())
     with pytest.raises(BrokerAway):
-        renewing.publish(asked, 0.1)
+        publish(renewing, asked, calls)
     broker.lose(P0)
     consumer.poll(1, 0)
-    renewing.publish(asked, 0.1)
+    publish(renewing, asked, calls)
     assert not broker.visible
     assert Partition(P0.topic, P0.number) not in broker.committed
 
 
 def test_without_doubt_any_release_may_follow(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
 ) -> None:
     broker.faults["send_offsets_to_transaction"].append(fatal())
     broker.faults["init_transactions"].append(retriable())
     for _ in range(2):
         with pytest.raises(TransactionAborted):
-            renewing.publish(release(consumer), 0.1)
-    renewing.publish(release(consumer), 0.1)
+            publish(renewing, release(consumer), calls)
+    publish(renewing, release(consumer), calls)
     assert len(broker.visible) == 1
