@@ -140,11 +140,12 @@ class KafkaCluster(Kafka):
         """SIGKILL a node. The others notice after the broker session's 3 s."""
         self._process(node).kill()
 
-    def restart(self, node: int) -> None:
-        """Start a node again on its port and its data (after a SIGKILL, if it still runs); return when all is ready."""
-        if (process := self._nodes[node].process) is not None:
-            process.kill()
-        self._launch(self._nodes[node])
+    def restart(self, *nodes: int) -> None:
+        """Start nodes again on their ports and data (after a SIGKILL, if they still run); return when all is ready."""
+        for node in nodes:
+            if (process := self._nodes[node].process) is not None:
+                process.kill()
+            self._launch(self._nodes[node])
         self.wait_ready()
 
     def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:

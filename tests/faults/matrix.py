@@ -196,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for guarantee in GUARANTEES
         if (not arguments.cell or scenario.name in arguments.cell) and arguments.guarantee in {None, guarantee}
     ]
+    cells.sort(key=lambda cell: cell[0].brokers(cell[1]))  # each cluster is started once
     print(f"{len(cells)} cells of {size.messages:,} messages, seed {seed}", flush=True)
     REPORT.mkdir(exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C: the clusters are stopped on the way out
@@ -206,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = REPORT / f"{scenario.name}-{guarantee}"
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                row = play(scenario, guarantee, clusters.get(scenario.nodes), size, seed, folder)
+                row = play(scenario, guarantee, clusters.get(scenario.brokers(guarantee)), size, seed, folder)
             except Unavailable as missing:
                 print(f"\n{missing}", file=sys.stderr)
                 return 2

@@ -22,7 +22,8 @@ class Scenario:
     """One fault.
 
     ``seconds`` is about how long two workers take for all messages if nothing happens: the model pauses to stretch it.
-    ``nodes`` is the size of the cluster.
+    ``nodes`` is the size of the cluster, under exactly-once ``transactional_nodes``: Kafka 4.3.1 can lose a committed
+    transaction of its own when a broker that is alone dies and comes back (README), and no worker could help it.
     """
 
     name: str
@@ -30,9 +31,14 @@ class Scenario:
     seconds: float = 6.0
     workers: int = 2
     nodes: int = 1
+    transactional_nodes: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
     registry: bool = False
     static: bool = False  # workers with names of their own (group.instance.id), which they keep
+
+    def brokers(self, guarantee: str) -> int:
+        """The size of the cluster under this guarantee."""
+        return max(self.nodes, self.transactional_nodes if guarantee == "exactly_once" else 1)
 
 
 def _strike(stage: Stage) -> None:
@@ -78,34 +84,32 @@ def sigstop(stage: Stage) -> None:
 
 
 def broker_restart(stage: Stage) -> None:
-    """The only broker dies and comes back, twice."""
+    """The only broker, or the one that leads most, dies and comes back, twice."""
     stage.feed(0.8)
     for share in (0.15, 0.4):
         stage.await_results(share)
         stage.await_write()
-        stage.cluster.kill(1)
-        stage.cluster.restart(1)
+        leader = stage.leaders()[0]
+        stage.cluster.kill(leader)
+        stage.cluster.restart(leader)
 
 
 def broker_away(stage: Stage) -> None:
-    """The only broker hangs with transactions open, then dies, and is away for longer than every time-out.
+    """The only broker, or two of three, hang with transactions open, die, and are away for longer than any time-out.
 
-    One worker starts while it is away.
+    One worker starts while they are away.
     """
     stage.feed(0.8)
     stage.await_results(0.15)
     stage.await_write()
-    stage.cluster.suspend(1)
-    stage.spend(1.0)
-    stage.cluster.kill(1)
-    stage.spend(stage.size.outage_s / 2)
-    stage.join()
-    stage.spend(stage.size.outage_s / 2)
-    stage.cluster.restart(1)
+    with stage.brokers_away():
+        stage.spend(stage.size.outage_s / 2)
+        stage.join()
+        stage.spend(stage.size.outage_s / 2)
 
 
 def static_membership(stage: Stage) -> None:
-    """Workers that have names die as they write, twice, and come back under them; then the broker goes away.
+    """Workers that have names die as they write, twice, and come back under them; then the brokers go away.
 
     Twice: after three starts without progress a fourth death would rightly condemn the record in hand.
     """
@@ -115,11 +119,8 @@ def static_membership(stage: Stage) -> None:
         _strike(stage)
     stage.await_results(0.6)
     stage.await_write()
-    stage.cluster.suspend(1)
-    stage.spend(1.0)
-    stage.cluster.kill(1)
-    stage.spend(stage.size.outage_s)
-    stage.cluster.restart(1)
+    with stage.brokers_away():
+        stage.spend(stage.size.outage_s)
 
 
 def one_of_three(stage: Stage) -> None:
@@ -211,9 +212,9 @@ SCENARIOS = (
     Scenario("poison", poison, seconds=1),
     Scenario("registry_away", registry_away, registry=True),
     Scenario("rebalance_storm", rebalance_storm, seconds=20),
-    Scenario("broker_restart", broker_restart, seconds=3),
-    Scenario("broker_away", broker_away),
-    Scenario("static_membership", static_membership, seconds=15, static=True),
+    Scenario("broker_restart", broker_restart, seconds=3, transactional_nodes=3),
+    Scenario("broker_away", broker_away, transactional_nodes=3),
+    Scenario("static_membership", static_membership, seconds=15, static=True, transactional_nodes=3),
     Scenario("one_of_three", one_of_three, nodes=3),
     Scenario("produce_error", produce_error, nodes=3),
     Scenario("commit_error", commit_error, nodes=3),

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,6 +284,25 @@ class Stage:
         if not isinstance(self.kafka, KafkaCluster):
             raise TypeError("this scene needs a cluster of its own")
         return self.kafka
+
+    def leaders(self) -> list[int]:
+        """The brokers, whoever leads the most partitions of the results first."""
+        known = self.cluster.admin().list_topics(self.topics.results, timeout=30)
+        led = Counter(partition.leader for partition in known.topics[self.topics.results].partitions.values())
+        return sorted(known.brokers, key=lambda node: (-led[node], node))
+
+    @contextlib.contextmanager
+    def brokers_away(self) -> Iterator[None]:
+        """Most brokers hang and then die: the only one, or two of three, without which nothing is written."""
+        leaders = self.leaders()
+        nodes = leaders[: max(1, len(leaders) - 1)]
+        for node in nodes:
+            self.cluster.suspend(node)
+        self.spend(1.0)
+        for node in nodes:
+            self.cluster.kill(node)
+        yield
+        self.cluster.restart(*nodes)
 
     @contextlib.contextmanager
     def unwritable(self, *topics: str) -> Iterator[None]:
