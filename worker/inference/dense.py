@@ -30,9 +30,16 @@ def choose(device: torch.device, precision: Precision) -> Callable[[nn.Linear, A
     """How to make the dense layers of a model on this device in this precision."""
     if precision is Precision.INT8:
         return lambda linear, activation: Plain(Int8Linear(linear), activation)
-    if precision is Precision.BF16 and device.type == "cpu" and Processor.probe().amx_bf16:
+    if by_onednn(device, precision):
         return OneDnn
     return Plain
+
+
+def by_onednn(device: torch.device, precision: Precision) -> bool:
+    """Whether oneDNN multiplies, which builds and keeps a primitive for each shape."""
+    if precision is Precision.BF16:
+        return device.type == "cpu" and Processor.probe().amx_bf16
+    return precision is Precision.INT8
 
 
 class Plain:

@@ -5,11 +5,11 @@ its neighbours belong to other rows. The model's own modules do the work (their 
 query, key and value become one matrix product. The last layer computes no more than is asked of it: to classify, only
 the states of each row's first token (CLS), so its feed-forward half runs on one token per row.
 
-On a CPU with AMX the sequence ends in a few tokens of nothing, so that its length is one of few (`_rounded`).
+Where oneDNN multiplies, the sequence ends in a few tokens of nothing, so that its length is one of few (`_rounded`).
 
 On CUDA in half precision attention is `torch.nn.attention.varlen` (FlashAttention over cumulative lengths). Elsewhere
-it is `scaled_dot_product_attention` over runs of rows of equal length, which the engine's length order makes long; with
-AMX in windows of whole tiles (`_Run`).
+it is `scaled_dot_product_attention` over runs of rows of equal length, which the engine's length order makes long, and
+where oneDNN multiplies in windows of whole tiles (`_Run`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Packed:
         self._embeddings = base.embeddings
         self._heads = int(checkpoint.model.config.num_attention_heads)
         dense = denses.choose(checkpoint.device, checkpoint.precision)
-        self._rounds = dense is denses.OneDnn if rounds is None else rounds
+        self._rounds = denses.by_onednn(checkpoint.device, checkpoint.precision) if rounds is None else rounds
         if checkpoint.family == "distilbert":
             self._layers = [_distilbert_layer(layer, dense) for layer in base.transformer.layer]
         else:
