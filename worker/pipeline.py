@@ -32,7 +32,8 @@ from worker.inference.stage import InferenceStage, Runs
 from worker.kafka import properties
 from worker.kafka.consumer import Consumer
 from worker.kafka.label_sets import LabelSets
-from worker.kafka.loop import KafkaStage, Policies
+from worker.kafka.loop import KafkaStage
+from worker.kafka.policies import Policies
 from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
 from worker.kafka.renewal import RenewingPublisher
 from worker.messages import Encoded, Job, ModelIdentity, Outcome, Outgoing, Record, Request

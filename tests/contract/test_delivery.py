@@ -26,7 +26,8 @@ from worker.kafka import properties
 from worker.kafka.consumer import Consumer as WorkerConsumer
 from worker.kafka.embedded import EmbeddedBroker
 from worker.kafka.label_sets import LabelSets
-from worker.kafka.loop import BATCHES_IN_HAND, KafkaStage, Policies
+from worker.kafka.loop import KafkaStage
+from worker.kafka.policies import BATCHES_IN_HAND, Policies
 from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
 from worker.messages import Outgoing
 from worker.settings import KafkaSettings

@@ -15,7 +15,8 @@ from worker.core.dead_letter import LetterLimits, Obituary
 from worker.core.retry import RetryPolicy
 from worker.inference.stage import InferenceStage
 from worker.kafka.consumer import Consumer
-from worker.kafka.loop import Clocks, KafkaStage, Policies
+from worker.kafka.loop import KafkaStage
+from worker.kafka.policies import Clocks, Policies
 from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
 from worker.kafka.renewal import RenewingPublisher
 from worker.telemetry.health import Health

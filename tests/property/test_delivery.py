@@ -40,7 +40,7 @@ from tests.delivery.doubles import (
 )
 from tests.delivery.worker import BATCH, Guarantee, Worker
 from worker.errors import FatalError
-from worker.kafka.loop import BATCHES_IN_HAND
+from worker.kafka.policies import BATCHES_IN_HAND
 from worker.messages import Outgoing, Partition, Position
 
 PARTITIONS = tuple(partition(number) for number in range(3))

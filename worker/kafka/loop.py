@@ -17,26 +17,25 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, Protocol
 
 import structlog
-from confluent_kafka import KafkaError
 
-from worker.core.batch import Batcher, BatchPolicy
-from worker.core.dead_letter import LetterGauge, LetterLimits, Obituary, dead_letter, is_truncated, truncated
-from worker.core.offsets import Ledger, Release
+from worker.core.batch import Batcher
+from worker.core.offsets import Ledger
 from worker.core.quarantine import STARTS
-from worker.core.retry import DeadLetter, Retry, RetryPolicy, decide, fault_of
+from worker.core.retry import DeadLetter, Retry, decide, fault_of
 from worker.core.retry_topic import come_back, detour_of, send_round
-from worker.errors import BrokerAway, DeadLetterLimit, FatalError, Reason, RegistryAway, Rejection, TransactionAborted
-from worker.inference.stage import Done, InferenceStage
+from worker.errors import BrokerAway, FatalError, Reason, RegistryAway, Rejection
+from worker.inference.stage import InferenceStage
 from worker.kafka.consumer import Consumer
-from worker.kafka.publisher import Publisher, Unpublishable
+from worker.kafka.outbox import Collected, Outbox
+from worker.kafka.policies import BATCHES_IN_HAND, BUSY_POLL_S, Clocks, Policies
+from worker.kafka.publisher import Publisher
 from worker.kafka.quarantine import Quarantine, Ward
 from worker.messages import (
     Answered,
@@ -53,21 +52,14 @@ from worker.messages import (
     Trigger,
 )
 from worker.telemetry.health import Health
-from worker.telemetry.log import BatchLine, batch_done
-from worker.telemetry.metrics import Metrics, Queue, Rebalance, Stage, TransactionResult
+from worker.telemetry.metrics import Metrics, Queue, Rebalance, Stage
 
 log = structlog.get_logger("worker.kafka")
 
-# Batches' worth of work in hand before fetching pauses: one runs, one waits, four are finished, two are in line.
-BATCHES_IN_HAND: Final = 8
-# Under a backlog, as much as this is published together, but nothing waits longer than this for more.
-PUBLISH_BATCHES: Final = 4
-PUBLISH_INTERVAL_S: Final = 0.05
 # Full for a moment, as while a transaction is committed, the loop polls no more. Fetching is paused when that lasts, as
 # the group and librdkafka's callbacks need their polls: a pause drops what librdkafka has fetched ahead.
 PAUSE_AFTER_S: Final = 0.1
 HELD_BYTES: Final = 64 * 1024 * 1024
-PUBLISH_TIMEOUT_S: Final = 5.0
 # Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
 REVOKE_TIMEOUT_S: Final = 10.0
 LAG_INTERVAL_S: Final = 5.0
@@ -75,9 +67,7 @@ CLOCK_SKEW_S: Final = 60.0  # between workers, as far as a record in a retry top
 # How many batches beyond its committed offset a partition is read while a crash would be counted: enough to keep the
 # device busy (one computed, one in line), and as long as the quarantine in which a culprit among them is found.
 WINDOW_BATCHES: Final = 2
-# While batches are under way their results are looked for every 2 ms; waiting for records alone, flags are seen in 100.
-BUSY_POLL_S: Final = 0.002
-IDLE_POLL_S: Final = 0.1
+IDLE_POLL_S: Final = 0.1  # waiting for records alone, flags are seen this soon
 
 
 class Codec(Protocol):
@@ -91,28 +81,6 @@ class Codec(Protocol):
 
 
 Encode = Callable[[Request], Encoded]
-Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Policies:
-    """What the loop decides by. ``max_age_s`` None: requests do not expire."""
-
-    batch: BatchPolicy
-    retry: RetryPolicy
-    obituary: Obituary
-    max_age_s: float | None
-    letters: LetterLimits = field(default_factory=LetterLimits)
-    retry_topics: tuple[tuple[float, str], ...] = ()  # delay in seconds and topic, shortest first; empty: in place
-
-
-@dataclass(frozen=True, slots=True)
-class Clocks:
-    """Time as the loop sees it: monotonic and wall-clock seconds, and how to let ``wait`` seconds pass."""
-
-    monotonic_s: Clock = time.monotonic
-    wall_s: Clock = time.time
-    wait: Callable[[float], None] = time.sleep
 
 
 class KafkaStage:
@@ -153,18 +121,10 @@ class KafkaStage:
         self._later: list[tuple[float, int, Job]] = []  # a heap of jobs that wait for their next attempt
         self._ticket = itertools.count()
         self._computing: deque[tuple[Job, ...]] = deque()  # offered batches, oldest first
-        self._unfinished: Release | None = None  # given to the publisher, its fate unknown
-        self._is_broker_away = False  # that is why it is unfinished
-        self._publish_at_s = 0.0
-        self._published_at_s = 0.0
-        self._publish_attempts = 0
-        self._unlogged: list[tuple[Done, float, int, int]] = []
         self._lag_at_s = 0.0
         self._draining = False
         self._orderly = True
-        self._halted = False  # by a limit on dead letters
         self._is_in_time = True  # False: a drain used its time up
-        self._letters = LetterGauge(policies.letters)
         # Retry topics: partitions whose next record is not due, and when it is, in wall-clock milliseconds.
         self._not_due_ms: dict[Partition, int] = {}
         self._retry_topics = frozenset(topic for _, topic in policies.retry_topics)
@@ -177,6 +137,16 @@ class KafkaStage:
             horizon=(BATCHES_IN_HAND + 1) * policies.batch.max_messages,
         )
         self._ward_had_turn = False
+        self._outbox = Outbox(
+            ledger=self._ledger,
+            publisher=publisher,
+            consumer=consumer,
+            quarantine=self._quarantine,
+            policies=policies,
+            metrics=metrics,
+            clocks=self._clocks,
+            jitter=self._random,
+        )
 
     # The life cycle ---------------------------------------------------------------------------------------------------
 
@@ -191,7 +161,7 @@ class KafkaStage:
         self._admit()
         self._offer()
         self._collect()
-        self._publish()
+        self._outbox.publish()
         self._report()
 
     @property
@@ -204,11 +174,11 @@ class KafkaStage:
 
         What is left is not committed; the next owner of its partition reads it again.
         """
-        self._draining = True
+        self._draining = self._outbox.is_draining = True
         self._health.draining()
         deadline_s = self._clocks.monotonic_s() + timeout_s
         # A commit without an answer is seen through although its partitions may have left: readers wait for it.
-        while (self._ledger.in_flight or self._unfinished) and self._clocks.monotonic_s() < deadline_s:
+        while (self._ledger.in_flight or self._outbox.is_under_way) and self._clocks.monotonic_s() < deadline_s:
             self.step()
             self._clocks.wait(BUSY_POLL_S)
         self._is_in_time = not self._ledger.in_flight
@@ -217,7 +187,7 @@ class KafkaStage:
     def close(self) -> None:
         """Leave the group and disconnect. What was not published is the next owner's."""
         # Without a drain something failed, and a record in hand may be why: this start stays counted.
-        self._orderly = self._draining or self._halted
+        self._orderly = self._draining or self._outbox.halted
         try:
             self._consumer.close()
         finally:
@@ -239,7 +209,7 @@ class KafkaStage:
         Records still in line are dropped at once: their next owner computes them, and the group need not wait for it.
         """
         # Halted by a limit, nothing more is decided: the next letter would be one too many again.
-        has_time = self._is_in_time and not self._halted
+        has_time = self._is_in_time and not self._outbox.halted
         deadline_s = self._clocks.monotonic_s() + (REVOKE_TIMEOUT_S if has_time else 0.0)
         gone = set(partitions)
         for partition in gone:
@@ -247,11 +217,10 @@ class KafkaStage:
         while self._is_computing(gone) and self._clocks.monotonic_s() < deadline_s:
             self._clocks.wait(BUSY_POLL_S)
             self._collect()
-        self._publish_until(deadline_s)
+        self._outbox.publish_until(deadline_s)
         if self._orderly:
             # Save where a commit has no answer yet: an offset committed after it, outside the transaction, would win.
-            undecided = self._unfinished.offsets if self._unfinished is not None else {}
-            self._quarantine.hand_over(gone.difference(undecided))
+            self._quarantine.hand_over(gone.difference(self._outbox.undecided))
         self._forget(Rebalance.REVOKED, partitions)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
@@ -273,14 +242,6 @@ class KafkaStage:
 
     def _is_computing(self, partitions: set[Partition]) -> bool:
         return any(job.record.position.partition in partitions for jobs in self._computing for job in jobs)
-
-    def _publish_until(self, deadline_s: float) -> None:
-        self._publish_at_s = 0.0  # a back-off that began before would use up the deadline
-        while self._clocks.monotonic_s() < deadline_s:
-            self._publish()
-            if self._unfinished is None and not self._ledger.release():
-                return
-            self._clocks.wait(BUSY_POLL_S)
 
     # Fetch and admit --------------------------------------------------------------------------------------------------
 
@@ -356,11 +317,7 @@ class KafkaStage:
     def _patience_s(self, now_s: float) -> float:
         if self._computing or self._quarantine.has_wards:  # with those a batch that is due may have to wait
             return BUSY_POLL_S
-        if self._unfinished is not None and not self._is_broker_away:
-            return BUSY_POLL_S
-        moments = [self._batcher.deadline_s]
-        if self._unfinished is not None:
-            moments.append(self._publish_at_s)
+        moments = [self._batcher.deadline_s, self._outbox.deadline_s]
         if self._later:
             moments.append(self._later[0][0])
         if self._not_due_ms:
@@ -409,7 +366,7 @@ class KafkaStage:
         except Exception as error:  # whatever else reading a record raises concerns that record only
             if not isinstance(error, Rejection):
                 log.exception("admission_failed", topic=record.position.partition.topic, offset=record.position.offset)
-            self._bury(record, fault_of(error, "decode"), attempt)
+            self._outbox.bury(record, fault_of(error, "decode"), attempt)
             return
         self._line_up(Job(record, request, encoded, attempt))
 
@@ -470,7 +427,7 @@ class KafkaStage:
             self._ward_had_turn = False
             return False
         # Nothing else may be under way when it is marked, for the same reason.
-        if not self._computing and self._unfinished is None and not self._ledger.release():
+        if not self._computing and self._outbox.is_empty:
             self._ward_had_turn = True
             self._treat(ward)
         return True
@@ -489,7 +446,7 @@ class KafkaStage:
                 "ProcessDied",
                 "the process died with this record in hand",
             )
-            self._bury(record, fault, attempts=STARTS + 1)
+            self._outbox.bury(record, fault, attempts=STARTS + 1)
             return
         try:
             if ward.suspect_at is None:
@@ -532,7 +489,7 @@ class KafkaStage:
                 shrinks=work.shrinks,
                 bisections=done.bisections,
             )
-            self._unlogged.append((done, now_s, retried, revoked))
+            self._outbox.collected(Collected(done, now_s, retried, revoked))
 
     def _answer(self, answered: Answered, now_s: float) -> bool:
         """Resolve a job by its result. True if that could not be written and the job is tried again."""
@@ -542,8 +499,7 @@ class KafkaStage:
         except Exception as error:  # whatever cannot be written of one result concerns that message only
             log.exception("result_not_written", offset=job.record.position.offset)
             return self._decide(job, fault_of(error, "encode", traceback.format_exc()), now_s)
-        self._letters.answered()
-        self._ledger.resolve(job.record.position, output)
+        self._outbox.answer(job.record.position, output)
         return False
 
     def _decide(self, job: Job, fault: Fault, now_s: float) -> bool:
@@ -559,7 +515,7 @@ class KafkaStage:
                     self._metrics.retried()
                 return True
             case DeadLetter(reason):
-                self._bury(job.record, replace(fault, reason=reason), job.attempt)
+                self._outbox.bury(job.record, replace(fault, reason=reason), job.attempt)
                 return False
 
     def _send_round(self, job: Job) -> None:
@@ -568,162 +524,6 @@ class KafkaStage:
         delay_s, topic = topics[min(job.attempt, len(topics)) - 1]
         not_before_ms = int((self._clocks.wall_s() + delay_s) * 1000)
         self._ledger.resolve(job.record.position, send_round(job.record, topic, job.attempt + 1, not_before_ms))
-
-    def _bury(self, record: Record, fault: Fault, attempts: int) -> None:
-        try:
-            self._letters.buried(fault)
-        except DeadLetterLimit:
-            self._halted = True  # by the operator's limit: no record in hand is why the process ends
-            raise
-        self._ledger.resolve(record.position, dead_letter(record, fault, attempts, self._policies.obituary))
-
-    # Publish ----------------------------------------------------------------------------------------------------------
-
-    def _publish(self) -> None:
-        now_s = self._clocks.monotonic_s()
-        if now_s < self._publish_at_s:
-            return
-        release = self._unfinished or self._release()
-        if not release:
-            self._consumer.recommit()
-        elif self._unfinished is not None:
-            self._publish_release(release)
-        elif not self._may_grow(release, now_s):
-            self._published_at_s = now_s
-            self._publish_release(release)
-
-    def _publish_release(self, release: Release) -> None:
-        try:
-            if not self._publisher.publish(release, PUBLISH_TIMEOUT_S):
-                self._unfinished = release
-                return
-        except BrokerAway as error:
-            self._unfinished, self._is_broker_away = release, True
-            self._publish_failed(error)
-        except TransactionAborted as error:
-            self._aborted(error)
-        except Unpublishable as error:
-            self._unfinished, self._is_broker_away = None, False
-            if self._publisher.transactional:
-                self._metrics.transaction(TransactionResult.ABORTED)
-            self._replace(error)
-        else:
-            self._unfinished, self._is_broker_away = None, False
-            self._publish_attempts = 0
-            self._metrics.stage(Stage.PUBLISH, self._clocks.monotonic_s() - self._published_at_s)
-            if self._publisher.transactional:
-                self._metrics.transaction(TransactionResult.COMMITTED)
-            self._acknowledged(release)
-
-    def _may_grow(self, release: Release, now_s: float) -> bool:
-        """Under a backlog, gather a few batches to a publish: its round trips cost the same for one as for four.
-
-        Without a backlog a result leaves at once, so this adds nothing to the latency of a worker that keeps up.
-        """
-        batch = self._policies.batch.max_messages
-        coming = self._ledger.in_flight - len(release.outputs)
-        backlog = coming >= batch and not self._draining
-        return (
-            backlog
-            and len(release.outputs) < PUBLISH_BATCHES * batch
-            and now_s < self._published_at_s + PUBLISH_INTERVAL_S
-        )
-
-    def _release(self) -> Release:
-        most = None
-        # (At least once, what was delivered stays so, and a smaller release would forget the receipts of the rest.)
-        if self._publish_attempts and self._publisher.transactional:
-            # What was too much for its deadline would be aborted again and again: each failure halves what comes next.
-            most = max(1, BATCHES_IN_HAND * self._policies.batch.max_messages >> self._publish_attempts)
-        release = self._ledger.release(most)
-        if not self._quarantine:
-            return release
-        return replace(release, metadata=self._quarantine.metadata(release))
-
-    def _aborted(self, error: TransactionAborted) -> None:
-        if self._is_broker_away:
-            self._publish_attempts = 0  # the broker answers again
-        self._unfinished, self._is_broker_away = None, False
-        self._metrics.transaction(TransactionResult.ABORTED)
-        self._publish_failed(error)
-
-    def _publish_failed(self, error: Exception) -> None:
-        self._publish_attempts += 1
-        delay_s = self._policies.retry.delay_s(self._publish_attempts, self._random.random())
-        self._publish_at_s = self._clocks.monotonic_s() + delay_s
-        self._metrics.broker_error()
-        log.warning("publish_failed", error=str(error), kind=type(error).__name__, retry_in_s=round(delay_s, 3))
-
-    def _replace(self, error: Unpublishable) -> None:
-        """Put something publishable in place of an output that the broker refuses, so that its partition goes on."""
-        output, position = error.output, error.position
-        if not self._ledger.is_live(position):
-            return  # its partition has left since: the new owner meets the same
-        log.warning("unpublishable", topic=output.topic, offset=position.offset, error=str(error))
-        if output.topic != self._policies.obituary.topic:
-            fault = Fault(FaultKind.MESSAGE, Reason.TOO_LARGE, "publish", "Unpublishable", f"{output.topic}: {error}")
-            self._bury(self._ledger.record(position), fault, attempts=1)
-        elif error.code == KafkaError.INVALID_TIMESTAMP and output.timestamp_ms is not None:
-            # Its request came from the future; when that was, the header xnli.dlq.timestamp still says.
-            self._ledger.resolve(position, replace(output, timestamp_ms=None))
-        elif is_truncated(output):
-            raise FatalError(
-                f"{output.topic} refuses even a truncated dead letter ({error}); raise its max.message.bytes"
-            )
-        else:
-            self._ledger.resolve(position, truncated(output))
-
-    def _acknowledged(self, release: Release) -> None:
-        timestamps_ms: list[int] = []
-        buried = 0
-        for record, output in self._ledger.acknowledge(release):
-            if output is None:
-                continue
-            if output.reason:
-                self._metrics.dead_lettered(output.reason)
-                buried += 1
-            elif output.topic in self._retry_topics:
-                self._metrics.retried()
-            else:
-                timestamps_ms.append(record.timestamp_ms)
-        if self._quarantine:
-            self._quarantine.progressed(release)
-        self._metrics.published(len(timestamps_ms))
-        self._metrics.answered(self._clocks.wall_s() * 1000, timestamps_ms)
-        self._log_batches(len(release.outputs) - buried, buried)
-
-    def _log_batches(self, published: int, buried: int) -> None:
-        """The canonical lines of the batches whose results have just gone out (or wait behind a retry)."""
-        now_s, wall_ms = self._clocks.monotonic_s(), self._clocks.wall_s() * 1000
-        for index, (done, collected_s, retried, revoked) in enumerate(self._unlogged):
-            work, jobs = done.work, done.batch.jobs
-            known_ms = [job.record.timestamp_ms for job in jobs if job.record.timestamp_ms >= 0]
-            oldest_ms = min(known_ms, default=wall_ms)
-            batch_done(
-                BatchLine(
-                    messages=len(jobs),
-                    tokens=done.batch.tokens,
-                    trigger=done.batch.trigger,
-                    pairs=work.rows,
-                    pairs_computed=work.computed,
-                    pairs_failed=work.failed,
-                    cache_hits=work.cache_hits,
-                    padding_tokens=work.slots - work.tokens,
-                    waited_ms=_ms(done.began_s - done.batch.opened_at_s),
-                    queued_ms=_ms(collected_s - done.ended_s),
-                    inference_ms=_ms(work.seconds),
-                    publish_ms=_ms(now_s - collected_s),
-                    oldest_ms=round(max(0.0, wall_ms - oldest_ms), 1),
-                    # Of the whole release, which may answer several batches: counted on the first.
-                    published=published if index == 0 else 0,
-                    retried=retried,
-                    dead_lettered=buried if index == 0 else 0,
-                    revoked=revoked,
-                    bisections=done.bisections,
-                    transaction="committed" if self._publisher.transactional else "none",
-                )
-            )
-        self._unlogged.clear()
 
     def _report(self) -> None:
         now_s = self._clocks.monotonic_s()
@@ -734,7 +534,3 @@ class KafkaStage:
             self._lag_at_s = now_s + LAG_INTERVAL_S
             for partition, unread in self._consumer.lag().items():
                 self._metrics.lag(partition.topic, partition.number, unread + self._ledger.owed(partition))
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)

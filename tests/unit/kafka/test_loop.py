@@ -32,7 +32,8 @@ from worker.core.quarantine import STARTS, Mark, parse, render
 from worker.core.retry import RetryPolicy
 from worker.core.retry_topic import PREFIX, send_round, topics
 from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection
-from worker.kafka.loop import BATCHES_IN_HAND, BUSY_POLL_S, PAUSE_AFTER_S
+from worker.kafka.loop import PAUSE_AFTER_S
+from worker.kafka.policies import BATCHES_IN_HAND, BUSY_POLL_S
 from worker.messages import Partition
 
 P0, P1 = partition(0), partition(1)
