@@ -7,7 +7,6 @@ batch N-1 is produced.
 
 from __future__ import annotations
 
-import gc
 import socket
 import time
 import uuid
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 from prometheus_client import CollectorRegistry
 
-from worker import __version__
+from worker import __version__, process
 from worker.core import retry_topic
 from worker.core.batch import BatchPolicy
 from worker.core.dead_letter import PREFIX as DEAD_LETTER_PREFIX
@@ -133,18 +132,6 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) 
     return engine
 
 
-def _collect_rarely() -> None:
-    """Keep Python's search for cycles from looking through what never dies, and through each message 30 times over.
-
-    What lives now (torch and transformers alone are half a million objects) stays until the end. Messages are freed by
-    their reference counts; a threshold of 700 new objects, which a few dozen messages make, cost a tenth of all time
-    outside the model, and the oldest generation's turn stopped the loop for as long as a small batch takes.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
-
-
 class _Stopped(Exception):  # noqa: N818 (asked for, no error)
     """The worker was asked to stop while it waited for something at the start."""
 
@@ -170,6 +157,7 @@ class Pipeline:
         self._inference: InferenceStage | None = None
         self._publisher: Publisher | None = None
         self._label_sets: LabelSets | None = None
+        self._freed = process.FreedMemory()
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Work until asked to stop, then drain. True if everything in hand was answered and committed.
@@ -180,7 +168,7 @@ class Pipeline:
         """
         try:
             kafka = self._start(stop_requested)
-            _collect_rarely()
+            process.collect_rarely()
             while not stop_requested():
                 self._step(kafka)
             drained = kafka.drain(DRAIN_TIMEOUT_S)
@@ -197,6 +185,7 @@ class Pipeline:
         if self._label_sets is not None:
             self._label_sets.refresh()
         kafka.step()
+        self._freed.give_back(time.monotonic())
         verdict = self.health.healthy(time.monotonic())
         if not verdict.ok:
             raise Stalled("; ".join(verdict.problems))

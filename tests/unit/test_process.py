@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import ctypes
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worker.process import THRESHOLDS, TRIM_INTERVAL_S, FreedMemory, collect_rarely
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_freed_memory_goes_back_though_a_live_block_lies_on_top_of_it() -> None:
+    freed = FreedMemory()
+    freed.give_back(1.0)
+    before = resident_bytes()
+    blocks = [np.ones(100_000, np.uint8) for _ in range(1_000)]
+    kept = blocks[::100]
+    blocks.clear()
+    assert resident_bytes() > before + 50e6
+    freed.give_back(1.0 + TRIM_INTERVAL_S)
+    assert resident_bytes() < before + 20e6
+    assert len(kept) == 10
+
+
+def test_it_happens_now_and_then() -> None:
+    freed = FreedMemory()
+    trims: list[int] = []
+    freed._trim = trims.append
+    counts = []
+    for step in range(200):
+        freed.give_back(step / 2)
+        counts.append(len(trims))
+    assert [counts.index(n) / 2 for n in (1, 2, 3, 4)] == [TRIM_INTERVAL_S * n for n in range(4)]
+
+
+def test_without_the_call_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    FreedMemory().give_back(1.0)
+
+
+def test_what_lives_at_the_start_is_looked_through_no_more() -> None:
+    thresholds = gc.get_threshold()
+    try:
+        collect_rarely()
+        assert gc.get_threshold() == THRESHOLDS
+        assert gc.get_freeze_count() > 1_000
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
