@@ -84,7 +84,7 @@ class KafkaSettings(Section):
         "transactional.id": "derived from kafka.group_id and the instance; set kafka.group_instance_id to name it",
         "isolation.level": "always read_committed",
         "acks": "always all: an unreplicated result is not an acknowledged one",
-        "delivery.report.only.error": "the worker waits for every receipt",
+        "delivery.report.only.error": "always true: what fails is told of, and the rest is what has left the queue",
     }
 
     bootstrap_servers: str = Field(min_length=1)

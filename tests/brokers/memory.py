@@ -505,6 +505,8 @@ class MemoryProducer:
     def _settle(self, *, commit: bool) -> None:
         if not self._settled:
             self._settled = True
+            if commit and self._broker.undecided is None:
+                self._broker.visible += self._outputs  # committed without offsets
             self._broker.settle(commit=commit)
 
     def purge(self, *, in_queue: bool = True, in_flight: bool = True) -> None:

@@ -83,7 +83,7 @@ class Worker:
             ),
             metrics=Metrics(self.registry),
             health=self.health,
-            clocks=Clocks(clock, clock, self._wait),
+            clocks=Clocks(clock, clock, self.wait),
             seed=0,
         )
         self.kafka.start([INPUT])
@@ -103,10 +103,17 @@ class Worker:
         while self._calls:
             self._calls.pop()()
 
-    def _wait(self, seconds: float) -> None:
+    @property
+    def offsets_wait(self) -> bool:
+        """True while the broker has a transaction's offsets to answer."""
+        return bool(self._calls)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, and the world get on with it."""
         self.clock.advance(seconds)
         if not self.stuck:
             self.infer()
+        if not self.slow_offsets:
             self.answer_offsets()
 
     def infer(self) -> None:

@@ -86,8 +86,11 @@ class Delivery(RuleBasedStateMachine):
     def send(self, where: Partition, words: list[bytes | None]) -> None:
         self.broker.send(where, *words)
 
-    @initialize(words=st.lists(st.sampled_from(WORDS), min_size=5, max_size=12))
-    def work_waits(self, words: list[bytes | None]) -> None:
+    @initialize(words=st.lists(st.sampled_from(WORDS), min_size=5, max_size=12), by_broker=st.booleans())
+    def work_waits(self, words: list[bytes | None], by_broker: bool) -> None:
+        """Some; what is too large is refused by the client, or by the broker, which blames its neighbours too."""
+        if by_broker:
+            self.broker.client_limit_bytes, self.broker.broker_limit_bytes = 2**30, HUGE_BYTES // 2
         self.broker.send(PARTITIONS[0], *words)
         self.assign(set(PARTITIONS))
 
@@ -212,6 +215,9 @@ class Delivery(RuleBasedStateMachine):
     @precondition(lambda self: not self.broker.away)
     @rule()
     def drain(self) -> None:
+        self.worker.slow_offsets = False
+        self.worker.answer_offsets()
+
         def end() -> None:
             self.worker.kafka.drain(5.0)
             self.worker.kafka.close()

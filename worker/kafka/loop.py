@@ -8,8 +8,8 @@
     collect  what comes back is resolved: a result, another attempt, a dead letter
     publish  the resolved prefix of every partition is produced and committed
 
-No step waits for the model, and none sleeps: patience is the time-out of the consumer's poll, so that librdkafka's
-callbacks run and the group membership stays alive whatever is away.
+No step waits for the model: patience is the time-out of the consumer's poll, so that librdkafka's callbacks run and the
+group membership stays alive whatever is away.
 """
 
 from __future__ import annotations
@@ -201,6 +201,9 @@ class KafkaStage:
             self._ledger.assign(partition, epoch)
         self._rebalanced(Rebalance.ASSIGNED, list(epochs), len(self._consumer.assignment))
         if epochs:
+            if self._outbox.is_under_way:
+                # Of a partition that was lost and is back, its offsets would be waited for: now they are given up.
+                self._outbox.publish()
             self._quarantine.assigned(list(epochs))
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
@@ -217,6 +220,8 @@ class KafkaStage:
         while self._is_computing(gone) and self._clocks.monotonic_s() < deadline_s:
             self._clocks.wait(BUSY_POLL_S)
             self._collect()
+            if self._outbox.is_under_way:  # readers, and its own time-out, do not wait for the device
+                self._outbox.publish()
         self._outbox.publish_until(deadline_s)
         if self._orderly:
             # Save where a commit has no answer yet: an offset committed after it, outside the transaction, would win.

@@ -227,7 +227,7 @@ class Outbox:
 
     def _acknowledged(self, release: Release) -> None:
         timestamps_ms: list[int] = []
-        buried = 0
+        buried = detours = 0
         for record, output in self._ledger.acknowledge(release):
             if output is None:
                 continue
@@ -236,13 +236,14 @@ class Outbox:
                 buried += 1
             elif output.topic in self._retry_topics:
                 self._metrics.retried()
+                detours += 1
             else:
                 timestamps_ms.append(record.timestamp_ms)
         if self._quarantine:
             self._quarantine.progressed(release)
         self._metrics.published(len(timestamps_ms))
         self._metrics.answered(self._clocks.wall_s() * 1000, timestamps_ms)
-        self._log_batches(len(release.outputs) - buried, buried)
+        self._log_batches(len(timestamps_ms) + detours, buried)
 
     def _log_batches(self, published: int, buried: int) -> None:
         """The canonical lines of the batches whose results have just gone out (or wait behind a retry)."""

@@ -198,6 +198,7 @@ class _Connection:
         self.client.purge(in_queue=True, in_flight=True)
         with suppress(KafkaException):  # a client that was fenced says so again, and would hide who says it first
             self.client.flush(0)
+        del self.client  # it holds us by its callback: in a circle it would outlive us, threads and all
 
 
 class AtLeastOncePublisher:
@@ -209,7 +210,8 @@ class AtLeastOncePublisher:
         self._connection = _Connection(config, clock)
         self._consumer = consumer
         self._clock = clock
-        # While not everything of a release is delivered: what is on its way, what arrived, and how the rest is sent.
+        # While not everything of a release is delivered: which, what is on its way, what arrived, how the rest is sent.
+        self._release: Release | None = None
         self._receipts: _Receipts | None = None
         self._delivered: dict[Position, Outgoing] = {}
         self._all_sent = False
@@ -222,13 +224,13 @@ class AtLeastOncePublisher:
         """Produce, wait for every receipt, then commit without waiting: a later commit says more anyway."""
         deadline_s = self._clock() + timeout_s
         if self._receipts is None:
-            self._receipts = _Receipts(singly=self._singly)
+            self._release, self._receipts = release, _Receipts(singly=self._singly)
             self._send(release, self._receipts, deadline_s)
         left = self._connection.flush(deadline_s)
         self._connection.check()
         if left:
             raise BrokerAway(f"{left} of {len(release.outputs)} records are not acknowledged yet")
-        if self._receipts.failed or not self._all_sent:
+        if self._receipts.failed or not self._all_sent or self._release is not release:
             self._fall_short(release, self._receipts)
         # The offsets of partitions that left since this release was made are their new owner's to commit.
         owned = self._consumer.assignment
@@ -327,7 +329,8 @@ class TransactionalPublisher:
     def publish(self, release: Release, timeout_s: float) -> bool:
         """One transaction: begin, produce, send offsets, commit."""
         deadline_s = self._clock() + timeout_s
-        if self._stage is _Stage.ABORTING:
+        if self._stage in {_Stage.OPEN, _Stage.ABORTING}:
+            # (OPEN: an error that is none of Kafka's broke the last call off, before the offsets were part of it.)
             self._abort(deadline_s, "resumed")
             # Not this release again: a partition may have left since, and its new owner may have answered already.
             raise TransactionAborted("the abort is answered now")
@@ -376,7 +379,7 @@ class TransactionalPublisher:
             try:
                 client.send_offsets_to_transaction(offsets, metadata, timeout_s)
             except Exception as error:  # noqa: BLE001 (raised again by _is_taken, on the thread that asked)
-                answers.put(error)
+                answers.put(error.with_traceback(None))  # whose frames hold the client
             else:
                 answers.put(None)
 
@@ -399,7 +402,7 @@ class TransactionalPublisher:
         self._stage = _Stage.OPEN
         receipts, deadline_s = self._receipts, self._deadline_s
         if isinstance(error, KafkaException):
-            self._give_up(error, deadline_s, receipts)
+            self._give_up(error, deadline_s)
         if error is not None:
             raise error
         left = self._connection.flush(deadline_s)
@@ -427,7 +430,7 @@ class TransactionalPublisher:
         self._connection.singly = False
         self._stage = _Stage.IDLE
 
-    def _give_up(self, error: KafkaException, deadline_s: float, receipts: _Receipts | None = None) -> None:
+    def _give_up(self, error: KafkaException, deadline_s: float) -> None:
         """Turn an error of a transactional call into ours. Always raises."""
         found: KafkaError = error.args[0]
         if found.fatal() or found.code() in _FENCING:
@@ -435,11 +438,10 @@ class TransactionalPublisher:
             raise kind(f"the transactional producer cannot go on: {found.name()}: {found.str()}") from error
         # Abortable, or retriable with our time used up: in both cases nothing was committed, and abort makes it final.
         self._abort(deadline_s, found.str())
-        if receipts is not None:
-            # Records are sent in the background: what made the transaction fail was met by a later call.
-            self._connection.singly |= receipts.refused
-            if receipts.unpublishable is not None:
-                raise receipts.unpublishable from error
+        # Records are sent in the background: what made the transaction fail was met by a later call.
+        self._connection.singly |= self._receipts.refused
+        if self._receipts.unpublishable is not None:
+            raise self._receipts.unpublishable from error
         raise TransactionAborted(f"{found.name()}: {found.str()}") from error
 
     def _abort(self, deadline_s: float, why: str) -> None:
@@ -473,7 +475,8 @@ class TransactionalPublisher:
         if self._stage is _Stage.OFFERED:
             with suppress(queue.Empty):  # librdkafka refuses to abort while the call is under way
                 self._answers.get(timeout=_GRACE_S)
-        if self._stage in {_Stage.OPEN, _Stage.OFFERED, _Stage.ABORTING}:
+                self._stage = _Stage.OPEN
+        if self._stage in {_Stage.OPEN, _Stage.ABORTING}:
             try:
                 self._abort(self._clock(), "closing")
             except WorkerError as error:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import random
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -157,6 +158,69 @@ def test_a_result_the_broker_refuses_becomes_a_dead_letter(broker: MemoryBroker,
     worker.settle()
     assert offsets(broker, dead=False) == [0, 2]
     assert reasons(broker) == {1: "too_large"}
+    # The first try fails, the second tells of whom.
+    assert worker.counted("transactions_total", result="aborted") == (2 if guarantee == "exactly_once" else 0)
+
+
+def test_a_publish_broken_off_behind_its_receipts_vouches_for_no_other_release(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was resolved since is in the release that closing publishes, and was never sent."""
+    worker = started(broker, "at_least_once")
+    with monkeypatch.context() as failing:
+
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("none of Kafka's")
+
+        failing.setattr(worker.consumer, "commit", fail)
+        broker.send(P0, *[b"ok"] * 8)
+        with pytest.raises(RuntimeError, match="none of Kafka's"):
+            worker.turn(60)
+    assert 0 < len(broker.visible) < 8
+    worker.kafka.close()
+    assert broker.committed[P0] <= len(set(offsets(broker)))
+
+
+def test_a_revoke_that_waits_for_the_device_commits_what_is_there_at_once(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    worker.slow_offsets = True
+    broker.send(P0, *[b"ok"] * 4)
+    while not worker.offsets_wait:
+        worker.turn()
+    broker.send(P0, *[b"ok"] * 4)
+    worker.stuck = True
+    while not worker.inference.depths[0]:
+        worker.kafka.step()
+    worker.slow_offsets = False
+    began_s = broker.clock()
+    committed: list[tuple[float, int]] = []
+
+    def watch(seconds: float) -> None:
+        worker.wait(seconds)
+        committed.append((broker.clock() - began_s, broker.committed.get(P0, 0)))
+
+    worker.kafka._clocks = worker.kafka._outbox._clocks = replace(worker.kafka._clocks, wait=watch)
+    broker.revoke(P0)
+    worker.kafka.step()
+    assert committed[-1][0] > 5.0  # it waited for the device
+    assert min(at_s for at_s, behind in committed if behind == 4) < 0.1
+
+
+def test_a_partition_lost_and_given_back_does_not_wait_for_our_own_transaction(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    worker.slow_offsets = True
+    broker.send(P0, *[b"ok"] * 4)
+    while not worker.offsets_wait:
+        worker.turn()
+    worker.answer_offsets()
+    broker.lose(P0)
+    broker.assign(P0)
+    began_s = broker.clock()
+    worker.kafka.step()
+    assert broker.clock() - began_s < 1.0
+    worker.slow_offsets = False
+    worker.settle()
+    assert offsets(broker) == list(range(4))
 
 
 @BOTH

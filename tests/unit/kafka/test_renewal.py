@@ -11,7 +11,7 @@ from tests.delivery.doubles import OUTPUT, partition
 from worker.core.offsets import Release
 from worker.errors import BrokerAway, TransactionAborted
 from worker.kafka.consumer import Consumer
-from worker.kafka.publisher import TransactionalPublisher
+from worker.kafka.publisher import TransactionalPublisher, Unpublishable
 from worker.kafka.renewal import RenewingPublisher
 from worker.messages import Outgoing, Partition, Position
 
@@ -106,6 +106,42 @@ def test_a_partition_that_leaves_takes_the_open_transaction_with_it(
         publish(renewing, asked, calls)
     assert not broker.visible
     assert P0 not in broker.committed
+
+
+def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+) -> None:
+    broker.broker_limit_bytes = 100
+    epoch = consumer.assignment[P0]
+    values = [b"small", b"x" * 200, b"small", b"small"]
+    outputs = tuple(
+        (Position(P0, offset, epoch), Outgoing(OUTPUT, None, value, ())) for offset, value in enumerate(values)
+    )
+    asked = Release(outputs, {P0: 4}, {P0: epoch})
+    with pytest.raises(TransactionAborted):
+        publish(renewing, asked, calls)
+    with pytest.raises(Unpublishable) as refused:
+        publish(renewing, asked, calls)
+    assert refused.value.position.offset == 1
+    assert not broker.visible
+
+
+def test_a_transaction_broken_off_before_its_offsets_is_aborted(broker: MemoryBroker, consumer: Consumer) -> None:
+    threads = iter([False, True])
+
+    def spawn(call: Callable[[], None]) -> None:
+        if not next(threads):
+            raise RuntimeError("can't start new thread")
+        call()
+
+    publisher = TransactionalPublisher({"transactional.id": "x"}, consumer, broker.clock, spawn)
+    with pytest.raises(RuntimeError, match="thread"):
+        publisher.publish(release(consumer), 5.0)
+    with pytest.raises(TransactionAborted):
+        publisher.publish(release(consumer), 5.0)
+    assert not broker.visible
+    assert publisher.publish(release(consumer), 5.0)
+    assert len(broker.visible) == 1
 
 
 def test_closing_aborts_what_is_open(
