@@ -1,6 +1,6 @@
 """What delivery costs: the worker with a model that answers at once, against a bare loop over the same records.
 
-    python -m tests.bench.delivery [--messages 50000] [--runs 5]
+    python -m tests.bench.delivery [--messages 100000] [--runs 5]
 
 The peer is the least a Python program can do: consume with confluent-kafka, decode and encode with fastavro, produce.
 It commits nothing, keeps no order, validates nothing and batches nothing. Both run as processes on real Kafka, one
@@ -117,7 +117,7 @@ def _topic(kafka: Kafka, hint: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--messages", type=int, default=50_000)
+    parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
     given = os.environ.get("XNLI_TEST_KAFKA")
