@@ -306,11 +306,12 @@ class Consumer:
 
     def _on_error(self, error: KafkaError) -> None:
         # Most of what arrives here mends itself (a broker restarting): librdkafka goes on by itself, and we report.
-        if error.fatal():
+        fatal = is_fatal(error)
+        if fatal:
             self._fatal = error
-        held = 0 if error.fatal() else self._repeats.admit(error.name())
+        held = 0 if fatal else self._repeats.admit(error.name())
         if held is not None:
-            log.warning("consumer_error", code=error.name(), error=error.str(), fatal=error.fatal(), held_back=held)
+            log.warning("consumer_error", code=error.name(), error=error.str(), fatal=fatal, held_back=held)
 
 
 def _headers(raw: Any) -> Headers:
@@ -321,6 +322,11 @@ def _headers(raw: Any) -> Headers:
 
 def _positions(partitions: Iterable[Partition]) -> list[TopicPartition]:
     return [TopicPartition(p.topic, p.number) for p in partitions]
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """Whether a client that reports this can never go on. What a consumer polls has the code and not the flag."""
+    return error.fatal() or error.code() == KafkaError._FATAL  # noqa: SLF001 (librdkafka's local codes are spelt so)
 
 
 def _fatal(error: KafkaError) -> FatalError:

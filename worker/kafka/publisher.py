@@ -23,7 +23,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from worker.core.offsets import Release
 from worker.errors import BrokerAway, FatalError, Fenced, TransactionAborted, WorkerError
 from worker.kafka import properties
-from worker.kafka.consumer import Consumer
+from worker.kafka.consumer import Consumer, is_fatal
 from worker.kafka.properties import Properties
 from worker.messages import Outgoing, Partition, Position
 from worker.telemetry.log import Repeats
@@ -141,11 +141,12 @@ class _Connection:
         self.client = properties.open_client(Producer, config)
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
+        fatal = is_fatal(error)
+        if fatal:
             self.fatal = error
-        held = 0 if error.fatal() else self._repeats.admit(error.name())
+        held = 0 if fatal else self._repeats.admit(error.name())
         if held is not None:
-            log.warning("producer_error", code=error.name(), error=error.str(), fatal=error.fatal(), held_back=held)
+            log.warning("producer_error", code=error.name(), error=error.str(), fatal=fatal, held_back=held)
 
     def produce(self, position: Position, output: Outgoing, receipts: _Receipts, deadline_s: float) -> None:
         """Queue one record. A full queue is back-pressure: serve receipts until there is room.

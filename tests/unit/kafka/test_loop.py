@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 from dataclasses import replace
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -1019,3 +1019,15 @@ def test_back_off_after_failed_publishes_grows_and_is_reset(broker: MemoryBroker
         began_s = broker.clock()
         worker.settle()
         assert 7.0 < broker.clock() - began_s < 8.0  # 1 + 2 + 4
+
+
+def test_a_consumer_that_was_fenced_ends_the_worker_however_it_is_told(broker: MemoryBroker) -> None:
+    """After an outage a static member may be fenced by its own answer that got lost; polled, the error has no flag."""
+    worker = started(broker)
+    told = KafkaError(KafkaError._FATAL, "Static consumer fenced by other consumer with same group.instance.id")
+    assert not told.fatal()
+    with (
+        patch.object(worker.consumer._client, "poll", lambda _: Mock(error=lambda: told)),
+        pytest.raises(FatalError, match="Static consumer fenced"),
+    ):
+        worker.turn()
