@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Protocol
 
 import structlog
@@ -52,6 +53,7 @@ class Consumer:
         self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
         self._uncommitted: dict[Partition, int] = {}
         self._fatal: KafkaError | None = None
+        self._partition = lru_cache(maxsize=1024)(Partition)  # few, and made for every record
         self._repeats = Repeats()
         self._client = properties.open_client(
             Client, {**properties.with_callbacks(config, self._on_error), "on_commit": self._on_commit}
@@ -243,7 +245,7 @@ class Consumer:
             self._on_error(error)
             return None
         topic, number, offset = message.topic(), message.partition(), message.offset()
-        partition = Partition(str(topic), int(number if number is not None else -1))
+        partition = self._partition(str(topic), int(number if number is not None else -1))
         epoch = self._epochs.get(partition)
         if epoch is None:
             # librdkafka may hand over records of a partition revoked a moment ago; its new owner has them.

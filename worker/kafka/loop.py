@@ -333,7 +333,8 @@ class KafkaStage:
         began_s = self._clocks.monotonic_s()
         while self._later and self._later[0][0] <= began_s:
             job = heapq.heappop(self._later)[2]
-            self._line_up(job)
+            if self._ledger.is_live(job.record.position):
+                self._line_up(job)
         if not self._unread or began_s < self._admit_at_s:
             return
         # One poll may bring more work than may be held: the rest waits undecoded, and fetching pauses with it.
@@ -384,8 +385,6 @@ class KafkaStage:
             raise Rejection(Reason.EXPIRED, "decode", f"{age_s:.1f} s old; limits.max_age_s is {limit_s:g}")
 
     def _line_up(self, job: Job) -> None:
-        if not self._ledger.is_live(job.record.position):
-            return
         if self._quarantine and self._quarantine.holds(job.record.position.partition):
             self._hand_to_inference(Batch((job,), job.encoded.tokens, self._clocks.monotonic_s(), Trigger.QUARANTINE))
         else:

@@ -13,16 +13,19 @@ How to read them:
 Label values are bounded: enumerations of ours, the subscribed topics, and the partitions held at the moment. The lag of
 a partition ends with its assignment, or each rebalance would leave one behind that nobody works on.
 
-Cost: everything is counted per poll or per batch, save the end-to-end time, which is one observation a message. Any
-thread may call any method, except ``consumed``, ``lag`` and ``rebalanced``, which belong to the Kafka thread.
+Cost: everything is counted per poll, per batch or per release. Any thread may call any method, except ``consumed``,
+``lag`` and ``rebalanced``, which belong to the Kafka thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -32,6 +35,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from worker.errors import Reason
 from worker.messages import Batch, Partition, Trigger
@@ -86,6 +91,31 @@ _Kind = TypeVar("_Kind", bound=StrEnum)
 def _counters(parent: Counter, kinds: type[_Kind]) -> Mapping[str, Counter]:
     """One counter per member. Bound here they exist from the start, at 0, and an alert sees the first increase."""
     return {kind: parent.labels(kind) for kind in kinds}
+
+
+class _Distribution(Collector):
+    """A histogram that takes many observations at once: one by one, with a lock for each, a message would feel them."""
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = bounds
+        self._lock = threading.Lock()
+        self._state = np.zeros(len(bounds) + 1, dtype=np.int64), 0.0
+
+    def observe(self, values: npt.NDArray[np.float64]) -> None:
+        """Count each value in the first bucket whose bound is not below it."""
+        slots = np.bincount(np.searchsorted(self._bounds, values, side="left"), minlength=len(self._bounds) + 1)
+        with self._lock:
+            counts, total = self._state
+            self._state = counts + slots, total + float(values.sum())
+
+    def collect(self) -> Iterable[Metric]:
+        """Buckets as Prometheus has them: each holds those below it too."""
+        counts, total = self._state  # replaced whole, so that both belong together
+        edges = [*map(str, self._bounds), "+Inf"]
+        buckets = list(zip(edges, np.cumsum(counts).tolist(), strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=total)
 
 
 class Metrics:
@@ -191,12 +221,12 @@ class Metrics:
         )
         self._stages = {stage: seconds.labels(stage) for stage in Stage}
         # What a user feels. Clocks of producers differ, so it may be off by their skew; it is never counted below 0.
-        self._end_to_end = Histogram(
+        self._end_to_end = _Distribution(
             "xnli_worker_end_to_end_seconds",
             "From a request's record timestamp to the acknowledgement of its result.",
-            buckets=_END_TO_END_SECONDS,
-            registry=registry,
+            _END_TO_END_SECONDS,
         )
+        registry.register(self._end_to_end)
 
         # -- flow: where it jams -------------------------------------------------------------------------------
         depth = Gauge(
@@ -255,10 +285,9 @@ class Metrics:
 
         Takes their requests' record timestamps; those that the broker did not give (-1) are left out.
         """
-        observe = self._end_to_end.observe
-        for timestamp_ms in timestamps_ms:
-            if timestamp_ms >= 0:
-                observe(max(0.0, (now_ms - timestamp_ms) / 1000.0))
+        known_ms = [timestamp_ms for timestamp_ms in timestamps_ms if timestamp_ms >= 0]
+        if known_ms:
+            self._end_to_end.observe(np.maximum(0.0, (now_ms - np.array(known_ms, dtype=np.float64)) / 1000.0))
 
     def retried(self, records: int = 1) -> None:
         """Records get another attempt."""
