@@ -34,7 +34,10 @@ class Scenario:
     transactional_nodes: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)
     registry: bool = False
-    static: bool = False  # workers with names of their own (group.instance.id), which they keep
+    # Workers with names of their own (group.instance.id), which they keep. Such a one may be fenced by itself: where an
+    # outage swallows the group's answer, the group knows its next incarnation and it does not. It must end and be
+    # started again then, so these may.
+    static: bool = False
 
     def brokers(self, guarantee: str) -> int:
         """The size of the cluster under this guarantee."""
