@@ -195,11 +195,14 @@ class _Connection:
             raise kind(f"the producer cannot go on: {self.fatal.name()}: {self.fatal.str()}")
 
     def close(self) -> None:
-        """Drop what is queued: closing without that would wait for it."""
-        self.client.purge(in_queue=True, in_flight=True)
+        """Drop what is queued, closing without that would wait for it, and the client. May be called again."""
+        # The client holds us by its callback: in a circle with us it would live on, threads and all.
+        client: Producer | None = self.__dict__.pop("client", None)
+        if client is None:
+            return
+        client.purge(in_queue=True, in_flight=True)
         with suppress(KafkaException):  # a client that was fenced says so again, and would hide who says it first
-            self.client.flush(0)
-        del self.client  # it holds us by its callback: in a circle it would outlive us, threads and all
+            client.flush(0)
 
 
 class AtLeastOncePublisher:
