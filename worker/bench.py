@@ -23,9 +23,9 @@ import torch
 import transformers
 
 from worker import demo
-from worker.inference import packed
-from worker.inference.checkpoint import Checkpoint
 from worker.inference.engine import Engine
+from worker.inference.forwards import encoder
+from worker.inference.loading import Checkpoint
 from worker.inference.precision import Processor
 from worker.messages import LongText, Pooling, Request, Task, Work
 
@@ -156,7 +156,7 @@ def floor(checkpoint: Checkpoint, tokens: int) -> Callable[[], None]:
     Raises:
         ValueError: the checkpoint is no encoder of the BERT family, whose products these are.
     """
-    if not packed.supports(checkpoint):
+    if not encoder.supports(checkpoint):
         raise ValueError(f"the matrix products of {checkpoint.family} are others")
     config: Any = checkpoint.model.config
     hidden, layers = config.hidden_size, config.num_hidden_layers

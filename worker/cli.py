@@ -19,7 +19,7 @@ from worker import __version__
 from worker.errors import FatalError, SettingsError, TransientError, WorkerError
 
 if TYPE_CHECKING:
-    from worker.core.replay import Selection
+    from worker.rules.replay import Selection
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -201,7 +201,7 @@ def _run(arguments: argparse.Namespace) -> int:
     loaded = settings.load(arguments.config)
     log.configure(loaded.log.level, loaded.log.format, sys.stderr)
     stop = StopFlag()
-    from worker.pipeline import Pipeline  # noqa: PLC0415
+    from worker.app import Pipeline  # noqa: PLC0415
 
     return DONE if Pipeline(loaded).run(stop) else FAILED
 
@@ -265,7 +265,7 @@ def _show_letter(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from worker.commands.replay import replay  # noqa: PLC0415
+    from worker.commands.dead_letters_replay import replay  # noqa: PLC0415
 
     done = replay(
         arguments.config,

@@ -226,7 +226,7 @@ class ModelIdentity:
 
 
 class FaultKind(StrEnum):
-    """Whose fault a failed job is; `worker.core.retry` holds one policy for each."""
+    """Whose fault a failed job is; `worker.rules.retry` holds one policy for each."""
 
     MESSAGE = "message"
     TRANSIENT = "transient"

@@ -27,10 +27,10 @@ from torch._inductor import config as inductor_config
 
 from tests.bench.broker import machine
 from worker import bench
-from worker.inference import packed
-from worker.inference.checkpoint import Checkpoint, load
 from worker.inference.engine import Engine
-from worker.inference.packed import Packed
+from worker.inference.forwards import encoder
+from worker.inference.forwards.encoder import Packed
+from worker.inference.loading import Checkpoint, load
 
 PRECISIONS = ("bf16", "fp32")
 
@@ -44,7 +44,7 @@ class Layer(nn.Module):
         def plain(linear: nn.Linear, activation: Any) -> Any:
             return linear if activation is None else nn.Sequential(linear, activation)
 
-        parts: Any = packed._bert_layer(layer, plain)
+        parts: Any = encoder._bert_layer(layer, plain)
         self.qkv, self.out, self.up, self.down = parts.qkv, parts.out, parts.up, parts.down
         self.norm_attention, self.norm_output = parts.norm_attention, parts.norm_output
         options: Any = {"freezing": frozen}
@@ -61,7 +61,7 @@ class Layer(nn.Module):
         return self.norm_output(self.down(self.up(x)) + x)
 
     def forward(self, x: Tensor, spans: Any, heads: int, *, first_only: bool = False) -> Any:
-        """As `worker.inference.packed` has it."""
+        """As `worker.inference.forwards.encoder` has it."""
         query, key, value = self.before_compiled(x).view(len(x), 3, heads, -1).unbind(1)
         if first_only:
             query, x = query[spans.first], x[spans.first]

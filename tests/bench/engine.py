@@ -23,8 +23,8 @@ import torch
 
 from tests.bench import peers
 from worker import bench
-from worker.inference.checkpoint import load
 from worker.inference.engine import Engine
+from worker.inference.loading import load
 from worker.inference.precision import Processor
 from worker.messages import Request
 

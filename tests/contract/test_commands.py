@@ -20,9 +20,9 @@ from confluent_kafka import Producer
 
 from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.conftest import TopicFactory
-from worker.core.dead_letter import PREFIX
+from worker.avro.registry import Codecs, schema_folder
 from worker.kafka.embedded import EmbeddedBroker
-from worker.registry import Codecs, schema_folder
+from worker.rules.dead_letter import PREFIX
 
 ROOT = Path(__file__).parents[2]
 RESULT = json.loads((schema_folder() / "examples" / "result-classification.json").read_text("utf-8"))

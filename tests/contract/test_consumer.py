@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 from confluent_kafka import Producer
 
-from worker.kafka import properties
+from worker.kafka import client_config
 from worker.kafka.consumer import Consumer
 from worker.kafka.embedded import EmbeddedBroker
 from worker.messages import Partition
@@ -48,7 +48,7 @@ def test_records_come_in_order_however_they_are_held_back(broker: EmbeddedBroker
             producer.produce(topic, b"x", partition=number)
     assert producer.flush(30) == 0
     settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, group_id=topic)
-    consumer = Consumer(properties.consumer(settings))
+    consumer = Consumer(client_config.consumer(settings))
     consumer.subscribe([topic], Nobody())
     wanted = dict.fromkeys((Partition(topic, number) for number in range(PARTITIONS)), 0)
     held: set[Partition] = set()

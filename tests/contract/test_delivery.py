@@ -18,20 +18,20 @@ from prometheus_client import CollectorRegistry
 
 from tests.brokers.kafka import Kafka
 from tests.delivery.doubles import Codec, Engine, answered, encode
-from worker.core.batch import BatchPolicy
-from worker.core.dead_letter import Obituary
-from worker.core.retry import RetryPolicy
-from worker.inference.stage import InferenceStage
-from worker.kafka import properties
+from worker.http.health import Health
+from worker.kafka import client_config
 from worker.kafka.consumer import Consumer as WorkerConsumer
 from worker.kafka.embedded import EmbeddedBroker
-from worker.kafka.label_sets import LabelSets
-from worker.kafka.loop import KafkaStage
-from worker.kafka.policies import BATCHES_IN_HAND, Policies
-from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.label_sets.topic import LabelSets
 from worker.messages import Outgoing
+from worker.pipeline.batch import BatchPolicy
+from worker.pipeline.infer import InferenceStage
+from worker.pipeline.loop import KafkaStage
+from worker.pipeline.policies import BATCHES_IN_HAND, Policies
+from worker.rules.dead_letter import Obituary
+from worker.rules.retry import RetryPolicy
 from worker.settings import KafkaSettings
-from worker.telemetry.health import Health
 from worker.telemetry.metrics import Metrics
 
 PARTITIONS = 4  # what the embedded broker gives every topic
@@ -100,14 +100,14 @@ class Worker:
         )
         self.engine = Engine()
         self.registry = CollectorRegistry()
-        consumer = WorkerConsumer(properties.consumer(settings))
+        consumer = WorkerConsumer(client_config.consumer(settings))
         self.consumer = consumer
         publisher: Publisher
         if bench.exactly_once:
-            config = properties.producer(settings, transactional_id=f"{bench.name}-{instance}")
+            config = client_config.producer(settings, transactional_id=f"{bench.name}-{instance}")
             publisher = TransactionalPublisher(config, consumer, time.monotonic)
         else:
-            publisher = AtLeastOncePublisher(properties.producer(settings, None), consumer, time.monotonic)
+            publisher = AtLeastOncePublisher(client_config.producer(settings, None), consumer, time.monotonic)
         publisher.start(LIMIT_S)
         health = Health(loop_limit_s=60, inference_limit_s=60)
         self.inference = InferenceStage(

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from worker.core.dead_letter import PREFIX
 from worker.errors import DeviceAway, Reason, RegistryAway, Rejection
 from worker.messages import (
     Classification,
@@ -37,6 +36,7 @@ from worker.messages import (
     Task,
     Work,
 )
+from worker.rules.dead_letter import PREFIX
 
 INPUT: Final = "requests"
 OUTPUT: Final = "results"

@@ -10,16 +10,16 @@ from prometheus_client import CollectorRegistry
 
 from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
-from worker.core.batch import BatchPolicy
-from worker.core.dead_letter import LetterLimits, Obituary
-from worker.core.retry import RetryPolicy
-from worker.inference.stage import InferenceStage
+from worker.http.health import Health
 from worker.kafka.consumer import Consumer
-from worker.kafka.loop import KafkaStage
-from worker.kafka.policies import Clocks, Policies
-from worker.kafka.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
-from worker.kafka.renewal import RenewingPublisher
-from worker.telemetry.health import Health
+from worker.kafka.fencing import RenewingPublisher
+from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.pipeline.batch import BatchPolicy
+from worker.pipeline.infer import InferenceStage
+from worker.pipeline.loop import KafkaStage
+from worker.pipeline.policies import Clocks, Policies
+from worker.rules.dead_letter import LetterLimits, Obituary
+from worker.rules.retry import RetryPolicy
 from worker.telemetry.metrics import Metrics
 
 Guarantee = Literal["exactly_once", "at_least_once"]

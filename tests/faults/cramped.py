@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 
 from tests.faults.scripted import serve
+from worker.app import load_engine
 from worker.inference.engine import Engine, Forward
 from worker.messages import Pooling, Row
-from worker.pipeline import load_engine
 from worker.settings import Settings
 
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from worker import settings
+from worker.app import Model, Pipeline
 from worker.cli import StopFlag
 from worker.errors import WorkerError
 from worker.messages import (
@@ -40,7 +41,6 @@ from worker.messages import (
     Row,
     Work,
 )
-from worker.pipeline import Model, Pipeline
 from worker.settings import Settings
 from worker.telemetry import log
 

@@ -20,10 +20,10 @@ import worker.demo
 from tests import families
 from tests.golden import workload
 from tests.golden.reference import Reference
-from worker.core.score import softmax
-from worker.inference import packed
-from worker.inference.checkpoint import Precision, load
 from worker.inference.engine import Engine
+from worker.inference.forwards import encoder
+from worker.inference.loading import Precision, load
+from worker.inference.scores import softmax
 from worker.messages import Classification, Embedding, Entailment, Outcome, Pooling, Request, Task
 
 BOUNDS = {Precision.FP32: 1e-5, Precision.BF16: 0.02, Precision.FP16: 0.02, Precision.INT8: 0.05}
@@ -99,7 +99,7 @@ def measure(name: str, directory: Path) -> Iterator[dict[str, str | float]]:
             )
             yield {
                 "checkpoint": name,
-                "forward": "packed" if packed.supports(checkpoint) else "padded",
+                "forward": "packed" if encoder.supports(checkpoint) else "padded",
                 "task": task,
                 "precision": str(precision),
                 "difference": furthest,

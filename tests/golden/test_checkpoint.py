@@ -17,10 +17,10 @@ import transformers
 
 from tests import families
 from worker import demo
-from worker.core.score import LabelOrder
 from worker.errors import CheckpointError
 from worker.inference import selftest
-from worker.inference.checkpoint import Checkpoint, Precision, load
+from worker.inference.loading import Checkpoint, Precision, load
+from worker.inference.scores import LabelOrder
 from worker.inference.selftest import SurePair
 
 XLM_LANGUAGES = {"ar": 0, "bg": 1, "de": 2, "el": 3, "en": 4, "es": 5, "fr": 6, "ru": 7, "sw": 8, "ur": 9, "zh": 10}

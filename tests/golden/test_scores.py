@@ -20,10 +20,10 @@ from tests import families
 from tests.golden import workload
 from tests.golden.precision import BOUNDS
 from tests.golden.reference import Reference
-from worker.inference import packed
-from worker.inference.checkpoint import Checkpoint, Precision, load
 from worker.inference.engine import Engine
-from worker.inference.padded import Padded
+from worker.inference.forwards import encoder
+from worker.inference.forwards.padded import Padded
+from worker.inference.loading import Checkpoint, Precision, load
 from worker.inference.precision import Processor
 from worker.messages import Classification, Embedding, Entailment, Outcome, Pooling, Request
 
@@ -50,7 +50,7 @@ def open_checkpoint(family: str, order: tuple[str, ...] = ORDER, precision: Prec
 
 
 def open_engine(checkpoint: Checkpoint, *, pack: bool) -> Engine:
-    assert packed.supports(checkpoint) or not pack
+    assert encoder.supports(checkpoint) or not pack
     return Engine(checkpoint, max_tokens=700, forward=None if pack else Padded(checkpoint))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import families
-from worker.inference.checkpoint import load
+from worker.inference.loading import load
 from worker.inference.tokens import Tokens
 from worker.messages import LongText, Pooling, Request, Task
 

@@ -11,7 +11,7 @@ import pytest
 from tests.brokers.kafka import Kafka
 from tests.conftest import TopicFactory
 from tests.faults.verifier import send
-from worker.kafka import properties
+from worker.kafka import client_config
 from worker.kafka.consumer import Consumer
 from worker.messages import Partition
 from worker.settings import KafkaSettings
@@ -34,7 +34,7 @@ class Deaf:
 
 def _member(kafka: Kafka, topic: str, protocol: Literal["classic", "consumer"]) -> Consumer:
     settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, group_id=topic, group_protocol=protocol)
-    consumer = Consumer(properties.consumer(settings))
+    consumer = Consumer(client_config.consumer(settings))
     consumer.subscribe([topic], Deaf())
     return consumer
 

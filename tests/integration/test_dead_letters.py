@@ -23,8 +23,8 @@ from tests.conftest import TopicFactory
 from tests.faults.verifier import count, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
 from worker.commands.dead_letters import list_letters
-from worker.core.dead_letter import PREFIX
-from worker.core.replay import Selection
+from worker.rules.dead_letter import PREFIX
+from worker.rules.replay import Selection
 
 pytestmark = pytest.mark.kafka
 
@@ -36,7 +36,7 @@ DYING = """
 import os, signal, sys
 from confluent_kafka import Producer
 from worker import cli
-from worker.kafka import publisher
+from worker.kafka import transactional
 
 moment, left = sys.argv[1], int(sys.argv[2])
 
@@ -51,7 +51,7 @@ class DyingProducer(Producer):
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-publisher.Producer = DyingProducer
+transactional.Producer = DyingProducer
 sys.exit(cli.main(sys.argv[3:]))
 """
 

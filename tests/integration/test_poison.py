@@ -16,7 +16,7 @@ from tests.brokers.kafka import Kafka
 from tests.conftest import TopicFactory
 from tests.faults.verifier import Topics, account, count, group_lag, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
-from worker.core.quarantine import STARTS
+from worker.rules.crash_count import STARTS
 
 pytestmark = pytest.mark.kafka
 

@@ -10,14 +10,14 @@ import pytest
 from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient
 
 from tests.brokers.registry import Apicurio
-from worker.core import encode
+from worker.avro import result
+from worker.avro.registry import REQUEST, RESULT, Codecs, schema_folder
 from worker.errors import Reason, RegistryAway, Rejection, SettingsError
-from worker.registry import REQUEST, RESULT, Codecs, schema_folder
 
 pytestmark = pytest.mark.kafka  # needs what Kafka needs: Java and Maven
 
 REQUEST_TEXT = (schema_folder() / REQUEST).read_text("utf-8")
-DATUM = encode.request({"id": "1", "text": "hello", "labels": ["a"], "task": "ENTAIL"})
+DATUM = result.request({"id": "1", "text": "hello", "labels": ["a"], "task": "ENTAIL"})
 RESULT_DATUM = json.loads((schema_folder() / "examples" / "result-classification.json").read_text("utf-8"))
 
 

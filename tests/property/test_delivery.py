@@ -40,8 +40,8 @@ from tests.delivery.doubles import (
 )
 from tests.delivery.worker import BATCH, Guarantee, Worker
 from worker.errors import FatalError
-from worker.kafka.policies import BATCHES_IN_HAND
 from worker.messages import Outgoing, Partition, Position
+from worker.pipeline.policies import BATCHES_IN_HAND
 
 PARTITIONS = tuple(partition(number) for number in range(3))
 WORDS = (b"ok", b"ok", b"ok", b"poison", b"flaky 1", b"flaky 2", b"garbage", b"huge", b"mute", b"kill", None)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.delivery.doubles import record
-from worker.core.offsets import Ledger
 from worker.messages import Outgoing, Partition, Position
+from worker.rules.offsets import Ledger
 
 Operation = tuple[str, int, int]
 operations = st.lists(

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from worker.core.score import LabelOrder, score
+from worker.inference.scores import LabelOrder, score
 from worker.messages import Classification, LongText, Pooling, Request, Task
 
 ORDERS = [LabelOrder(0, 1, 2), LabelOrder(1, 2, 0), LabelOrder(2, 1, 0), LabelOrder(1, None, 0)]

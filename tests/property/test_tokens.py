@@ -19,7 +19,7 @@ from tests import families
 from tests.families import tokenizers
 from tests.families.text import SENTENCES
 from worker.errors import Reason, Rejection
-from worker.inference.checkpoint import Checkpoint, load
+from worker.inference.loading import Checkpoint, load
 from worker.inference.tokens import Tokens
 from worker.messages import LongText, Pooling, Request, Task
 

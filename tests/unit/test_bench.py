@@ -6,8 +6,8 @@ import pytest
 
 from tests import families
 from worker import bench
-from worker.inference.checkpoint import load
 from worker.inference.engine import Engine
+from worker.inference.loading import load
 
 
 def test_the_workload_is_the_same_for_the_same_seed_and_spread_as_said() -> None:

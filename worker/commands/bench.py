@@ -26,9 +26,9 @@ from rich.table import Table
 from worker import __version__
 from worker import bench as workbench
 from worker.errors import CheckpointError
-from worker.inference import packed
-from worker.inference.checkpoint import Checkpoint, load
 from worker.inference.engine import Engine
+from worker.inference.forwards import encoder
+from worker.inference.loading import Checkpoint, load
 
 ENGINE: Final = "engine"
 WORKER: Final = "whole worker"
@@ -43,7 +43,7 @@ _MOST_MESSAGES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What to measure: how to name it, arguments of `worker.inference.checkpoint.load`, and the token budget."""
+    """What to measure: how to name it, arguments of `worker.inference.loading.load`, and the token budget."""
 
     shown: str
     name: str
@@ -140,7 +140,7 @@ def _measure(
     work = workbench.answer(engine, requests)
     tokens = sum(done.tokens for done in work)
     subjects: dict[str, Callable[[], object]] = {ENGINE: partial(workbench.answer, engine, requests)}
-    if packed.supports(checkpoint):
+    if encoder.supports(checkpoint):
         subjects[FLOOR] = workbench.floor(checkpoint, tokens)
     if peer:
         directory = Path(str(checkpoint.model.name_or_path))  # where its files lie, a hub's too

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 from worker import settings as settings_module
+from worker.avro.registry import Codecs, open_codecs, schema_folder
 from worker.commands import connection
 from worker.commands.connection import Reports, TopicMissing, say
-from worker.core import retry_topic
 from worker.errors import BrokerAway, FatalError, SettingsError, WorkerError
-from worker.kafka import properties
-from worker.kafka.properties import Properties
-from worker.registry import Codecs, open_codecs, schema_folder
+from worker.kafka import client_config
+from worker.kafka.client_config import Properties
+from worker.rules import retry_headers
 from worker.settings import Settings
 from worker.telemetry import log
 
@@ -131,10 +131,10 @@ def _schemas(_: _Trial) -> str:
 def _broker(trial: _Trial) -> str:
     kafka = trial.settings.kafka
     # The worker's own properties, so that each of them is tried; a consumer's question creates no topic.
-    with _connected(Producer, properties.producer(kafka, transactional_id=None), Reports()):
+    with _connected(Producer, client_config.producer(kafka, transactional_id=None), Reports()):
         pass
     reports = Reports()
-    with _connected(Consumer, properties.consumer(kafka), reports) as consumer:
+    with _connected(Consumer, client_config.consumer(kafka), reports) as consumer:
         trial.cluster = connection.metadata(consumer, kafka, reports, _BROKER_TIMEOUT_S)
     count = len(trial.cluster.brokers)
     kind = "embedded broker of librdkafka" if connection.is_embedded(trial.cluster) else "broker"
@@ -173,7 +173,7 @@ def _topics(trial: _Trial) -> str:
 
 
 def _retry_topics(settings: Settings) -> tuple[str, ...]:
-    return tuple(topic for _, topic in retry_topic.topics(settings.kafka.group_id, settings.topics.retry))
+    return tuple(topic for _, topic in retry_headers.topics(settings.kafka.group_id, settings.topics.retry))
 
 
 def _retention(trial: _Trial) -> str:
@@ -181,7 +181,7 @@ def _retention(trial: _Trial) -> str:
     topic = trial.settings.topics.dead_letter
     if trial.cluster is not None and connection.is_embedded(trial.cluster):
         raise _Needless("the embedded broker deletes nothing")
-    admin = connection.connect(AdminClient, properties.producer(trial.settings.kafka, None), Reports())
+    admin = connection.connect(AdminClient, client_config.producer(trial.settings.kafka, None), Reports())
     asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
     try:
         found = admin.describe_configs([asked], request_timeout=_BROKER_TIMEOUT_S)[asked].result()
@@ -207,7 +207,7 @@ def _transactions(trial: _Trial) -> str:
             "transactions: use Apache Kafka, or set delivery.guarantee = 'at_least_once'"
         )
     # Always the same id: no worker is fenced by it, and the coordinator, which remembers ids for days, remembers one.
-    config = properties.producer(settings.kafka, transactional_id=f"{settings.kafka.group_id}-xnli-check")
+    config = client_config.producer(settings.kafka, transactional_id=f"{settings.kafka.group_id}-xnli-check")
     reports = Reports()
     began_s = time.monotonic()
     with _connected(Producer, config, reports) as producer:
@@ -252,7 +252,7 @@ def _device(trial: _Trial) -> str:
 
 
 def _model(trial: _Trial) -> str:
-    from worker.pipeline import load_engine  # noqa: PLC0415 (imports torch)
+    from worker.app import load_engine  # noqa: PLC0415 (imports torch)
 
     name = trial.settings.model.name
     if sys.stderr.isatty():

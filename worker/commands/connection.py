@@ -13,8 +13,8 @@ from confluent_kafka import KafkaError, KafkaException
 
 from worker import settings as settings_module
 from worker.errors import BrokerAway, FatalError, WorkerError
-from worker.kafka import properties
-from worker.kafka.properties import Properties
+from worker.kafka import client_config
+from worker.kafka.client_config import Properties
 from worker.settings import KafkaSettings, Settings
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def connect(kind: Callable[[Properties], _Client], config: Properties, reports: 
         SettingsError: a property is unknown or has a value that librdkafka refuses.
     """
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL + 1)
-    return properties.open_client(kind, properties.with_callbacks(config, reports))
+    return client_config.open_client(kind, client_config.with_callbacks(config, reports))
 
 
 def metadata(

@@ -1,6 +1,7 @@
 """`xnli-worker dead-letters list` and `show`: what the dead-letter topic holds, read as a stream and never whole.
 
-They join no group and commit nothing, so they may run anywhere at any time. `worker.commands.replay` is the third.
+They join no group and commit nothing, so they may run anywhere at any time. The third is
+`worker.commands.dead_letters_replay`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from rich.console import Console
 
+from worker.avro.registry import Codecs, open_codecs
 from worker.commands import connection
 from worker.commands.connection import Reports, say
 from worker.commands.tail import describe, json_line
-from worker.core.replay import Letter, Selection
 from worker.errors import BrokerAway, Reason, RegistryAway, SettingsError, WorkerError
-from worker.kafka import properties
+from worker.kafka import client_config
 from worker.messages import Headers, Partition, Position, Record
-from worker.registry import Codecs, open_codecs
+from worker.rules.replay import Letter, Selection
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def select(
     replays: int | None = None,
     ages: bool = True,
 ) -> Selection:
-    """A selection from the command line's words; see `worker.core.replay.Selection` for what they mean.
+    """A selection from the command line's words; see `worker.rules.replay.Selection` for what they mean.
 
     With ``ages`` False an age will not do as a time: the selection has to mean the same when it is asked again later.
 
@@ -121,7 +122,7 @@ class DeadLetterReader:
         self._kafka = settings.kafka
         self.topic = settings.topics.dead_letter
         self._reports = Reports(say)
-        config = properties.consumer(settings.kafka)  # the worker's, so that whatever lets it in lets us in
+        config = client_config.consumer(settings.kafka)  # the worker's, so that whatever lets it in lets us in
         config.pop("group.instance.id", None)
         config |= {
             "client.id": f"{settings.kafka.group_id}-{client}",

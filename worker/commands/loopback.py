@@ -11,14 +11,14 @@ from typing import Final, Self
 
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
-from worker.core import encode
+from worker.app import Pipeline
+from worker.avro import result
+from worker.avro.registry import Codecs
 from worker.errors import FatalError
 from worker.inference.engine import Engine
-from worker.kafka import properties
+from worker.kafka import client_config
 from worker.kafka.embedded import EmbeddedBroker
 from worker.messages import Request
-from worker.pipeline import Pipeline
-from worker.registry import Codecs
 from worker.settings import load
 from worker.telemetry import log
 
@@ -45,9 +45,9 @@ class Loopback:
         topics = self._settings.topics
         self._broker.create(*topics.input, topics.output, topics.dead_letter)
         self._codecs = Codecs()
-        self._producer = Producer(properties.producer(self._settings.kafka, transactional_id=None))
+        self._producer = Producer(client_config.producer(self._settings.kafka, transactional_id=None))
         self._consumer = Consumer(
-            properties.common(self._settings.kafka, "bench") | {"group.id": "bench", "enable.auto.commit": False}
+            client_config.common(self._settings.kafka, "bench") | {"group.id": "bench", "enable.auto.commit": False}
         )
         self._pipeline = Pipeline(self._settings, engine=engine)
         self._stopping = threading.Event()
@@ -78,7 +78,7 @@ class Loopback:
         """
         topics = self._settings.topics
         for request in requests:
-            datum = encode.request({"id": request.id, "text": request.text, "labels": list(request.labels)})
+            datum = result.request({"id": request.id, "text": request.text, "labels": list(request.labels)})
             self._producer.produce(topics.input[0], self._codecs.encode_request(datum)[0], request.id)
         self._producer.flush()
         answered = 0

@@ -21,13 +21,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from worker.avro import result
+from worker.avro.registry import Codecs, open_codecs
 from worker.commands import connection
 from worker.commands.connection import Reports, TopicMissing, say
-from worker.core import encode
 from worker.errors import FatalError, Reason, Rejection, SettingsError
-from worker.kafka import properties
+from worker.kafka import client_config
 from worker.messages import Headers
-from worker.registry import Codecs, open_codecs
 from worker.settings import Settings
 
 _CONNECT_TIMEOUT_S: Final = 10.0
@@ -65,7 +65,7 @@ def send(file: str, config: Path | None) -> bool:
         topic = settings.topics.input[0]
         codecs.open(request_topic=topic)
         reports = Reports(say)
-        producer = connection.connect(Producer, properties.producer(settings.kafka, transactional_id=None), reports)
+        producer = connection.connect(Producer, client_config.producer(settings.kafka, transactional_id=None), reports)
         _await_topic(producer, settings, reports, topic)
         if source.isatty():
             say("reading requests from the terminal, one JSON object a line; end with Ctrl-D")
@@ -166,7 +166,7 @@ def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
         ) from None
     if not isinstance(parsed, dict):
         raise Rejection(Reason.INVALID, "encode", 'no JSON object; write {"id": ..., "text": ..., ...}')
-    datum = encode.request(parsed)
+    datum = result.request(parsed)
     value, headers = codecs.encode_request(datum)
     return str(datum["id"]).encode(), value, headers
 

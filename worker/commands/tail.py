@@ -16,12 +16,12 @@ from typing import Any, Final, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
+from worker.avro.registry import Codecs, open_codecs
 from worker.commands import connection
 from worker.commands.connection import Reports, TopicMissing, say
 from worker.errors import BrokerAway, RegistryAway, Rejection
-from worker.kafka import properties
+from worker.kafka import client_config
 from worker.messages import Headers
-from worker.registry import Codecs, open_codecs
 from worker.settings import Settings
 
 _TIMEOUT_S: Final = 5.0
@@ -83,7 +83,7 @@ def tail(
 
 def _properties(settings: Settings) -> dict[str, Any]:
     """The worker's consumer, so that whatever lets it in lets us in; its group's name is demanded but never used."""
-    config = properties.consumer(settings.kafka)
+    config = client_config.consumer(settings.kafka)
     config.pop("group.instance.id", None)
     return {**config, "client.id": f"{settings.kafka.group_id}-tail"}
 

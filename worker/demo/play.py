@@ -24,12 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from worker.core import encode
-from worker.core.dead_letter import PREFIX
+from worker.avro import result
+from worker.avro.registry import Codecs
 from worker.errors import FatalError, Reason
-from worker.kafka import properties
+from worker.kafka import client_config
 from worker.kafka.embedded import EmbeddedBroker
-from worker.registry import Codecs
+from worker.rules.dead_letter import PREFIX
 from worker.settings import Settings, load
 
 FOLDER: Final = Path(__file__).parent
@@ -89,14 +89,14 @@ def _renamed(sample: Sample, turn: int) -> Sample:
 
 
 def _sample(codecs: Codecs, request: dict[str, Any]) -> Sample:
-    value, _ = codecs.encode_request(encode.request(request))
+    value, _ = codecs.encode_request(result.request(request))
     # The samples' ids begin with the language of their text.
     return Sample(request["id"], request["id"].partition("-")[0], request["text"], value)
 
 
 def _malformed(codecs: Codecs) -> Iterator[Sample]:
     def request(**fields: Any) -> bytes:
-        datum = encode.request({"id": "wrong", "text": "A perfectly good text.", "labels": ["a", "b"]}) | fields
+        datum = result.request({"id": "wrong", "text": "A perfectly good text.", "labels": ["a", "b"]}) | fields
         return codecs.encode_request(datum)[0]
 
     whole = request()
@@ -220,7 +220,7 @@ def _wait_ready(process: subprocess.Popen[bytes], tally: Tally, stop_requested: 
 
 
 def _send(settings: Settings, sent: list[Sample]) -> None:
-    producer = Producer(properties.producer(settings.kafka, transactional_id=None))
+    producer = Producer(client_config.producer(settings.kafka, transactional_id=None))
     for sample in sent:
         while True:
             try:
@@ -244,7 +244,7 @@ def _collect(
     """Read results and dead letters until each sample has one, the worker ends, or time is up."""
     topics = settings.topics
     consumer = Consumer(
-        properties.common(settings.kafka, "demo") | {"group.id": "xnli-demo", "enable.auto.commit": False}
+        client_config.common(settings.kafka, "demo") | {"group.id": "xnli-demo", "enable.auto.commit": False}
     )
     wanted = {sample.key for sample in sent}
     answers: dict[str, Answer] = {}

@@ -1,7 +1,7 @@
 """The engine: requests in, outcomes out, on one device.
 
-It does each piece of work once (`worker.core.pair`), orders rows by length, cuts them into slices that the token budget
-allows, and runs each slice through a `Forward`. Messages play no part in a slice: it mixes pairs of many of them.
+It does each piece of work once (`worker.inference.rows`), orders rows by length, cuts them into slices that the token
+budget allows, and runs each slice through a `Forward`. Messages play no part in a slice: it mixes pairs of many.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.core.pair import flatten
-from worker.core.score import embed, score
 from worker.errors import FatalError, OutOfDeviceMemory
-from worker.inference import packed
 from worker.inference.budget import TokenBudget
-from worker.inference.checkpoint import Checkpoint
-from worker.inference.packed import Packed
-from worker.inference.padded import Padded
+from worker.inference.forwards import encoder
+from worker.inference.forwards.encoder import Packed
+from worker.inference.forwards.padded import Padded
+from worker.inference.loading import Checkpoint
+from worker.inference.rows import flatten
+from worker.inference.scores import embed, score
 from worker.inference.tokens import Tokens
 from worker.messages import Encoded, LongText, ModelIdentity, Outcome, Pooling, Request, Row, Task, Work
 
@@ -85,7 +85,7 @@ class Engine:
         self, checkpoint: Checkpoint, *, max_tokens: int, cache_pairs: int = 0, forward: Forward | None = None
     ) -> None:
         if forward is None:
-            forward = Packed(checkpoint) if packed.supports(checkpoint) else Padded(checkpoint)
+            forward = Packed(checkpoint) if encoder.supports(checkpoint) else Padded(checkpoint)
         self._checkpoint = checkpoint
         self._forward = forward
         self._tokens = Tokens(checkpoint)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from worker.core.score import LabelOrder
 from worker.errors import CheckpointError
+from worker.inference.scores import LabelOrder
 
 _MEANINGS = {
     "entailment": "entailment",

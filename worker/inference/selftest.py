@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.core.score import LabelOrder
 from worker.inference import labels
+from worker.inference.scores import LabelOrder
 
 if TYPE_CHECKING:  # checkpoint runs this module
-    from worker.inference.checkpoint import Checkpoint
+    from worker.inference.loading import Checkpoint
 
 _ENOUGH = 0.75  # right answers; a permuted order gets a third of the classes right, or none
 

@@ -16,8 +16,8 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from worker.errors import BrokerAway, FatalError, Fenced
-from worker.kafka import properties
-from worker.kafka.properties import Properties
+from worker.kafka import client_config
+from worker.kafka.client_config import Properties
 from worker.messages import Headers, Partition, Position, Record
 from worker.telemetry.log import Repeats
 
@@ -41,7 +41,7 @@ class Consumer:
     """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition."""
 
     def __init__(self, config: Properties) -> None:
-        self._incremental = properties.is_incremental(config)
+        self._incremental = client_config.is_incremental(config)
         self._listener: Listener | None = None
         self._epochs: dict[Partition, int] = {}
         self._last_epoch = 0
@@ -55,8 +55,8 @@ class Consumer:
         self._fatal: KafkaError | None = None
         self._partition = lru_cache(maxsize=1024)(Partition)  # few, and made for every record
         self._repeats = Repeats()
-        self._client = properties.open_client(
-            Client, {**properties.with_callbacks(config, self._on_error), "on_commit": self._on_commit}
+        self._client = client_config.open_client(
+            Client, {**client_config.with_callbacks(config, self._on_error), "on_commit": self._on_commit}
         )
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:

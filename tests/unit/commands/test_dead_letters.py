@@ -11,19 +11,19 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.brokers.registry import LoopbackRegistry
+from worker.avro import result
+from worker.avro.registry import Codecs
 from worker.commands import dead_letters
 from worker.commands.connection import TopicMissing
 from worker.commands.dead_letters import NoSuchLetter, list_letters, select, show
-from worker.commands.replay import campaign_of, replay
-from worker.core import encode
-from worker.core.dead_letter import PREFIX
-from worker.core.replay import Selection
+from worker.commands.dead_letters_replay import campaign_of, replay
 from worker.errors import FatalError, SettingsError
 from worker.kafka.embedded import EmbeddedBroker
-from worker.registry import Codecs
+from worker.rules.dead_letter import PREFIX
+from worker.rules.replay import Selection
 from worker.settings import Settings, load
 
-REQUEST = encode.request({"id": "1", "text": "Tōkyō 東京", "labels": ["a"]})
+REQUEST = result.request({"id": "1", "text": "Tōkyō 東京", "labels": ["a"]})
 SAID = {
     "reason": "inference",
     "stage": "inference",

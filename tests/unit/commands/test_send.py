@@ -12,11 +12,11 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from tests.brokers.registry import LoopbackRegistry
+from worker.avro.registry import Codecs
 from worker.commands import send as send_module
 from worker.commands.send import send
 from worker.errors import BrokerAway, RegistryAway, SettingsError
 from worker.kafka.embedded import EmbeddedBroker
-from worker.registry import Codecs
 
 GOOD = {"id": "ü-1", "text": "Der Karton war beschädigt.", "labels": ["Lieferung", "Lob"]}
 

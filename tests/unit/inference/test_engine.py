@@ -13,9 +13,9 @@ import torch
 from tests import families
 from worker.errors import FatalError, OutOfDeviceMemory, Rejection
 from worker.inference.budget import TokenBudget
-from worker.inference.checkpoint import Checkpoint, load
 from worker.inference.engine import Engine
-from worker.inference.padded import Padded
+from worker.inference.forwards.padded import Padded
+from worker.inference.loading import Checkpoint, load
 from worker.messages import (
     Classification,
     Embedding,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.core.score import LabelOrder
 from worker.errors import CheckpointError
 from worker.inference import labels
+from worker.inference.scores import LabelOrder
 
 PUBLISHED = {
     # config.json as published: (id2label, what it means)

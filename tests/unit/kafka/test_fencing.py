@@ -1,0 +1,192 @@
+"""One transactional producer after another, over Kafka in memory. What the loop makes of it is in test_loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.brokers.memory import Clock, MemoryBroker, fatal, retriable
+from tests.delivery.doubles import OUTPUT, partition
+from worker.errors import BrokerAway, TransactionAborted
+from worker.kafka.consumer import Consumer
+from worker.kafka.fencing import RenewingPublisher
+from worker.kafka.transactional import TransactionalPublisher, Unpublishable
+from worker.messages import Outgoing, Partition, Position
+from worker.rules.offsets import Release
+
+P0 = partition(0)
+
+
+class Deaf:
+    def assigned(self, epochs: object) -> None: ...
+
+    def revoked(self, partitions: object) -> None: ...
+
+    def lost(self, partitions: object) -> None: ...
+
+
+@pytest.fixture
+def broker() -> Iterator[MemoryBroker]:
+    broker = MemoryBroker(Clock())
+    with broker.plugged_in():
+        yield broker
+
+
+@pytest.fixture
+def consumer(broker: MemoryBroker) -> Consumer:
+    consumer = Consumer({"partition.assignment.strategy": "cooperative-sticky"})
+    consumer.subscribe([P0.topic], Deaf())
+    broker.assign(P0)
+    consumer.poll(1, 0)
+    return consumer
+
+
+@pytest.fixture
+def calls() -> list[Callable[[], None]]:
+    """Calls of librdkafka that have not returned."""
+    return []
+
+
+@pytest.fixture
+def renewing(broker: MemoryBroker, consumer: Consumer, calls: list[Callable[[], None]]) -> RenewingPublisher:
+    clock = broker.clock
+    publisher = RenewingPublisher(
+        lambda: TransactionalPublisher({"transactional.id": "x"}, consumer, clock, calls.append),
+        consumer,
+        clock,
+        contested=False,
+    )
+    publisher.start(1.0)
+    return publisher
+
+
+def publish(renewing: RenewingPublisher, asked: Release, calls: list[Callable[[], None]]) -> bool:
+    """To the end: every call returns."""
+    while not renewing.publish(asked, 0.1):
+        while calls:
+            calls.pop()()
+    return True
+
+
+def release(consumer: Consumer) -> Release:
+    epoch = consumer.assignment[P0]
+    return Release(((Position(P0, 0, epoch), Outgoing(OUTPUT, None, b"answer", ())),), {P0: 1}, {P0: epoch})
+
+
+def test_a_call_that_never_returns_costs_a_producer_and_no_more(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+) -> None:
+    assert not renewing.publish(release(consumer), 5.0)
+    broker.clock.advance(5.0)
+    assert not renewing.publish(release(consumer), 5.0)  # librdkafka gets a second to keep its own time-out
+    broker.clock.advance(1.0)
+    with pytest.raises(TransactionAborted, match="does not return"):
+        renewing.publish(release(consumer), 5.0)
+    calls.clear()
+    assert publish(renewing, release(consumer), calls)
+    assert (len(broker.visible), broker.committed[P0]) == (1, 1)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_partition_that_leaves_takes_the_open_transaction_with_it(
+    broker: MemoryBroker,
+    consumer: Consumer,
+    renewing: RenewingPublisher,
+    calls: list[Callable[[], None]],
+    answered: bool,
+) -> None:
+    asked = release(consumer)
+    assert not renewing.publish(asked, 5.0)
+    if answered:
+        calls.pop()()
+    broker.lose(P0)
+    consumer.poll(1, 0)
+    with pytest.raises(TransactionAborted):
+        publish(renewing, asked, calls)
+    assert not broker.visible
+    assert P0 not in broker.committed
+
+
+def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+) -> None:
+    broker.broker_limit_bytes = 100
+    epoch = consumer.assignment[P0]
+    values = [b"small", b"x" * 200, b"small", b"small"]
+    outputs = tuple(
+        (Position(P0, offset, epoch), Outgoing(OUTPUT, None, value, ())) for offset, value in enumerate(values)
+    )
+    asked = Release(outputs, {P0: 4}, {P0: epoch})
+    with pytest.raises(TransactionAborted):
+        publish(renewing, asked, calls)
+    with pytest.raises(Unpublishable) as refused:
+        publish(renewing, asked, calls)
+    assert refused.value.position.offset == 1
+    assert not broker.visible
+
+
+def test_a_transaction_broken_off_before_its_offsets_is_aborted(broker: MemoryBroker, consumer: Consumer) -> None:
+    threads = iter([False, True])
+
+    def spawn(call: Callable[[], None]) -> None:
+        if not next(threads):
+            raise RuntimeError("can't start new thread")
+        call()
+
+    publisher = TransactionalPublisher({"transactional.id": "x"}, consumer, broker.clock, spawn)
+    with pytest.raises(RuntimeError, match="thread"):
+        publisher.publish(release(consumer), 5.0)
+    with pytest.raises(TransactionAborted):
+        publisher.publish(release(consumer), 5.0)
+    assert not broker.visible
+    assert publisher.publish(release(consumer), 5.0)
+    assert len(broker.visible) == 1
+
+
+def test_closing_aborts_what_is_open(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+) -> None:
+    assert not renewing.publish(release(consumer), 5.0)
+    calls.pop()()
+    renewing.close()
+    assert (broker.visible, broker.undecided) == ([], None)
+
+
+def test_in_doubt_the_same_release_is_asked_for_until_the_broker_says(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+) -> None:
+    broker.faults["commit_transaction"].append(fatal(applied=True))
+    broker.faults["init_transactions"].append(retriable())
+    broker.faults["committed"].append(retriable())
+    for _ in range(3):  # the commit, the new producer's start, the committed offsets
+        with pytest.raises(BrokerAway):
+            publish(renewing, release(consumer), calls)
+    publish(renewing, release(consumer), calls)
+    assert len(broker.visible) == 1
+
+
+def test_a_doubt_about_a_partition_that_left_is_its_new_owners(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+) -> None:
+    asked = release(consumer)
+    broker.faults["commit_transaction"].append(fatal())
+    with pytest.raises(BrokerAway):
+        publish(renewing, asked, calls)
+    broker.lose(P0)
+    consumer.poll(1, 0)
+    publish(renewing, asked, calls)
+    assert not broker.visible
+    assert Partition(P0.topic, P0.number) not in broker.committed
+
+
+def test_without_doubt_any_release_may_follow(
+    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+) -> None:
+    broker.faults["send_offsets_to_transaction"].append(fatal())
+    broker.faults["init_transactions"].append(retriable())
+    for _ in range(2):
+        with pytest.raises(TransactionAborted):
+            publish(renewing, release(consumer), calls)
+    publish(renewing, release(consumer), calls)
+    assert len(broker.visible) == 1

@@ -1,0 +1,95 @@
+"""The quarantine when partitions come and go and nobody dies."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from tests.brokers.memory import Clock, MemoryBroker
+from tests.delivery.doubles import Killed, answered, partition, reason
+from tests.delivery.worker import BATCH, Worker
+from worker.rules.crash_count import STARTS, parse
+
+P0 = partition(0)
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker(Clock())
+
+
+def started(broker: MemoryBroker) -> Worker:
+    worker = Worker(broker)
+    broker.assign(P0)
+    worker.kafka.step()
+    return worker
+
+
+def quarantined(broker: MemoryBroker) -> Worker:
+    """A worker that has a record in hand which is marked, after as many deaths as it takes."""
+    broker.send(P0, *[b"ok"] * 6)
+    worker = started(broker)
+    for _ in range(STARTS):  # each dies at once, and no record is to blame
+        worker = started(broker)
+    worker.stuck = True
+    for _ in range(20):
+        worker.kafka.step()
+    assert parse(broker.metadata[P0]).suspect
+    return worker
+
+
+def test_a_partition_that_is_lost_and_comes_back_to_a_worker_that_lives_condemns_nothing(broker: MemoryBroker) -> None:
+    worker = quarantined(broker)
+    for _ in range(3):
+        broker.lose(P0)
+        worker.kafka.step()
+        broker.assign(P0)
+        for _ in range(5):
+            worker.kafka.step()
+    worker.stuck = False
+    worker.settle()
+    assert [(answered(output)[1], reason(output)) for output in broker.visible] == [(i, "") for i in range(6)]
+
+
+def test_another_worker_that_gets_it_condemns_the_record(broker: MemoryBroker) -> None:
+    """It cannot know that the first one lives."""
+    quarantined(broker)
+    started(broker).settle()
+    assert [reason(output) for output in broker.visible] == ["crash", *[""] * 5]
+
+
+def test_a_worker_that_loses_its_partitions_again_and_again_counts_no_start(broker: MemoryBroker) -> None:
+    worker = started(broker)
+    for _ in range(2 * STARTS):
+        broker.lose(P0)
+        worker.kafka.step()
+        broker.assign(P0)
+        worker.kafka.step()
+    assert parse(broker.metadata[P0]).starts == 1
+
+
+def test_while_a_start_counts_little_is_in_hand(broker: MemoryBroker) -> None:
+    broker.send(P0, *[b"ok"] * 200)
+    worker = started(broker)
+    worker.stuck = True
+    for _ in range(50):
+        worker.kafka.step()
+    assert worker.kafka.in_flight <= 3 * BATCH.max_messages
+    worker.stuck = False
+    worker.settle()
+    assert broker.committed[P0] == 200
+    assert parse(broker.metadata[P0]).starts == 0
+
+
+def test_a_killer_behind_much_that_was_in_hand_is_found_all_the_same(broker: MemoryBroker) -> None:
+    broker.send(P0, *[b"ok"] * 34, b"kill", *[b"ok"] * 30)
+    deaths = 0
+    while broker.committed.get(P0, 0) < 65:
+        worker = started(broker)
+        with contextlib.suppress(Killed):
+            worker.settle(600)
+            break
+        deaths += 1
+    assert deaths <= STARTS + 2
+    assert [answered(output)[1] for output in broker.visible if reason(output)] == [34]

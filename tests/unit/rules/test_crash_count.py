@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.rules.crash_count import STARTS, Mark, begin, parse, render
+
+marks = st.builds(Mark, starts=st.integers(0, 10), until=st.integers(-1, 2**62), suspect=st.booleans())
+
+
+@given(marks)
+def test_a_mark_survives_the_broker(mark: Mark) -> None:
+    assert parse(render(mark)) == mark
+
+
+@given(st.text())
+def test_foreign_metadata_counts_as_none_or_as_a_mark_and_never_fails(metadata: str) -> None:
+    assert isinstance(parse(metadata), Mark)
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, "", "{", "[]", "17", '"text"', '{"starts": "x"}', '{"starts": null}', "[" * 9999]
+)
+def test_damaged_metadata_counts_as_none(metadata: str | None) -> None:
+    assert parse(metadata) == Mark()
+
+
+def test_an_ordinary_commit_carries_no_metadata() -> None:
+    assert render(Mark()) == ""
+
+
+@given(offset=st.integers(0, 2**40), window=st.integers(1, 10_000))
+def test_a_crash_loop_ends_in_quarantine(offset: int, window: int) -> None:
+    """As a partition sees it: each start finds what the last one committed, until one record at a time is read."""
+    metadata, starts = "", 0
+    while not (mark := begin(parse(metadata), offset, window)).quarantined:
+        metadata = render(mark)
+        starts += 1
+    assert starts == STARTS
+    assert mark == Mark(until=offset + window)
+
+
+@given(marks.filter(lambda mark: mark.quarantined), st.integers(0, 2**40))
+def test_a_quarantine_goes_on_over_restarts(mark: Mark, offset: int) -> None:
+    assert begin(mark, offset, 512) == mark

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.messages import Fault, FaultKind, Headers, Outgoing, Partition, Position, Record
+from worker.rules.dead_letter import PREFIX, Obituary, dead_letter, truncated
+from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed
+
+INPUTS = ("requests",)
+OBITUARY = Obituary("dead", "group", "worker-1")
+FAULT = Fault(FaultKind.MESSAGE, "inference", "inference", "ValueError", "no", "at line 1")
+
+
+def read(output: Outgoing, offset: int, now_ms: int) -> Record:
+    """What a consumer makes of a record that was produced."""
+    at_ms = now_ms if output.timestamp_ms is None else output.timestamp_ms
+    return Record(Position(Partition(output.topic, 0), offset, 0), output.key, output.value, output.headers, at_ms)
+
+
+def letter(headers: dict[str, str] | None = None, key: bytes | None = b"k", timestamp_ms: int = 1_000) -> Letter:
+    said = {"reason": "inference", "topic": "requests", "partition": "3", "offset": "7", "replays": "0"}
+    ours: Headers = tuple((f"{PREFIX}{name}", text.encode()) for name, text in (said | (headers or {})).items())
+    return Letter(Record(Position(Partition("dead", 0), 5, 0), key, b"v", ours, timestamp_ms))
+
+
+def send_again(of: Letter, *, to: str | None = None, max_replays: int = 3) -> Outgoing:
+    found = replayed(of, to=to, inputs=INPUTS, max_replays=max_replays)
+    assert isinstance(found, Outgoing), found
+    return found
+
+
+def refused(of: Letter, *, to: str | None = None, max_replays: int = 3) -> Cause:
+    found = replayed(of, to=to, inputs=INPUTS, max_replays=max_replays)
+    assert isinstance(found, Refusal), found
+    return found.cause
+
+
+foreign = st.lists(
+    st.tuples(st.text(max_size=8).filter(lambda n: not n.startswith("xnli.")), st.none() | st.binary(max_size=8)),
+    max_size=4,
+).map(tuple)
+
+
+@given(headers=foreign, key=st.none() | st.binary(max_size=8), value=st.binary(max_size=8), lives=st.integers(1, 6))
+def test_what_dies_again_keeps_its_first_origin_its_count_and_its_size(
+    headers: Headers, key: bytes | None, value: bytes, lives: int
+) -> None:
+    """Death and replay in turn, until the guard ends it."""
+    record = Record(Position(Partition("requests", 3), 77, 0), key, value, headers, 1_234)
+    sizes = set()
+    for replays in range(lives + 1):
+        dead = Letter(read(dead_letter(record, FAULT, 5, OBITUARY), offset=replays, now_ms=9_000 + replays))
+        sizes.add(sum(len(name) + len(text or b"") for name, text in dead.record.headers))
+        assert (dead.record.key, dead.record.value, dead.record.headers[: len(headers)]) == (key, value, headers)
+        assert (dead.said["topic"], dead.number("partition"), dead.number("offset")) == ("requests", 3, 77)
+        assert dead.number("timestamp") == 1_234
+        assert dead.replays == replays
+        if replays == lives:
+            assert refused(dead, max_replays=lives) is Cause.LOOP
+            break
+        again = send_again(dead, max_replays=lives)
+        assert (again.topic, again.key, again.value) == ("requests", key, value)
+        record = read(again, offset=1_000 + replays, now_ms=5_000)
+        assert record.timestamp_ms == 5_000  # the old time would let it expire on arrival
+        assert record.headers[: len(headers)] == headers
+    assert len(sizes) == 1
+
+
+def test_a_replayed_record_tells_its_origin_and_its_count_and_nothing_else_of_its_death() -> None:
+    record = Record(Position(Partition("requests", 3), 77, 0), b"k", b"v", (("trace", b"1"),), 1_234)
+    again = send_again(Letter(read(dead_letter(record, FAULT, 5, OBITUARY), 0, 0)))
+    assert again.headers == (
+        ("trace", b"1"),
+        ("xnli.dlq.topic", b"requests"),
+        ("xnli.dlq.partition", b"3"),
+        ("xnli.dlq.offset", b"77"),
+        ("xnli.dlq.timestamp", b"1234"),
+        ("xnli.dlq.replays", b"1"),
+    )
+
+
+def test_a_detour_through_a_retry_topic_is_not_begun_in_the_middle() -> None:
+    record = letter().record
+    detoured = Letter(replace(record, headers=(*record.headers, ("xnli.retry.attempt", b"4"))))
+    assert not any(name.startswith("xnli.retry.") for name, _ in send_again(detoured).headers)
+
+
+def test_a_truncated_letter_stays() -> None:
+    whole = dead_letter(letter().record, FAULT, 1, OBITUARY)
+    assert refused(Letter(read(truncated(whole), 0, 0))) is Cause.TRUNCATED
+    assert refused(Letter(read(truncated(whole), 0, 0)), to="elsewhere") is Cause.TRUNCATED
+
+
+@pytest.mark.parametrize("origin", ["payments", "dead", "", "requests "])
+def test_an_origin_that_is_no_input_topic_is_not_believed(origin: str) -> None:
+    """The header may be the requester's own."""
+    assert refused(letter({"topic": origin})) is Cause.ORIGIN
+    assert send_again(letter({"topic": origin}), to="elsewhere").topic == "elsewhere"
+
+
+def test_a_record_of_somebody_else_has_no_origin() -> None:
+    stranger = Letter(replace(letter().record, headers=()))
+    assert refused(stranger) is Cause.ORIGIN
+    assert send_again(stranger, to="elsewhere").headers == (("xnli.dlq.replays", b"1"),)
+
+
+@pytest.mark.parametrize("count", ["", "-1", "x", "9" * 5000, "١"])
+def test_a_count_that_is_none_of_ours_is_written_anew(count: str) -> None:
+    assert dict(send_again(letter({"replays": count})).headers)["xnli.dlq.replays"] == b"1"
+
+
+@pytest.mark.parametrize(
+    ("selection", "takes"),
+    [
+        (Selection(), True),
+        (Selection(reasons=frozenset({"crash", "inference"})), True),
+        (Selection(reasons=frozenset({"crash"})), False),
+        (Selection(since_ms=1_000), True),
+        (Selection(since_ms=1_001), False),
+        (Selection(until_ms=1_001), True),
+        (Selection(until_ms=1_000), False),
+        (Selection(topic="requests", partition=3), True),
+        (Selection(topic="others"), False),
+        (Selection(partition=0), False),
+        (Selection(key="k"), True),
+        (Selection(key="K"), False),
+        (Selection(replays=0), True),
+        (Selection(replays=1), False),
+        (Selection(reasons=frozenset({"inference"}), key="other"), False),
+    ],
+)
+def test_a_selection_takes_what_passes_all_its_filters(selection: Selection, *, takes: bool) -> None:
+    assert selection.takes(letter()) is takes
+
+
+def test_what_has_no_time_is_in_no_span_of_time() -> None:
+    timeless = letter(timestamp_ms=-1)
+    assert Selection().takes(timeless)
+    assert not Selection(since_ms=0).takes(timeless)
+    assert not Selection(until_ms=1).takes(timeless)
+
+
+def test_a_key_is_asked_for_as_it_is_shown() -> None:
+    assert Selection(key="\\xff!").takes(letter(key=b"\xff!"))
+    assert Selection(key="東京").takes(letter(key="東京".encode()))
+    assert not Selection(key="").takes(letter(key=None))

@@ -1,0 +1,311 @@
+"""The table of contents: settings become stages, wired together; start -> step -> drain -> close.
+
+Two threads and two bounded queues. The Kafka thread (this one) owns consumer, producer, batcher, ledger and retries;
+the inference thread owns the model and the device. While batch N is computed, batch N+1 is decoded and tokenised and
+batch N-1 is produced.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from worker import __version__, process
+from worker.avro.registry import Codecs, open_codecs
+from worker.avro.request import SCHEMA_ID_HEADER, Defaults, Limits
+from worker.avro.request import request as read_request
+from worker.avro.result import result as result_datum
+from worker.errors import BrokerAway, RegistryAway, Stalled
+from worker.http.health import Health, HealthServer
+from worker.kafka import client_config
+from worker.kafka.consumer import Consumer
+from worker.kafka.fencing import RenewingPublisher
+from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.label_sets.topic import LabelSets
+from worker.messages import Encoded, Job, ModelIdentity, Outcome, Outgoing, Record, Request
+from worker.pipeline.batch import BatchPolicy
+from worker.pipeline.infer import InferenceStage, Runs
+from worker.pipeline.loop import KafkaStage
+from worker.pipeline.policies import Policies
+from worker.rules import retry_headers
+from worker.rules.dead_letter import PREFIX as DEAD_LETTER_PREFIX
+from worker.rules.dead_letter import LetterLimits, Obituary
+from worker.rules.retry import RetryPolicy
+from worker.settings import Settings
+from worker.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from worker.inference.engine import Engine
+
+log = structlog.get_logger("worker")
+
+# A supervisor that sends SIGTERM waits 30 s as a rule (Kubernetes' default); closing takes up to five more than this.
+DRAIN_TIMEOUT_S: Final = 20.0
+START_TIMEOUT_S: Final = 5.0
+# A step holds at most a publish and a revoke, each with its own deadline.
+LOOP_LIMIT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCodec:
+    """Records to requests and outcomes to records, by the shipped schemas and the settings."""
+
+    codecs: Codecs
+    defaults: Defaults
+    limits: Limits
+    output_topic: str
+    model: ModelIdentity
+
+    def read(self, record: Record) -> Request:
+        """The request a record holds. Raises Rejection or RegistryAway."""
+        datum = self.codecs.read_request(record.value or b"", record.headers, self.limits.max_message_bytes)
+        return read_request(datum, self.defaults, self.limits)
+
+    def write(self, job: Job, outcome: Outcome) -> Outgoing:
+        """The result of a job: the request's key and headers, without those that speak of the request's own journey."""
+        value, headers = self.codecs.encode_result(result_datum(job, outcome, self.model))
+        if job.record.headers:  # most records have none
+            kept = [
+                header
+                for header in retry_headers.without(job.record.headers)
+                if header[0] != SCHEMA_ID_HEADER and not header[0].startswith(DEAD_LETTER_PREFIX)
+            ]
+            headers = (*kept, *headers)
+        return Outgoing(self.output_topic, job.record.key, value, headers)
+
+
+class Model(Runs, Protocol):
+    """What the pipeline asks of `worker.inference.engine.Engine`."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name and revision, as results carry them."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+
+    def encode(self, request: Request) -> Encoded:
+        """Tokens of a request. Raises Rejection."""
+
+
+def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Engine:
+    """The checkpoint, loaded, tested and warm. ``wait`` passes the time between attempts to download it.
+
+    Raises:
+        CheckpointError: it cannot serve, and why.
+    """
+    # Here, because torch takes seconds to import and not every user of this module loads a model.
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    from worker.inference import loading as checkpoints  # noqa: PLC0415
+    from worker.inference.engine import Engine  # noqa: PLC0415
+
+    # transformers logs through a handler of its own; through ours its lines are JSON like all others.
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    model = settings.model
+    checkpoint = checkpoints.load(
+        model.name,
+        revision=model.revision,
+        device=model.device,
+        precision=model.precision,
+        max_length=model.max_length,
+        labels=model.labels,
+        default_language=model.default_language,
+        self_test=model.self_test,
+        sleep=wait,
+    )
+    engine = Engine(checkpoint, max_tokens=settings.batch.max_tokens, cache_pairs=settings.cache.max_pairs)
+    engine.warm_up()
+    return engine
+
+
+class _Stopped(Exception):  # noqa: N818 (asked for, no error)
+    """The worker was asked to stop while it waited for something at the start."""
+
+
+class Pipeline:
+    """One worker. Call `run`; it ends when ``stop_requested`` says so, or with an error.
+
+    Args:
+        settings: everything it goes by.
+        engine: in place of the checkpoint of the settings, for tests of delivery.
+    """
+
+    def __init__(self, settings: Settings, *, engine: Model | None = None) -> None:
+        self._settings = settings
+        self._registry = CollectorRegistry()
+        self.metrics = Metrics(self._registry)
+        self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=settings.model.timeout_s)
+        self.http = HealthServer(
+            settings.http.host, settings.http.port, health=self.health, registry=self._registry, clock=time.monotonic
+        )
+        self._engine = engine
+        self._kafka: KafkaStage | None = None
+        self._inference: InferenceStage | None = None
+        self._publisher: Publisher | None = None
+        self._label_sets: LabelSets | None = None
+        self._freed = process.FreedMemory()
+
+    def run(self, stop_requested: Callable[[], bool]) -> bool:
+        """Work until asked to stop, then drain. True if everything in hand was answered and committed.
+
+        Raises:
+            FatalError: the process must end; nothing that was not acknowledged is committed.
+            SettingsError: the checkpoint or the registry cannot serve.
+        """
+        try:
+            kafka = self._start(stop_requested)
+            process.collect_rarely()
+            while not stop_requested():
+                self._step(kafka)
+            drained = kafka.drain(DRAIN_TIMEOUT_S)
+        except _Stopped:
+            return True
+        else:
+            log.info("drained" if drained else "drain_timed_out", in_flight=kafka.in_flight)
+            return drained
+        finally:
+            self.close()
+
+    def _step(self, kafka: KafkaStage) -> None:
+        """One turn of the Kafka stage, watched."""
+        if self._label_sets is not None:
+            self._label_sets.refresh()
+        kafka.step()
+        self._freed.give_back(time.monotonic())
+        verdict = self.health.healthy(time.monotonic())
+        if not verdict.ok:
+            raise Stalled("; ".join(verdict.problems))
+
+    def _start(self, stop_requested: Callable[[], bool]) -> KafkaStage:
+        settings = self._settings
+
+        def wait(seconds: float) -> None:
+            deadline_s = time.monotonic() + seconds
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                if stop_requested():
+                    raise _Stopped
+                time.sleep(min(left_s, 0.1))
+
+        engine = self._engine or load_engine(settings, wait)
+        self.metrics.identify(
+            version=__version__,
+            model=engine.identity.name,
+            revision=engine.identity.revision,
+            device=engine.device,
+            precision=engine.precision,
+        )
+        self.health.model_loaded()
+        codecs = open_codecs(settings.schema_registry, wait)
+        self._await_registry(codecs, wait)
+        if settings.topics.label_sets is not None:
+            self._label_sets = LabelSets(client_config.common(settings.kafka, "label-sets"), settings.topics.label_sets)
+            self._label_sets.load(stop_requested)
+        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        consumer = Consumer(client_config.consumer(settings.kafka))
+        self._publisher = self._open_publisher(consumer, instance)
+        self._await_broker(self._publisher, wait)
+        retry = settings.retry
+        policies = Policies(
+            batch=BatchPolicy(
+                settings.batch.max_messages, settings.batch.max_tokens, settings.batch.max_wait_ms / 1000
+            ),
+            retry=RetryPolicy(
+                retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
+            ),
+            obituary=Obituary(settings.topics.dead_letter, settings.kafka.group_id, instance),
+            max_age_s=settings.limits.max_age_s,
+            letters=LetterLimits(settings.dead_letter.max_consecutive, settings.dead_letter.max_ratio),
+            retry_topics=retry_headers.topics(settings.kafka.group_id, settings.topics.retry),
+        )
+        self._inference = InferenceStage(
+            engine, policies.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
+        )
+        self._kafka = KafkaStage(
+            consumer=consumer,
+            publisher=self._publisher,
+            inference=self._inference,
+            codec=self._codec(codecs, engine),
+            encode=engine.encode,
+            policies=policies,
+            metrics=self.metrics,
+            health=self.health,
+        )
+        self._inference.start()
+        self._kafka.start([*settings.topics.input, *(topic for _, topic in policies.retry_topics)])
+        log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
+        return self._kafka
+
+    def _codec(self, codecs: Codecs, engine: Model) -> RecordCodec:
+        model, limits = self._settings.model, self._settings.limits
+        return RecordCodec(
+            codecs,
+            Defaults(
+                model.hypothesis_template,
+                model.long_text,
+                model.pooling,
+                model.normalize,
+                self._label_sets.sets if self._label_sets is not None else {},
+            ),
+            Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
+            self._settings.topics.output,
+            engine.identity,
+        )
+
+    def _open_publisher(self, consumer: Consumer, instance: str) -> Publisher:
+        kafka = self._settings.kafka
+        if self._settings.delivery.guarantee == "exactly_once":
+            # Of group and instance: a restart under the same name fences its predecessor and ends what it left open.
+            config = client_config.producer(kafka, transactional_id=f"{kafka.group_id}-{instance}")
+            return RenewingPublisher(
+                lambda: TransactionalPublisher(config, consumer, time.monotonic),
+                consumer,
+                time.monotonic,
+                contested=kafka.group_instance_id is not None,
+            )
+        return AtLeastOncePublisher(client_config.producer(kafka, transactional_id=None), consumer, time.monotonic)
+
+    def _await_registry(self, codecs: Codecs, wait: Callable[[float], None]) -> None:
+        """Wait for the registry for as long as it takes: an outage at the start is an outage."""
+        while True:
+            try:
+                return codecs.open(result_topic=self._settings.topics.output)
+            except RegistryAway as error:
+                log.warning("registry_away", error=str(error))
+                wait(1.0)  # open() has backed off by itself already
+
+    def _await_broker(self, publisher: Publisher, wait: Callable[[float], None]) -> None:
+        """Wait for the broker for as long as it takes."""
+        while True:
+            try:
+                return publisher.start(START_TIMEOUT_S)
+            except BrokerAway as error:
+                log.warning("broker_away", error=str(error))
+                wait(0.5)  # start() has waited for START_TIMEOUT_S already
+
+    def close(self) -> None:
+        """Release everything, in the reverse order of `run`. Safe at any point of the start."""
+        try:
+            if self._kafka is not None:
+                self._kafka.close()
+            elif self._publisher is not None:
+                self._publisher.close()
+        finally:
+            if self._inference is not None:
+                self._inference.stop(timeout_s=1.0)
+            if self._label_sets is not None:
+                self._label_sets.close()
+            self.http.close()

@@ -1,0 +1,381 @@
+"""`xnli-worker dead-letters replay`: dead letters become requests again, each exactly once.
+
+A replay is a *campaign*: a selection of letters and a destination. It reads the dead-letter topic as a consumer group
+of its own does, ``GROUP.replay.CAMPAIGN``, and its progress is that group's committed offsets. The records it sends
+and the progress they stand for are one transaction, so a replay that was broken off, however hard, goes on where it
+stood when the same command is run again, and doubles nothing. Run later, it takes the letters that have come since.
+
+Why a campaign and not one group for all replays: offsets say how far, and not which. A replay of ``--reason inference``
+passes over the other letters, and one shared offset would hide those from the next replay, which asks for them. So
+each selection has its own offsets; the campaign's name is by default a digest of selection, destination and dead-letter
+topic. The price is said openly: *two campaigns whose selections overlap send the letters in both twice*. The count of
+replays does not prevent that, it only bounds loops. `--dry-run` shows what a command would send.
+
+For offsets to be the whole truth, an answer about a letter must never change: selections know absolute times
+only (see `select`), and a letter that is refused is passed over like one not selected. What each refusal names as its
+mend is another selection, thus another campaign.
+
+One replay of a campaign runs at a time: the transactional id is the group's name, so a second one fences the first, and
+ends the transaction it left open without waiting for a time-out.
+
+The broker forgets the progress of a campaign that has not been run for ``offsets.retention.minutes`` (seven days by
+default), sooner than the letters themselves. Such a campaign begins anew, and says that it "begins".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from worker.commands import connection
+from worker.commands.connection import Reports, say
+from worker.commands.dead_letters import DeadLetterReader, Extent, Listing, first_offsets, letter_of, reading
+from worker.errors import BrokerAway, FatalError, Fenced, SettingsError, TransactionAborted
+from worker.kafka import client_config
+from worker.kafka.transactional import TransactionalPublisher, Unpublishable
+from worker.messages import Outgoing, Partition, Position
+from worker.rules.offsets import Release
+from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed
+from worker.settings import Settings
+from worker.telemetry import log
+
+_TIMEOUT_S: Final = 10.0
+_RETRY_S: Final = 0.5
+_POLL_S: Final = 0.002
+# A transaction's worth: large enough that its fixed cost of some milliseconds does not matter, small enough to hold.
+_RECORDS: Final = 500
+_BYTES: Final = 16 * 1024 * 1024
+# What aborts a transaction so often in a row is no passing trouble.
+_MAX_ABORTS: Final = 5
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the letters that were read in this run."""
+
+    replayed: int = 0
+    refused: Counter[Cause] = field(default_factory=Counter)
+    passed_over: int = 0  # not selected
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Which letters go where. ``group`` names its progress."""
+
+    selection: Selection
+    to: str | None
+    max_replays: int
+    name: str
+    group: str
+
+
+def campaign_of(
+    settings: Settings, selection: Selection, to: str | None, max_replays: int, name: str | None
+) -> Campaign:
+    """The campaign a command line asks for.
+
+    ``max_replays`` has no part in the default name: with a higher one the same letters would else be sent again.
+
+    Raises:
+        SettingsError: the name or the destination will not do.
+    """
+    topics = settings.topics
+    if to == topics.dead_letter:
+        raise SettingsError(f"--to {to!r} is the dead-letter topic itself; name another")
+    if name is None:
+        meant = asdict(selection) | {"reasons": sorted(selection.reasons), "from": topics.dead_letter, "to": to}
+        name = hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()[:12]
+    elif _NAME.fullmatch(name) is None:
+        raise SettingsError(f"--campaign {name!r}: use letters, digits, '.', '_' and '-', at most 100")
+    return Campaign(selection, to, max_replays, name, f"{settings.kafka.group_id}.replay.{name}")
+
+
+def replay(
+    config: Path | None,
+    selection: Selection,
+    *,
+    to: str | None,
+    max_replays: int,
+    campaign: str | None,
+    limit: int | None,
+    rate: int | None,
+    dry_run: bool,
+    stop_requested: Callable[[], bool],
+) -> bool:
+    """Send the selected letters that the campaign has not decided yet, up to where the topic ends now.
+
+    The tally goes to stdout: JSON in a pipe, a sentence on a terminal; refused letters go to stderr, a line each.
+
+    Args:
+        config: The settings' file.
+        selection: Which letters.
+        to: Destination; None for each letter's origin.
+        max_replays: Letters replayed so often before are refused.
+        campaign: Its name; None for one derived from selection and destination.
+        limit: Send at most so many in this run.
+        rate: Send at most so many a second.
+        dry_run: Send nothing and decide nothing; list what would be sent.
+        stop_requested: Ends the run between two transactions.
+
+    Returns:
+        True if no selected letter was refused and the run was not broken off; of a dry run always.
+
+    Raises:
+        SettingsError: the settings or the arguments are wrong.
+        BrokerAway, TopicMissing: nothing could be read, or a destination is not there. What was sent is kept.
+        FatalError: the broker has no transactions, or another run of the campaign has taken over.
+    """
+    settings = connection.load_settings(config)
+    asked = campaign_of(settings, selection, to, max_replays, campaign)
+    log.configure("error", "console", sys.stderr)
+    with reading(settings, "replay", asked.group) as reader:
+        if dry_run:
+            return _rehearse(reader, settings, asked, limit, stop_requested)
+        if connection.is_embedded(reader.cluster()):
+            raise _no_transactions("the embedded broker of librdkafka only pretends to have them")
+        run = _Run(reader, settings, asked, limit, rate, stop_requested)
+        try:
+            run.run()
+        finally:
+            run.close()
+            _show(run.tally, asked, complete=run.complete)
+    return run.complete and not run.tally.refused
+
+
+def _starts(reader: DeadLetterReader, asked: Campaign, extents: dict[int, Extent]) -> tuple[dict[int, int], bool]:
+    """Where the campaign goes on in each partition, and whether it has any progress."""
+    starts = first_offsets(reader, extents, asked.selection)
+    progress = reader.committed(list(extents))
+    for number, offset in progress.items():
+        # An offset behind the end is of a topic that was deleted and created again.
+        if offset <= extents[number].end:
+            starts[number] = max(starts[number], offset)
+    return starts, bool(progress)
+
+
+def _rehearse(
+    reader: DeadLetterReader,
+    settings: Settings,
+    asked: Campaign,
+    limit: int | None,
+    stop_requested: Callable[[], bool],
+) -> bool:
+    extents = reader.extents()
+    starts, _ = _starts(reader, asked, extents)
+    listing, count = Listing("to"), Counter[bool]()
+    for message in reader.read(starts, extents, stop_requested):
+        if count[True] == limit:
+            break
+        letter = letter_of(message)
+        if asked.selection.takes(letter):
+            decided = replayed(letter, to=asked.to, inputs=settings.topics.input, max_replays=asked.max_replays)
+            goes = isinstance(decided, Outgoing)
+            listing.write(letter, decided.topic if isinstance(decided, Outgoing) else f"refused: {decided.cause}")
+            count[goes] += 1
+    listing.close()
+    say(f"campaign {asked.name} would send {count[True]:,} and refuse {count[False]:,}")
+    return True
+
+
+class _Run:
+    """One run of a campaign. ``complete`` once everything up to the end, or to the limit, is decided."""
+
+    def __init__(
+        self,
+        reader: DeadLetterReader,
+        settings: Settings,
+        asked: Campaign,
+        limit: int | None,
+        rate: int | None,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.tally = Tally()
+        self.complete = False
+        self._reader = reader
+        self._asked = asked
+        self._inputs = settings.topics.input
+        self._limit = limit
+        self._rate = rate
+        self._stop_requested = stop_requested
+        # A rate is kept by small transactions: what is in one appears at once.
+        self._records = _RECORDS if rate is None else min(_RECORDS, max(1, rate // 4))
+        self._next_at_s = 0.0
+        # What the next transaction will hold.
+        self._outputs: dict[Position, Outgoing] = {}
+        self._bytes = 0
+        self._behind: dict[Partition, int] = {}
+        self._destinations: set[str] = set()
+        self._publisher = connection.connect(
+            lambda config: TransactionalPublisher(config, reader, time.monotonic),
+            client_config.producer(settings.kafka, transactional_id=asked.group),
+            Reports(),
+        )
+
+    def run(self) -> None:
+        """Until the end, the limit or the stop."""
+        if not self._start():
+            return
+        # Only now is the progress final: what a predecessor left open is ended, and nobody else can move it.
+        extents = self._reader.extents()
+        starts, known = _starts(self._reader, self._asked, extents)
+        say(
+            f"campaign {self._asked.name} {'goes on where it stood' if known else 'begins'}; "
+            "broken off, it goes on when the same command is run again"
+        )
+        total = sum(max(0, extent.end - starts[number]) for number, extent in extents.items())
+        with _progress(total) as advance:
+            for message in self._reader.read(starts, extents, self._stop_requested):
+                self._take(letter_of(message))
+                advance(1, self.tally.replayed)
+                if self.tally.replayed + len(self._outputs) == self._limit:
+                    break
+                if len(self._outputs) >= self._records or self._bytes >= _BYTES:
+                    self._publish()
+            self._publish()
+            self.complete = not self._stop_requested()
+            # The markers of transactions were counted, and are never read.
+            advance(total if self.complete else 0, self.tally.replayed)
+
+    def close(self) -> None:
+        """Abort what is open and disconnect."""
+        self._publisher.close()
+
+    def _start(self) -> bool:
+        """Fence a predecessor. False if told to stop before the broker was there."""
+        while not self._stop_requested():
+            try:
+                self._publisher.start(_TIMEOUT_S)
+            except BrokerAway as away:
+                say(f"{away}; waiting")
+            except FatalError as error:
+                raise _no_transactions(str(error.__cause__ or error)) from None
+            else:
+                return True
+        return False
+
+    def _take(self, letter: Letter) -> None:
+        position = letter.record.position
+        if not self._asked.selection.takes(letter):
+            self.tally.passed_over += 1
+        else:
+            decided = replayed(letter, to=self._asked.to, inputs=self._inputs, max_replays=self._asked.max_replays)
+            if isinstance(decided, Refusal):
+                self._refuse(position, decided)
+            else:
+                if decided.topic not in self._destinations:
+                    self._reader.destination(decided.topic)
+                    self._destinations.add(decided.topic)
+                self._outputs[position] = decided
+                self._bytes += len(decided.key or b"") + len(decided.value or b"")
+        self._behind[position.partition] = position.offset + 1
+
+    def _refuse(self, position: Position, refusal: Refusal) -> None:
+        self.tally.refused[refusal.cause] += 1
+        sys.stderr.write(f"{position.partition.number}:{position.offset}: {refusal.message}\n")
+
+    def _publish(self) -> None:
+        """Send what is in hand and move the progress behind it. Does nothing once told to stop: it is still there."""
+        self._pace(len(self._outputs))
+        try:
+            self._transact(self._outputs, self._behind)
+        except Unpublishable:
+            # A broker refuses a whole batch of the producer's for one record in it, so now each goes alone.
+            for position, output in self._outputs.items():
+                behind = {position.partition: position.offset + 1}
+                try:
+                    self._transact({position: output}, behind)
+                except Unpublishable as refused:
+                    self._refuse(position, Refusal(Cause.TOO_LARGE, f"{output.topic} refuses it: {refused}"))
+                    self._transact({}, behind)
+            self._transact({}, self._behind)
+        self._outputs, self._bytes, self._behind = {}, 0, {}
+
+    def _transact(self, outputs: Mapping[Position, Outgoing], behind: Mapping[Partition, int]) -> None:
+        """One transaction, tried until the broker has answered. Raises Unpublishable or FatalError."""
+        release = Release(tuple(outputs.items()), behind, dict.fromkeys(behind, 0))
+        aborts, told = 0, False
+        while release and not self._stop_requested():
+            try:
+                while not self._publisher.publish(release, _TIMEOUT_S):
+                    time.sleep(_POLL_S)
+            except BrokerAway as away:
+                if not told:
+                    say(f"{away}; waiting")
+                told = True
+                time.sleep(_RETRY_S)
+            except TransactionAborted as aborted:
+                aborts += 1
+                if aborts == _MAX_ABORTS:
+                    raise FatalError(f"{aborts} transactions were aborted in a row: {aborted}") from None
+                say(f"{aborted}; trying again")
+                time.sleep(_RETRY_S)
+            except Fenced:
+                raise Fenced(
+                    f"another run of campaign {self._asked.name} has begun; it goes on where this one stood"
+                ) from None
+            else:
+                self.tally.replayed += len(outputs)
+                return
+
+    def _pace(self, records: int) -> None:
+        if self._rate is None:
+            return
+        while (left_s := self._next_at_s - time.monotonic()) > 0 and not self._stop_requested():
+            time.sleep(min(left_s, 0.1))
+        self._next_at_s = time.monotonic() + records / self._rate
+
+
+def _no_transactions(why: str) -> FatalError:
+    return FatalError(
+        f"replay needs transactions, and there are none: {why}. Use Apache Kafka with its transaction coordinator, and "
+        "allow this user the transactional ids and groups that begin with kafka.group_id"
+    )
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, else nothing. The function takes how many more records were read, and how many are sent."""
+    if not sys.stderr.isatty():
+        yield lambda _read, _sent: None
+        return
+    columns = (
+        TextColumn("replaying"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[sent]:,} sent"),
+        TimeRemainingColumn(),
+    )
+    # Rich takes stderr over while the bar is shown, so that refusals appear above it.
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total, sent=0)
+        yield lambda read, sent: progress.update(task, advance=read, sent=sent)
+
+
+def _show(tally: Tally, asked: Campaign, *, complete: bool) -> None:
+    if not sys.stdout.isatty():
+        shown = {
+            "campaign": asked.name,
+            "replayed": tally.replayed,
+            "refused": dict(tally.refused),
+            "passed_over": tally.passed_over,
+            "complete": complete,
+        }
+        sys.stdout.write(json.dumps(shown) + "\n")
+        return
+    parts = [f"{tally.replayed:,} replayed"]
+    parts += [f"{count:,} refused ({cause})" for cause, count in tally.refused.items()]
+    parts += [f"{tally.passed_over:,} not selected"] if tally.passed_over else []
+    sys.stdout.write(", ".join(parts) + ("\n" if complete else "; broken off\n"))

@@ -1,1 +1,0 @@
-"""Pure decisions: no clock, no thread, no Kafka, no torch, no environment."""

@@ -1,0 +1,1 @@
+"""What the worker answers over HTTP: health, readiness and metrics."""

@@ -1,0 +1,83 @@
+"""A linear layer with what comes after it, as this device multiplies it fastest in this precision.
+
+A transformer layer is four of them; what follows a product, an activation or the sum with what went around it, costs a
+pass over memory unless the product does it on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import GELUActivation
+
+from worker.inference.forwards.linear_int8 import Int8Linear
+from worker.inference.precision import Precision, Processor
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class Dense(Protocol):
+    """``activation(x @ weight.T + bias) + residual`` over ``x`` of (tokens, inputs)."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(tokens, outputs); ``residual`` has that shape too."""
+
+
+def choose(device: torch.device, precision: Precision) -> Callable[[nn.Linear, Activation | None], Dense]:
+    """How to make the dense layers of a model on this device in this precision."""
+    if precision is Precision.INT8:
+        return lambda linear, activation: Plain(Int8Linear(linear), activation)
+    if by_onednn(device, precision):
+        return OneDnn
+    return Plain
+
+
+def by_onednn(device: torch.device, precision: Precision) -> bool:
+    """Whether oneDNN multiplies, which builds and keeps a primitive for each shape."""
+    if precision is Precision.BF16:
+        return device.type == "cpu" and Processor.probe().amx_bf16
+    return precision is Precision.INT8
+
+
+class Plain:
+    """One step after the other."""
+
+    def __init__(self, linear: Callable[[Tensor], Tensor], activation: Activation | None = None) -> None:
+        self._linear = linear
+        self._activation = activation
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Multiply, activate, add."""
+        x = self._linear(x)
+        if self._activation is not None:
+            x = self._activation(x)
+        return x if residual is None else x + residual
+
+
+class OneDnn:
+    """One oneDNN call, the one that torch's own compiler emits for these steps.
+
+    In bfloat16 on a CPU with AMX the product is so fast that bias, GELU and sum, as steps of their own, were a fifth of
+    the forward. In float32 they are not worth it.
+    """
+
+    def __init__(self, linear: nn.Linear, activation: Activation | None = None) -> None:
+        self._weight = linear.weight
+        self._bias = linear.bias
+        self._gelu = isinstance(activation, GELUActivation)  # in its exact form, not the tanh one
+        self._activation = None if self._gelu else activation
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Multiply, activate and add at once, but for an activation that oneDNN is not asked for."""
+        onednn = torch.ops.mkldnn
+        if residual is not None and not self._gelu and self._activation is None:
+            added: Tensor = onednn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")  # noqa: SLF001 (it has no other name)
+            return added
+        name, algorithm = ("gelu", "none") if self._gelu else ("none", "")
+        y: Tensor = onednn._linear_pointwise(x, self._weight, self._bias, name, [], algorithm)  # noqa: SLF001 (as above)
+        if self._activation is not None:
+            y = self._activation(y)
+        return y if residual is None else y + residual

@@ -1,0 +1,283 @@
+"""A checkpoint, loaded safely and with its classes known by name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from worker.errors import CheckpointError
+from worker.inference import labels as label_names
+from worker.inference import precision as precisions
+from worker.inference import selftest, source
+from worker.inference.precision import Precision
+from worker.inference.scores import LabelOrder
+from worker.messages import ModelIdentity
+
+__all__ = ["Checkpoint", "LabelOrder", "Precision", "load"]
+
+log = logging.getLogger("worker.inference")
+
+_LEAST_TOKENS = 16  # a smaller window holds no hypothesis and text worth scoring
+_UNLIMITED = 10**6  # tokens; nobody trains with so many positions, and transformers writes 10^30 for "not said"
+# Families that count positions from the one after the padding id (transformers: create_position_ids_from_input_ids).
+_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model ready to compute, and what must be known of it.
+
+    Attributes:
+        identity: what results call it.
+        model: in eval mode, on ``device``, in ``precision.dtype``, its parameters frozen.
+        tokenizer: as transformers loads it; `worker.inference.tokens.Tokens` is how to use it.
+        order: the classes among the logits; None where there is no classification head: it serves EMBED alone.
+        device: where the model lies.
+        precision: what to compute in.
+        max_length: tokens in one sequence, special ones included.
+        pad_id: the padding token's id.
+        languages: language codes and the embeddings they choose (XLM); empty where the architecture has none.
+        default_language: for requests that name none.
+        hidden_size: length of a token state, hence of an embedding.
+        family: ``config.model_type``, such as "xlm-roberta".
+    """
+
+    identity: ModelIdentity
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    order: LabelOrder | None
+    device: torch.device
+    precision: Precision
+    max_length: int
+    pad_id: int
+    languages: Mapping[str, int]
+    default_language: str | None
+    hidden_size: int
+    family: str
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    max_length: int | None = None,
+    labels: Sequence[str] | None = None,
+    default_language: str | None = None,
+    self_test: Literal["refuse", "warn", "off"] = "refuse",
+    progress: bool | None = None,
+    attempts: int = 5,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Checkpoint:
+    """Load a checkpoint from a directory or a model hub.
+
+    Weights come from safetensors alone and no code from the repository runs. The directory's digest, or the commit that
+    a hub's revision resolved to, becomes the revision that results carry.
+
+    Args:
+        name: a directory, or a hub id ("owner/name"); the directory where both exist.
+        revision: a commit, tag or branch of the hub's repository; for a directory the digest that it must have.
+        device: "auto", "cpu", "cuda", "cuda:N".
+        precision: "auto" or a `Precision`.
+        max_length: tokens in one sequence; by default as many as the model has positions for.
+        labels: class names in the order of the logits, for checkpoints that do not say or say it wrongly. An empty
+            sequence ignores the head: the checkpoint then serves EMBED alone.
+        default_language: for XLM: the language of requests that name none.
+        self_test: what to do when sure pairs come out wrong (`worker.inference.selftest`).
+        progress: show progress bars; None: on a terminal.
+        attempts: tries of a download.
+        sleep: waits between those, in seconds.
+
+    Raises:
+        CheckpointError: nothing to load, nothing that may be loaded safely, or a checkpoint that cannot serve.
+    """
+    if self_test not in {"refuse", "warn", "off"}:
+        raise CheckpointError(f'self-test "{self_test}" is unknown: use refuse, warn or off')
+    place = precisions.find_device(device)
+    found = source.find(name, revision, progress=progress, attempts=attempts, sleep=sleep)
+    config = _load_config(found.directory, name)
+    family: str = config.model_type
+    chosen = precisions.choose(precision, place, family)
+    order = _order(config, name, labels)
+    if not (sys.stderr.isatty() if progress is None else progress):
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
+
+    tokenizer = _load_tokenizer(found.directory, name, config.vocab_size)
+    model = _load_model(found.directory, name, config, chosen, place, classify=order is not None)
+    languages = _languages(config)
+    if default_language is not None and languages and default_language not in languages:
+        raise CheckpointError(
+            f'default language "{default_language}" is unknown to {name}: it knows {", ".join(sorted(languages))}'
+        )
+    checkpoint = Checkpoint(
+        identity=found.identity,
+        model=model,
+        tokenizer=tokenizer,
+        order=order,
+        device=place,
+        precision=chosen,
+        max_length=_max_length(config, tokenizer, name, max_length),
+        pad_id=_pad_id(config, tokenizer),
+        languages=languages,
+        default_language=default_language,
+        hidden_size=config.hidden_size,
+        family=family,
+    )
+    if order is not None and self_test != "off":
+        fault = selftest.run(checkpoint)
+        if fault is not None and self_test == "refuse":
+            raise CheckpointError(fault)
+        if fault is not None:
+            log.warning("%s", fault)
+    log.info("loaded %s at %s on %s in %s", name, found.identity.revision, place, chosen)
+    return checkpoint
+
+
+def _load_config(directory: Path, name: str) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the config.json of {name} cannot be used: {_first_line(error)}. The architecture must be one that "
+            f"transformers {transformers.__version__} has; code from the repository is never run"
+        ) from error
+    return config
+
+
+def _order(config: PreTrainedConfig, name: str, labels: Sequence[str] | None) -> LabelOrder | None:
+    """Decide from the config alone, before any weight is read, whether and how the head classifies."""
+    if labels is not None and not labels:
+        log.info('%s serves EMBED only, because "model.labels" is empty', name)
+        return None
+    architectures: list[str] = config.architectures or []
+    if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
+        names: Any = config.id2label
+        ids: Any = config.label2id
+        return label_names.find(names or {}, ids or {}, len(names or {}), labels)
+    if architectures and all(
+        architecture.endswith("Model") and "LMHead" not in architecture for architecture in architectures
+    ):
+        if labels:
+            raise CheckpointError(
+                f"model.labels is set but {name} has no classification head (its architecture is "
+                f"{', '.join(architectures)}): remove model.labels to serve EMBED only, or choose an NLI checkpoint"
+            )
+        log.warning("%s has no classification head: it serves EMBED only, other requests are invalid", name)
+        return None
+    raise CheckpointError(
+        f"{name} has no classification head: its architecture is {', '.join(architectures) or 'not given'}. A head "
+        "made up at load time would answer at random. Choose a checkpoint that was fine-tuned on NLI, or set "
+        "model.labels = [] to serve EMBED only"
+    )
+
+
+def _load_tokenizer(directory: Path, name: str, vocabulary: int) -> PreTrainedTokenizerBase:
+    # transformers makes up an empty tokenizer of the architecture's kind where there is no file at all.
+    if not any(next(directory.glob(pattern), None) is not None for pattern in source.VOCABULARIES):
+        raise CheckpointError(
+            f"{name} has no tokenizer (none of {', '.join(source.VOCABULARIES)}): save the one it was trained with "
+            "beside the weights, with tokenizer.save_pretrained(...)"
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except ImportError as error:
+        raise CheckpointError(f"the tokenizer of {name} needs another package: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+    if len(tokenizer) > vocabulary:
+        raise CheckpointError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens but the model embeds {vocabulary}: they do not "
+            "belong together; use the tokenizer that the model was trained with"
+        )
+    return tokenizer
+
+
+def _load_model(
+    directory: Path, name: str, config: PreTrainedConfig, precision: Precision, device: torch.device, *, classify: bool
+) -> PreTrainedModel:
+    automatic: Any = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModel
+    try:
+        model, report = automatic.from_pretrained(
+            directory,
+            config=config,
+            dtype=precision.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the weights of {name} cannot be loaded: {_first_line(error)}. If the files are damaged, copy or download "
+            "them again"
+        ) from error
+    # transformers fills what the weights lack with random numbers. EMBED reads token states, which no pooler touches.
+    missing = sorted(key for key in report["missing_keys"] if classify or "pooler" not in key.split("."))
+    if missing:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise CheckpointError(
+            f"the weights of {name} lack {shown}: loaded, they would be random numbers. config.json promises "
+            f"{', '.join(config.architectures or ['nothing'])}; choose a checkpoint that was fine-tuned and saved whole"
+            + (", or set model.labels = [] to serve EMBED only" if classify else "")
+        )
+    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(requires_grad=False)
+    return loaded
+
+
+def _max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str, wanted: int | None) -> int:
+    positions: int = getattr(config, "max_position_embeddings", _UNLIMITED)
+    if config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    if wanted is None:
+        length: int = min(positions, tokenizer.model_max_length)  # the latter is 10^30 where the tokenizer does not say
+        if length >= _UNLIMITED:
+            raise CheckpointError(f"{name} does not say how many tokens it reads: set model.max_length")
+        return length
+    if wanted < _LEAST_TOKENS:
+        raise CheckpointError(
+            f"model.max_length = {wanted} is too short for a text and a hypothesis: at least {_LEAST_TOKENS}"
+        )
+    # DeBERTa without absolute positions reads any length.
+    if wanted > positions and getattr(config, "position_biased_input", True):
+        raise CheckpointError(f"model.max_length = {wanted} but {name} has positions for {positions} tokens")
+    return wanted
+
+
+def _pad_id(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    for pad_id in (tokenizer.pad_token_id, config.pad_token_id):
+        if isinstance(pad_id, int):
+            return pad_id
+    return 0  # masked away wherever it stands
+
+
+def _languages(config: PreTrainedConfig) -> Mapping[str, int]:
+    """XLM's languages, where it embeds them (``use_lang_emb`` and more than one, as in modeling_xlm.py)."""
+    if not (getattr(config, "use_lang_emb", False) and getattr(config, "n_langs", 1) > 1):
+        return MappingProxyType({})
+    languages: dict[str, int] = getattr(config, "lang2id", None) or {}
+    if not languages:
+        raise CheckpointError(
+            f"the checkpoint embeds {config.n_langs} languages but its config.json names none: add lang2id, from codes "
+            "to numbers"
+        )
+    return MappingProxyType(dict(languages))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,125 @@
+"""Exactly-once through outages: a spent transactional producer is replaced, in place, by a new one.
+
+librdkafka's producer is spent after any fatal error, and an outage is enough for one: the broker aborts a transaction
+that outlasts ``transaction.timeout.ms`` and takes its producer for fenced, or it has never heard of the transaction
+that the client wants to end. Neither is a reason for the process to end. A new producer under the same transactional
+id begins by ending what the old one left open (KIP-98); then committed offsets are final, and tell whether a
+transaction whose commit was under way took effect, because they are part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn, Protocol
+
+import structlog
+
+from worker.errors import BrokerAway, FatalError, TransactionAborted
+from worker.kafka.consumer import Consumer
+from worker.kafka.transactional import Clock
+from worker.rules.offsets import Release
+
+log = structlog.get_logger("worker.kafka")
+
+
+class Transactional(Protocol):
+    """The part of `worker.kafka.transactional.TransactionalPublisher` that is used here."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """True while a commit is under way."""
+
+    def start(self, timeout_s: float) -> None:
+        """Fence a predecessor and end what it left open. Raises BrokerAway or FatalError."""
+
+    def publish(self, release: Release, timeout_s: float) -> bool:
+        """One transaction; False while it is under way."""
+
+    def abandon(self) -> None:
+        """Disconnect, and leave what is open to a successor."""
+
+    def close(self) -> None:
+        """Abort what is open and disconnect."""
+
+
+class RenewingPublisher:
+    """Publishes through one transactional publisher after another.
+
+    Args:
+        open_next: Connects a publisher; all under one transactional id.
+        consumer: Whose partitions and committed offsets decide what is in doubt.
+        clock: Monotonic seconds.
+        contested: Another process may run under the same transactional id, because an operator gave the name. Being
+            fenced may then mean just that, so the group is asked first whether it still knows this member.
+    """
+
+    transactional = True
+
+    def __init__(
+        self, open_next: Callable[[], Transactional], consumer: Consumer, clock: Clock, *, contested: bool
+    ) -> None:
+        self._open_next = open_next
+        self._consumer = consumer
+        self._clock = clock
+        self._contested = contested
+        self._current = open_next()
+        self._renewing = False  # the current publisher is new and not started yet
+        self._in_doubt = False  # the fate of the last one's transaction is unknown yet
+
+    def start(self, timeout_s: float) -> None:
+        """As `TransactionalPublisher.start`."""
+        self._current.start(timeout_s)
+
+    def publish(self, release: Release, timeout_s: float) -> bool:
+        """As `TransactionalPublisher.publish`, save that only a broker without transactions ends in FatalError."""
+        deadline_s = self._clock() + timeout_s
+        if self._renewing:
+            self._renew(timeout_s)
+        if self._in_doubt:
+            committed = self._is_committed(release, max(0.1, deadline_s - self._clock()))
+            self._in_doubt = False
+            log.warning("transaction_decided", committed=committed)
+            if committed:
+                return True
+            raise TransactionAborted("it was not committed when its producer was lost")
+        try:
+            return self._current.publish(release, max(0.1, deadline_s - self._clock()))
+        except FatalError as error:
+            self._replace(error)
+
+    def close(self) -> None:
+        """Abort what is open, as far as the broker answers, and disconnect."""
+        self._current.close()
+
+    def _replace(self, error: FatalError) -> NoReturn:
+        """Always raises: what comes next is the caller's next call."""
+        self._in_doubt = self._current.in_doubt
+        self._current.abandon()
+        self._current = self._open_next()
+        self._renewing = True
+        log.warning("producer_lost", error=str(error), in_doubt=self._in_doubt)
+        kind = BrokerAway if self._in_doubt else TransactionAborted
+        raise kind(f"a new producer takes over: {error}") from error
+
+    def _renew(self, timeout_s: float) -> None:
+        try:
+            if self._contested:
+                self._consumer.prove_membership(timeout_s)
+            self._current.start(timeout_s)
+        except BrokerAway as error:
+            if self._in_doubt:
+                raise
+            raise TransactionAborted(str(error)) from error
+        self._renewing = False
+
+    def _is_committed(self, release: Release, timeout_s: float) -> bool:
+        """Whether the release, or more, is committed. What is no longer ours is its new owner's, either way.
+
+        Raises:
+            BrokerAway: nobody says.
+        """
+        ours = [p for p, epoch in release.epochs.items() if self._consumer.assignment.get(p) == epoch]
+        known = self._consumer.committed(ours, timeout_s) if ours else {}
+        if len(known) < len(ours):
+            raise BrokerAway("committed offsets are known of some partitions only")
+        return all(known[partition][0] >= release.offsets[partition] for partition in ours)

@@ -1,0 +1,1 @@
+"""Label sets that requests name: the compacted topic they are kept in."""

@@ -1,0 +1,1 @@
+"""What happens to a record, a file a step."""

@@ -1,0 +1,238 @@
+"""The inference stage: takes batches from one bounded queue, answers every job, and puts what it did on another.
+
+It runs on a thread of its own and owns the model and the device. Tests call `step` themselves instead.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import structlog
+
+from worker.errors import FatalError, TransientError
+from worker.messages import Answered, Batch, Encoded, Failed, Finished, Job, Outcome, Request, Work
+from worker.rules.retry import RetryPolicy, fault_of
+
+log = structlog.get_logger("worker.inference")
+
+
+class Runs(Protocol):
+    """The part of `worker.inference.engine.Engine` that this stage uses."""
+
+    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
+        """Outcomes in the order of the requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A batch and what became of each of its jobs, in its order. ``work`` sums all forwards, repeated ones too."""
+
+    batch: Batch
+    finished: tuple[Finished, ...]
+    work: Work
+    bisections: int
+    began_s: float
+    ended_s: float
+
+
+_BEAT_S: Final = 10.0
+_NO_WORK = Work(rows=0, computed=0, tokens=0, slots=0, cache_hits=0, shrinks=0, forwards=0, seconds=0.0)
+
+
+class InferenceStage:
+    """One batch waits while one runs, and one finished batch waits to be collected; then this thread waits too.
+
+    Args:
+        engine: what computes.
+        policy: how long to wait while the device is away.
+        clock: monotonic seconds.
+        beat: told that work began or went on (`worker.http.health.Health.inference_beat`).
+        idle: told that no work is left in hand.
+    """
+
+    def __init__(
+        self,
+        engine: Runs,
+        policy: RetryPolicy,
+        clock: Callable[[], float],
+        beat: Callable[[float], None],
+        idle: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._clock = clock
+        self._beat = beat
+        self._idle = idle
+        self._inbox: queue.Queue[Batch] = queue.Queue(maxsize=1)
+        self._outbox: queue.Queue[Done] = queue.Queue(maxsize=2)
+        self._stopping = threading.Event()
+        self._crash: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._budget = 0
+
+    # The Kafka thread's side ------------------------------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool:
+        """True if `offer` will take a batch."""
+        return not self._inbox.full()
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Batches waiting to be computed, and batches waiting to be collected."""
+        return self._inbox.qsize(), self._outbox.qsize()
+
+    def offer(self, batch: Batch) -> None:
+        """Hand over a batch. Raises queue.Full unless `has_room`; only one thread may offer."""
+        self._inbox.put_nowait(batch)
+
+    def withdraw(self) -> Batch | None:
+        """Take back the batch that waits, or None if the inference thread has begun it. The caller offers it again."""
+        with suppress(queue.Empty):
+            return self._inbox.get_nowait()
+        return None
+
+    def collect(self) -> Done | None:
+        """A finished batch, or None. Raises what crashed the stage, once everything finished before is collected."""
+        crash = self._crash  # read first: by now, whatever was finished before it is in the queue
+        with suppress(queue.Empty):
+            return self._outbox.get_nowait()
+        if crash is not None:
+            raise crash
+        return None
+
+    def start(self) -> None:
+        """Run on a thread. Daemonic, because a device that hangs must not keep a process from exiting."""
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish the batch in hand and end the thread. False if it did not end in time."""
+        self._stopping.set()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # The inference thread's side --------------------------------------------------------------------------------------
+
+    def step(self, timeout_s: float) -> bool:
+        """Answer one batch if there is one within ``timeout_s``. False if there was none."""
+        try:
+            batch = self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+        except queue.Empty:
+            return False
+        done = self._answer(batch)
+        if done is not None:
+            self._hand_over(done)
+        self._idle()
+        return True
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self.step(0.1)
+        except BaseException as error:  # noqa: BLE001 (a crash of any kind is re-raised on the main thread by collect)
+            self._crash = error
+
+    def _hand_over(self, done: Done) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._outbox.put(done, timeout=0.1)
+            except queue.Full:
+                self._beat(self._clock())  # the Kafka thread is behind: the device is well
+            else:
+                return
+
+    def _answer(self, batch: Batch) -> Done | None:
+        """Answer every job; wait and begin again while the device is away. None if told to stop meanwhile."""
+        began_s = self._clock()
+        attempt = 0
+        while not self._stopping.is_set():
+            # A batch that fails as a whole tells no budget: the last one told stands.
+            tally = _Tally(replace(_NO_WORK, budget=self._budget))
+            try:
+                finished = self._compute(batch.jobs, tally)
+            except TransientError as error:
+                # An outage is not the messages' fault: no attempt is counted against them.
+                attempt += 1
+                delay_s = self._policy.delay_s(attempt, 1.0)
+                log.warning("device_away", error=str(error), retry_in_s=delay_s)
+                self._rest(delay_s)
+                continue
+            return Done(batch, tuple(finished), tally.work, tally.bisections, began_s, self._clock())
+        return None
+
+    def _rest(self, delay_s: float) -> None:
+        """Let time pass while the device is away: that is no hang, so it is reported as life."""
+        while delay_s > 0 and not self._stopping.wait(min(delay_s, _BEAT_S)):
+            delay_s -= _BEAT_S
+            self._beat(self._clock())
+
+    def _compute(self, jobs: Sequence[Job], tally: _Tally, *, is_bad: bool = False) -> list[Finished]:
+        """Answer jobs together; if that fails, in quarters, until the culprit stands alone.
+
+        ``is_bad``: a culprit must be among them, because their failed whole was clean otherwise; several such jobs are
+        split without being tried. This is the splitting of group testing (Hwang 1972), in quarters where that has
+        halves: a test that fails is paid with the neighbours in it, so it is better for being small. One culprit among
+        n costs them the failed pass over n, and n/4, n/16, ... where no deduction spares it: one and a third batches
+        more at most. Halves would cost two, in as many passes; eighths save a fifth of a batch and cost more passes.
+        Every neighbour is computed at most log4(n), rounded up, times more than once.
+        """
+        if is_bad and len(jobs) > 1:
+            return self._split(jobs, tally)
+        self._beat(self._clock())
+        try:
+            outcomes, work = self._engine.run([(job.request, job.encoded) for job in jobs])
+        except (FatalError, TransientError):
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a text provokes in the model, it ends that text only)
+            rows = sum(len(job.encoded.rows) for job in jobs)
+            tally.work = replace(tally.work, failed=tally.work.failed + rows)
+            if len(jobs) == 1:
+                return [Failed(jobs[0], fault_of(error, "inference", traceback.format_exc()))]
+            log.warning("batch_split", jobs=len(jobs), error=type(error).__name__)
+            return self._split(jobs, tally)
+        tally.work = _sum(tally.work, work)
+        self._budget = work.budget
+        return [Answered(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+    def _split(self, jobs: Sequence[Job], tally: _Tally) -> list[Finished]:
+        """Answer jobs among which there is a culprit, a quarter at a time: in the last, if all before were clean."""
+        tally.bisections += 1
+        finished: list[Finished] = []
+        size = math.ceil(len(jobs) / 4)
+        for start in range(0, len(jobs), size):
+            is_last = start + size >= len(jobs)
+            is_clean = all(isinstance(one, Answered) for one in finished)
+            finished += self._compute(jobs[start : start + size], tally, is_bad=is_last and is_clean)
+        return finished
+
+
+@dataclass(slots=True)
+class _Tally:
+    work: Work
+    bisections: int = 0
+
+
+def _sum(a: Work, b: Work) -> Work:
+    return replace(
+        a,
+        rows=a.rows + b.rows,
+        computed=a.computed + b.computed,
+        tokens=a.tokens + b.tokens,
+        slots=a.slots + b.slots,
+        cache_hits=a.cache_hits + b.cache_hits,
+        shrinks=a.shrinks + b.shrinks,
+        forwards=a.forwards + b.forwards,
+        seconds=a.seconds + b.seconds,
+        budget=b.budget,
+        failed=a.failed + b.failed,
+    )
