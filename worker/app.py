@@ -1,4 +1,4 @@
-"""The table of contents: settings become stages, wired together; start -> step -> drain -> close.
+"""Wiring and life cycle: settings become parts; start -> run -> drain -> close.
 
 Two threads and two bounded queues. The Kafka thread (this one) owns consumer, producer, batcher, ledger and retries;
 the inference thread owns the model and the device. While batch N is computed, batch N+1 is decoded and tokenised and
@@ -7,11 +7,11 @@ batch N-1 is produced.
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -19,9 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from worker import __version__, process
 from worker.avro.registry import Codecs, open_codecs
-from worker.avro.request import SCHEMA_ID_HEADER, Defaults, Limits
-from worker.avro.request import request as read_request
-from worker.avro.result import result as result_datum
+from worker.avro.request import Defaults, Limits
 from worker.errors import BrokerAway, RegistryAway, Stalled
 from worker.http.health import Health, HealthServer
 from worker.kafka import client_config
@@ -29,14 +27,22 @@ from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RenewingPublisher
 from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
 from worker.label_sets.topic import LabelSets
-from worker.messages import Encoded, Job, ModelIdentity, Outcome, Outgoing, Record, Request
-from worker.pipeline.batch import BatchPolicy
-from worker.pipeline.infer import InferenceStage, Runs
-from worker.pipeline.loop import KafkaStage
-from worker.pipeline.policies import Policies
+from worker.messages import Encoded, ModelIdentity, Request
+from worker.pipeline.admit import Admission, Encode, ReadRequest, RequestReader
+from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
+from worker.pipeline.clocks import Clocks
+from worker.pipeline.fetch import Fetcher
+from worker.pipeline.handoff import Handoff
+from worker.pipeline.infer import InferenceThread, Runs
+from worker.pipeline.loop import Loop
+from worker.pipeline.partition import Partitions
+from worker.pipeline.publish import Publication
+from worker.pipeline.quarantine import WINDOW_BATCHES, OneAtATime, Quarantine
+from worker.pipeline.report import Report
+from worker.pipeline.resolve import Policy, Resolver, ResultWriter, WriteResult
 from worker.rules import retry_headers
-from worker.rules.dead_letter import PREFIX as DEAD_LETTER_PREFIX
-from worker.rules.dead_letter import LetterLimits, Obituary
+from worker.rules.dead_letter import DeadLetterSource
+from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
 from worker.settings import Settings
 from worker.telemetry.metrics import Metrics
@@ -53,36 +59,8 @@ START_TIMEOUT_S: Final = 5.0
 LOOP_LIMIT_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class RecordCodec:
-    """Records to requests and outcomes to records, by the shipped schemas and the settings."""
-
-    codecs: Codecs
-    defaults: Defaults
-    limits: Limits
-    output_topic: str
-    model: ModelIdentity
-
-    def read(self, record: Record) -> Request:
-        """The request a record holds. Raises Rejection or RegistryAway."""
-        datum = self.codecs.read_request(record.value or b"", record.headers, self.limits.max_message_bytes)
-        return read_request(datum, self.defaults, self.limits)
-
-    def write(self, job: Job, outcome: Outcome) -> Outgoing:
-        """The result of a job: the request's key and headers, without those that speak of the request's own journey."""
-        value, headers = self.codecs.encode_result(result_datum(job, outcome, self.model))
-        if job.record.headers:  # most records have none
-            kept = [
-                header
-                for header in retry_headers.without(job.record.headers)
-                if header[0] != SCHEMA_ID_HEADER and not header[0].startswith(DEAD_LETTER_PREFIX)
-            ]
-            headers = (*kept, *headers)
-        return Outgoing(self.output_topic, job.record.key, value, headers)
-
-
 class Model(Runs, Protocol):
-    """What the pipeline asks of `worker.inference.engine.Engine`."""
+    """What the worker asks of `worker.inference.engine.Engine`."""
 
     @property
     def identity(self) -> ModelIdentity:
@@ -132,11 +110,102 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) 
     return engine
 
 
+def open_loop(
+    *,
+    consumer: Consumer,
+    publisher: Publisher,
+    inference: InferenceThread,
+    read: ReadRequest,
+    encode: Encode,
+    write: WriteResult,
+    batch: BatchPolicy,
+    policy: Policy,
+    max_age_s: float | None,
+    metrics: Metrics,
+    health: Health,
+    clocks: Clocks | None = None,
+    seed: int | None = None,
+) -> Loop:
+    """The steps of the pipeline, wired together."""
+    clocks = clocks or Clocks()
+    jitter = random.Random(seed)  # noqa: S311 (back-off, not a secret)
+    partitions = Partitions()
+    handoff = Handoff(inference, batch, clocks)
+    resolver = Resolver(
+        partitions=partitions, write=write, policy=policy, metrics=metrics, clocks=clocks, jitter=jitter
+    )
+    admission = Admission(
+        read=read,
+        encode=encode,
+        partitions=partitions,
+        handoff=handoff,
+        resolver=resolver,
+        batch=batch,
+        retry=policy.retry,
+        max_age_s=max_age_s,
+        metrics=metrics,
+        clocks=clocks,
+        jitter=jitter,
+    )
+    quarantine = Quarantine(
+        consumer,
+        partitions,
+        window=WINDOW_BATCHES * batch.max_messages,
+        # What is held before fetching pauses, and a poll more.
+        horizon=(BATCHES_IN_HAND + 1) * batch.max_messages,
+    )
+    report = Report(
+        partitions=partitions,
+        consumer=consumer,
+        handoff=handoff,
+        transactional=publisher.transactional,
+        metrics=metrics,
+        health=health,
+        clocks=clocks,
+    )
+    return Loop(
+        consumer=consumer,
+        publisher=publisher,
+        partitions=partitions,
+        fetcher=Fetcher(
+            consumer=consumer,
+            partitions=partitions,
+            quarantine=quarantine,
+            handoff=handoff,
+            admission=admission,
+            batch=batch,
+            retry_topics=policy.retry_topics,
+            report=report,
+            clocks=clocks,
+        ),
+        admission=admission,
+        quarantine=quarantine,
+        one_at_a_time=OneAtATime(quarantine, admission, handoff, resolver),
+        handoff=handoff,
+        resolver=resolver,
+        publication=Publication(
+            partitions=partitions,
+            publisher=publisher,
+            consumer=consumer,
+            quarantine=quarantine,
+            resolver=resolver,
+            batch=batch,
+            retry=policy.retry,
+            report=report,
+            clocks=clocks,
+            jitter=jitter,
+        ),
+        report=report,
+        health=health,
+        clocks=clocks,
+    )
+
+
 class _Stopped(Exception):  # noqa: N818 (asked for, no error)
     """The worker was asked to stop while it waited for something at the start."""
 
 
-class Pipeline:
+class App:
     """One worker. Call `run`; it ends when ``stop_requested`` says so, or with an error.
 
     Args:
@@ -153,8 +222,8 @@ class Pipeline:
             settings.http.host, settings.http.port, health=self.health, registry=self._registry, clock=time.monotonic
         )
         self._engine = engine
-        self._kafka: KafkaStage | None = None
-        self._inference: InferenceStage | None = None
+        self._loop: Loop | None = None
+        self._inference: InferenceThread | None = None
         self._publisher: Publisher | None = None
         self._label_sets: LabelSets | None = None
         self._freed = process.FreedMemory()
@@ -167,30 +236,30 @@ class Pipeline:
             SettingsError: the checkpoint or the registry cannot serve.
         """
         try:
-            kafka = self._start(stop_requested)
+            loop = self._start(stop_requested)
             process.collect_rarely()
             while not stop_requested():
-                self._step(kafka)
-            drained = kafka.drain(DRAIN_TIMEOUT_S)
+                self._step(loop)
+            drained = loop.drain(DRAIN_TIMEOUT_S)
         except _Stopped:
             return True
         else:
-            log.info("drained" if drained else "drain_timed_out", in_flight=kafka.in_flight)
+            log.info("drained" if drained else "drain_timed_out", in_flight=loop.in_flight)
             return drained
         finally:
             self.close()
 
-    def _step(self, kafka: KafkaStage) -> None:
-        """One turn of the Kafka stage, watched."""
+    def _step(self, loop: Loop) -> None:
+        """One turn of the loop, watched."""
         if self._label_sets is not None:
             self._label_sets.refresh()
-        kafka.step()
+        loop.step()
         self._freed.give_back(time.monotonic())
         verdict = self.health.healthy(time.monotonic())
         if not verdict.ok:
             raise Stalled("; ".join(verdict.problems))
 
-    def _start(self, stop_requested: Callable[[], bool]) -> KafkaStage:
+    def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
 
         def wait(seconds: float) -> None:
@@ -218,40 +287,44 @@ class Pipeline:
         consumer = Consumer(client_config.consumer(settings.kafka))
         self._publisher = self._open_publisher(consumer, instance)
         self._await_broker(self._publisher, wait)
-        retry = settings.retry
-        policies = Policies(
-            batch=BatchPolicy(
-                settings.batch.max_messages, settings.batch.max_tokens, settings.batch.max_wait_ms / 1000
-            ),
-            retry=RetryPolicy(
-                retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
-            ),
-            obituary=Obituary(settings.topics.dead_letter, settings.kafka.group_id, instance),
-            max_age_s=settings.limits.max_age_s,
-            letters=LetterLimits(settings.dead_letter.max_consecutive, settings.dead_letter.max_ratio),
-            retry_topics=retry_headers.topics(settings.kafka.group_id, settings.topics.retry),
+        policy = self._policy(instance)
+        self._inference = InferenceThread(
+            engine, policy.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
         )
-        self._inference = InferenceStage(
-            engine, policies.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
-        )
-        self._kafka = KafkaStage(
+        batch = settings.batch
+        self._loop = open_loop(
             consumer=consumer,
             publisher=self._publisher,
             inference=self._inference,
-            codec=self._codec(codecs, engine),
+            read=self._request_reader(codecs),
             encode=engine.encode,
-            policies=policies,
+            write=ResultWriter(codecs, settings.topics.output, engine.identity),
+            batch=BatchPolicy(batch.max_messages, batch.max_tokens, batch.max_wait_ms / 1000),
+            policy=policy,
+            max_age_s=settings.limits.max_age_s,
             metrics=self.metrics,
             health=self.health,
         )
         self._inference.start()
-        self._kafka.start([*settings.topics.input, *(topic for _, topic in policies.retry_topics)])
+        self._loop.start([*settings.topics.input, *(topic for _, topic in policy.retry_topics)])
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
-        return self._kafka
+        return self._loop
 
-    def _codec(self, codecs: Codecs, engine: Model) -> RecordCodec:
+    def _policy(self, instance: str) -> Policy:
+        settings = self._settings
+        retry, dead_letter = settings.retry, settings.dead_letter
+        return Policy(
+            retry=RetryPolicy(
+                retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
+            ),
+            source=DeadLetterSource(settings.topics.dead_letter, settings.kafka.group_id, instance),
+            limits=DeadLetterLimits(dead_letter.max_consecutive, dead_letter.max_ratio),
+            retry_topics=retry_headers.topics(settings.kafka.group_id, settings.topics.retry),
+        )
+
+    def _request_reader(self, codecs: Codecs) -> RequestReader:
         model, limits = self._settings.model, self._settings.limits
-        return RecordCodec(
+        return RequestReader(
             codecs,
             Defaults(
                 model.hypothesis_template,
@@ -261,8 +334,6 @@ class Pipeline:
                 self._label_sets.sets if self._label_sets is not None else {},
             ),
             Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
-            self._settings.topics.output,
-            engine.identity,
         )
 
     def _open_publisher(self, consumer: Consumer, instance: str) -> Publisher:
@@ -297,10 +368,10 @@ class Pipeline:
                 wait(0.5)  # start() has waited for START_TIMEOUT_S already
 
     def close(self) -> None:
-        """Release everything, in the reverse order of `run`. Safe at any point of the start."""
+        """CommitBatch everything, in the reverse order of `run`. Safe at any point of the start."""
         try:
-            if self._kafka is not None:
-                self._kafka.close()
+            if self._loop is not None:
+                self._loop.close()
             elif self._publisher is not None:
                 self._publisher.close()
         finally:

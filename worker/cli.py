@@ -201,9 +201,9 @@ def _run(arguments: argparse.Namespace) -> int:
     loaded = settings.load(arguments.config)
     log.configure(loaded.log.level, loaded.log.format, sys.stderr)
     stop = StopFlag()
-    from worker.app import Pipeline  # noqa: PLC0415
+    from worker.app import App  # noqa: PLC0415
 
-    return DONE if Pipeline(loaded).run(stop) else FAILED
+    return DONE if App(loaded).run(stop) else FAILED
 
 
 def _demo(arguments: argparse.Namespace) -> int:

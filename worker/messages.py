@@ -1,12 +1,12 @@
 """The nouns that flow through the pipeline, in the order they appear. Imports nothing of ours.
 
-``Record`` -> ``Job`` -> ``Batch`` -> ``Answered | Failed`` -> ``Outgoing`` -> committed offset.
+``Record`` -> ``Job`` -> ``Batch`` -> ``BatchResult`` -> ``Output`` -> ``CommitBatch`` -> committed offset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeVar, dataclass_transform
 
@@ -62,24 +62,37 @@ class Partition(NamedTuple):
 class Position:
     """Where a record was read, and under which assignment of its partition.
 
-    ``epoch`` grows with every assignment of the partition to this process, so that a result which was
+    ``generation`` grows with every assignment of the partition to this process, so that a result which was
     computed under a former assignment can be told apart and dropped instead of committed.
     """
 
     partition: Partition
     offset: int
-    epoch: int
+    generation: int
+
+
+class Origin(NamedTuple):
+    """Where a record was first read."""
+
+    partition: Partition
+    offset: int
 
 
 @value
 class Record:
-    """A Kafka record as it was read. ``timestamp_ms`` is -1 where the broker gave none."""
+    """A Kafka record as it was read. ``timestamp_ms`` is -1 where the broker gave none.
+
+    ``attempt`` is the number, from 1, of the attempt to come. ``origin`` is where the record was first read, if it
+    comes from a retry topic; None means here. Both are believed of retry topics alone, where no producer writes.
+    """
 
     position: Position
     key: bytes | None
     value: bytes | None
     headers: Headers
     timestamp_ms: int
+    attempt: int = 1
+    origin: Origin | None = None
 
 
 @value
@@ -134,15 +147,11 @@ class Encoded:
 
 @value
 class Job:
-    """A request under way. It keeps its record, so that a dead letter needs no side buffer.
-
-    ``attempt`` counts from 1.
-    """
+    """A request under way. It keeps its record, so that a dead letter needs no side buffer."""
 
     record: Record
     request: Request
     encoded: Encoded
-    attempt: int
 
 
 class Trigger(StrEnum):
@@ -288,15 +297,61 @@ class Work:
 
 
 @value
-class Outgoing:
-    """A record to produce. ``timestamp_ms`` None lets the producer stamp it.
+class BatchResult:
+    """A batch and what became of each of its jobs, in its order.
 
-    ``reason`` is the reason of a dead letter, and empty for everything else.
+    ``work`` sums all forwards, repeated ones too. ``splits`` counts how often a failed part of the batch was split.
+    ``began_s`` and ``ended_s`` are monotonic times of the inference thread.
     """
 
+    batch: Batch
+    finished: tuple[Finished, ...]
+    work: Work
+    splits: int
+    began_s: float
+    ended_s: float
+
+
+class OutputKind(StrEnum):
+    """What a record to produce is. A record that leads to nothing, as a tombstone does, has no output."""
+
+    RESULT = "result"
+    RETRY = "retry"  # a copy in a retry topic
+    DEAD_LETTER = "dead_letter"
+    REQUEST = "request"  # a dead-letter record that is replayed
+
+
+@value
+class Output:
+    """A record to produce. ``timestamp_ms`` None lets the producer stamp it.
+
+    ``attempts`` is how many attempts led to it; ``reason`` is that of a dead letter, and empty for everything else.
+    """
+
+    kind: OutputKind
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers
     timestamp_ms: int | None = None
+    attempts: int = 1
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitBatch:
+    """What is produced and committed together.
+
+    ``outputs`` pairs each output, at most one a record, with the position whose record it answers. ``offsets`` maps
+    each partition to the offset to commit: the one *after* the last record released, as Kafka counts. A tombstone has
+    no output but moves the offset all the same. ``generations`` are the assignments the offsets belong to.
+    ``metadata`` is what to commit beside an offset, for quarantined partitions; all others commit none.
+    """
+
+    outputs: tuple[tuple[Position, Output], ...]
+    offsets: Mapping[Partition, int]
+    generations: Mapping[Partition, int]
+    metadata: Mapping[Partition, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.offsets)

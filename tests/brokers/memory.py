@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from worker.messages import Headers, Outgoing, Partition
+from worker.messages import Headers, Output, Partition
 
 PREFETCH: Final = 3
 # A commit that is waited for has no time-out: so long librdkafka looks for its coordinator, measured.
@@ -68,7 +68,7 @@ def fatal(code: int = KafkaError._FENCED, *, applied: bool = False) -> Fault:
 class Undecided:
     """A transaction that is neither committed nor aborted."""
 
-    outputs: list[Outgoing]
+    outputs: list[Output]
     offsets: list[TopicPartition]
 
 
@@ -80,7 +80,7 @@ class MemoryBroker:
         self.inputs: dict[Partition, list[bytes | None]] = {}
         self.committed: dict[Partition, int] = {}
         self.metadata: dict[Partition, str] = {}  # beside committed offsets
-        self.visible: list[Outgoing] = []
+        self.visible: list[Output] = []
         self.undecided: Undecided | None = None
         self.generation = 0
         self.member: MemoryConsumer | None = None
@@ -378,7 +378,7 @@ class _Turn(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Queued:
-    output: Outgoing
+    output: Output
     on_delivery: Callable[[KafkaError | None, None], None]
 
 
@@ -392,7 +392,7 @@ class MemoryProducer:
         self._turn = _Turn.READY
         self._queue: deque[_Queued] = deque()
         self._reports: deque[Callable[[], None]] = deque()
-        self._outputs: list[Outgoing] = []
+        self._outputs: list[Output] = []
         self._settled = False
 
     def __len__(self) -> int:
@@ -415,7 +415,7 @@ class MemoryProducer:
         if self._transactional:
             self._expect(_Turn.OPEN)
         self._meet("produce")
-        output = Outgoing(topic, key, value, tuple(headers), timestamp)
+        output = Output(topic, key, value, tuple(headers), timestamp)
         if len(self._queue) >= self._broker.queue_limit:
             raise BufferError("queue full")
         if _size_bytes(output) > self._broker.client_limit_bytes:
@@ -460,7 +460,7 @@ class MemoryProducer:
         while self._reports:
             self._reports.popleft()()
 
-    def _refusal(self, output: Outgoing) -> KafkaError | None:
+    def _refusal(self, output: Output) -> KafkaError | None:
         if output.topic in self._broker.unwritable:
             return KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         if _size_bytes(output) > self._broker.broker_limit_bytes:
@@ -543,7 +543,7 @@ def _partitions(positions: Sequence[TopicPartition]) -> list[Partition]:
     return [Partition(p.topic, p.partition) for p in positions]
 
 
-def _size_bytes(output: Outgoing) -> int:
+def _size_bytes(output: Output) -> int:
     def headers_bytes(headers: Headers) -> int:
         return sum(len(name) + len(value or b"") for name, value in headers)
 

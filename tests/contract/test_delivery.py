@@ -24,11 +24,10 @@ from worker.kafka.consumer import Consumer as WorkerConsumer
 from worker.kafka.embedded import EmbeddedBroker
 from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
 from worker.label_sets.topic import LabelSets
-from worker.messages import Outgoing
-from worker.pipeline.batch import BatchPolicy
-from worker.pipeline.infer import InferenceStage
+from worker.messages import Output
+from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy, Policies
+from worker.pipeline.infer import InferenceThread
 from worker.pipeline.loop import KafkaStage
-from worker.pipeline.policies import BATCHES_IN_HAND, Policies
 from worker.rules.dead_letter import Obituary
 from worker.rules.retry import RetryPolicy
 from worker.settings import KafkaSettings
@@ -110,7 +109,7 @@ class Worker:
             publisher = AtLeastOncePublisher(client_config.producer(settings, None), consumer, time.monotonic)
         publisher.start(LIMIT_S)
         health = Health(loop_limit_s=60, inference_limit_s=60)
-        self.inference = InferenceStage(
+        self.inference = InferenceThread(
             self.engine, RETRY, time.monotonic, health.inference_beat, health.inference_idle
         )
         self.kafka = KafkaStage(
@@ -139,14 +138,14 @@ def until(done: Callable[[], bool], *workers: Worker) -> None:
     while not done():
         assert time.monotonic() < deadline_s, "this takes too long"
         for worker in workers:
-            worker.kafka.step()
+            worker.loop.step()
 
 
 def answers(messages: Sequence[Message]) -> list[tuple[int, int]]:
     """Partition and offset of the requests that messages answer."""
     found = []
     for message in messages:
-        output = Outgoing(message.topic() or "", message.key(), message.value(), ())
+        output = Output(message.topic() or "", message.key(), message.value(), ())
         where, offset = answered(output)
         found.append((where.number, offset))
     return found
@@ -228,7 +227,7 @@ def test_dead_letters_say_why_and_tombstones_are_counted(bench: Bench, workers: 
     bench.send(b"ok", b"garbage", None, b"poison", b"ok", b"mute", None)
     worker = workers()
     until(
-        lambda: not worker.kafka.in_flight and worker.counted("records_consumed_total", topic=bench.input) == 7, worker
+        lambda: not worker.loop.in_flight and worker.counted("records_consumed_total", topic=bench.input) == 7, worker
     )
     assert len(bench.read(bench.output, 2)) == 2
     letters = bench.read(bench.dead_letters, 3)
@@ -256,7 +255,7 @@ def test_a_result_over_the_topics_limit_becomes_a_dead_letter_and_nothing_else_d
     bench.send(*[b"large" if i == 40 else b"ok" for i in range(80)], key=lambda _: b"one partition")
     worker = workers()
     until(
-        lambda: not worker.kafka.in_flight and worker.counted("records_consumed_total", topic=bench.input) == 80, worker
+        lambda: not worker.loop.in_flight and worker.counted("records_consumed_total", topic=bench.input) == 80, worker
     )
     letters = bench.read(bench.dead_letters, 1)
     assert [(letter.value(), dict(letter.headers() or ())["xnli.dlq.reason"]) for letter in letters] == [
@@ -272,8 +271,8 @@ def test_a_model_that_is_slow_bounds_what_is_in_hand(bench: Bench, workers: Star
     worker = Worker(bench)
     until(lambda: worker.consumer.paused, worker)
     for _ in range(100):
-        worker.kafka.step()
-        assert worker.kafka.in_flight <= (BATCHES_IN_HAND + 1) * BATCH.max_messages
+        worker.loop.step()
+        assert worker.loop.in_flight <= (BATCHES_IN_HAND + 1) * BATCH.max_messages
     worker.inference.start()
     until(lambda: worker.counted("records_published_total") == 1_000, worker)
     worker.close()
@@ -284,8 +283,8 @@ def test_a_drain_commits_everything_in_hand(bench: Bench, workers: Start, reques
     _on_kafka(request, "every rebalance of the embedded broker takes three seconds")
     bench.send(*[b"ok"] * 50)
     worker = workers()
-    until(lambda: worker.kafka.in_flight > 0, worker)
-    assert worker.kafka.drain(LIMIT_S)
+    until(lambda: worker.loop.in_flight > 0, worker)
+    assert worker.loop.drain(LIMIT_S)
     worker.close()
     read = int(worker.counted("records_consumed_total", topic=bench.input))
     assert read > 0
@@ -309,7 +308,7 @@ def test_partitions_move_between_two_workers_and_nothing_is_lost(
     bench.send(*[b"ok"] * 200)
     both = (first, second)
     until(lambda: sum(worker.counted("records_published_total") for worker in both) >= 600, *both)
-    assert first.kafka.drain(LIMIT_S)
+    assert first.loop.drain(LIMIT_S)
     first.close()
     bench.send(*[b"ok"] * 100)
     until(lambda: bool(second.consumer.assignment) and len(second.consumer.assignment) == PARTITIONS, second)

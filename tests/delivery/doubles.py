@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from worker.errors import DeviceAway, Reason, RegistryAway, Rejection
@@ -27,7 +28,8 @@ from worker.messages import (
     Job,
     LongText,
     Outcome,
-    Outgoing,
+    Output,
+    OutputKind,
     Partition,
     Pooling,
     Position,
@@ -57,8 +59,8 @@ def partition(number: int = 0) -> Partition:
     return Partition(INPUT, number)
 
 
-def record(offset: int = 0, value: bytes | None = b"ok", *, number: int = 0, epoch: int = 1) -> Record:
-    return Record(Position(partition(number), offset, epoch), b"key", value, (), 1_000)
+def record(offset: int = 0, value: bytes | None = b"ok", *, number: int = 0, generation: int = 1) -> Record:
+    return Record(Position(partition(number), offset, generation), b"key", value, (), 1_000)
 
 
 def request(text: str = "ok") -> Request:
@@ -80,7 +82,8 @@ def request(text: str = "ok") -> Request:
 
 
 def job(offset: int = 0, text: str = "ok", *, tokens: int = 1, number: int = 0, attempt: int = 1) -> Job:
-    return Job(record(offset, text.encode(), number=number), request(text), Encoded((), 1, False, tokens), attempt)
+    read = replace(record(offset, text.encode(), number=number), attempt=attempt)
+    return Job(read, request(text), Encoded((), 1, False, tokens))
 
 
 class Codec:
@@ -98,7 +101,7 @@ class Codec:
         # The name goes along in the text: what the engine sees of a job is its request.
         return request(f"{(record.value or b'').decode()}\n{name(record.position)}")
 
-    def write(self, job: Job, outcome: Outcome) -> Outgoing:
+    def write(self, job: Job, outcome: Outcome) -> Output:
         if word(job.request) == "mute":
             raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
         value = name(job.record.position).encode()
@@ -106,7 +109,9 @@ class Codec:
             value += b" " * HUGE_BYTES
         if word(job.request) == "large":
             value += random.Random(0).randbytes(LARGE_BYTES)
-        return Outgoing(self._output, job.record.key, value, job.record.headers)
+        return Output(
+            OutputKind.RESULT, self._output, job.record.key, value, job.record.headers, attempts=job.record.attempt
+        )
 
 
 def word(request: Request) -> str:
@@ -148,7 +153,7 @@ def name(position: Position) -> str:
     return f"{position.partition.topic}/{position.partition.number}/{position.offset}"
 
 
-def answered(output: Outgoing) -> Name:
+def answered(output: Output) -> Name:
     """Whose answer an output is."""
     if not reason(output):
         topic, number, offset = (output.value or b"").decode().split("/")
@@ -158,6 +163,6 @@ def answered(output: Outgoing) -> Name:
     return Partition(where.decode(), int(number_)), int(offset_)
 
 
-def reason(output: Outgoing) -> str:
+def reason(output: Output) -> str:
     """Why an output is a dead letter; empty for a result."""
     return (dict(output.headers).get(f"{PREFIX}reason") or b"").decode()

@@ -10,15 +10,17 @@ from prometheus_client import CollectorRegistry
 
 from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
+from worker.app import open_loop
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RenewingPublisher
 from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
 from worker.pipeline.batch import BatchPolicy
-from worker.pipeline.infer import InferenceStage
-from worker.pipeline.loop import KafkaStage
-from worker.pipeline.policies import Clocks, Policies
-from worker.rules.dead_letter import LetterLimits, Obituary
+from worker.pipeline.clocks import Clocks
+from worker.pipeline.infer import InferenceThread
+from worker.pipeline.resolve import Policy
+from worker.rules.dead_letter import DeadLetterSource
+from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
 from worker.telemetry.metrics import Metrics
 
@@ -39,7 +41,7 @@ class Worker:
     batch: BatchPolicy = BATCH
     retry: RetryPolicy = RETRY
     max_age_s: float | None = None
-    letters: LetterLimits = field(default_factory=LetterLimits)
+    dead_letter_limits: DeadLetterLimits = field(default_factory=DeadLetterLimits)
     retry_topics: tuple[tuple[float, str], ...] = ()
     cooperative: bool = True
     contested: bool = False  # its transactional id is a name that others may use
@@ -64,29 +66,30 @@ class Worker:
         self.publisher.start(1.0)
         # A device that is away is waited for in real time: no time at all, here.
         at_once = RetryPolicy(max_attempts=1, initial_s=0.0, max_s=0.0, multiplier=1.0, jitter=0.0)
-        self.inference = InferenceStage(
+        self.inference = InferenceThread(
             self.engine, at_once, clock, self.health.inference_beat, self.health.inference_idle
         )
-        self.kafka = KafkaStage(
+        self.loop = open_loop(
             consumer=self.consumer,
             publisher=self.publisher,
             inference=self.inference,
-            codec=self.codec,
+            read=self.codec.read,
             encode=encode,
-            policies=Policies(
-                batch=self.batch,
+            write=self.codec.write,
+            batch=self.batch,
+            policy=Policy(
                 retry=self.retry,
-                obituary=Obituary(DEAD_LETTERS, "group", "worker"),
-                max_age_s=self.max_age_s,
-                letters=self.letters,
+                source=DeadLetterSource(DEAD_LETTERS, "group", "worker"),
+                limits=self.dead_letter_limits,
                 retry_topics=self.retry_topics,
             ),
+            max_age_s=self.max_age_s,
             metrics=Metrics(self.registry),
             health=self.health,
             clocks=Clocks(clock, clock, self.wait),
             seed=0,
         )
-        self.kafka.start([INPUT])
+        self.loop.start([INPUT])
 
     def _producer(self) -> TransactionalPublisher:
         self._calls.clear()  # what a producer before it still waits for, the broker refuses
@@ -124,7 +127,7 @@ class Worker:
     def turn(self, times: int = 1) -> None:
         """Both stages, one after the other."""
         for _ in range(times):
-            self.kafka.step()
+            self.loop.step()
             if not self.stuck:
                 self.infer()
 
@@ -133,10 +136,10 @@ class Worker:
         deadline_s = self.clock() + seconds
         idle = 0
         while idle < 3:
-            assert self.clock() < deadline_s, f"{self.kafka.in_flight} records are still in flight"
+            assert self.clock() < deadline_s, f"{self.loop.in_flight} records are still in flight"
             before = dict(self.broker.committed)
             self.turn()
-            busy = self.kafka.in_flight or self.consumer.paused or before != self.broker.committed
+            busy = self.loop.in_flight or self.consumer.paused or before != self.broker.committed
             idle = 0 if busy else idle + 1
 
     def counted(self, metric: str, **labels: str) -> float:

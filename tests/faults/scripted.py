@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from worker import settings
-from worker.app import Model, Pipeline
+from worker.app import App, Model
 from worker.cli import StopFlag
 from worker.errors import WorkerError
 from worker.messages import (
@@ -115,7 +115,7 @@ def serve(engine: Callable[[Settings], Model]) -> int:
     log.configure(loaded.log.level, loaded.log.format, sys.stderr)
     stop = StopFlag()
     try:
-        return 0 if Pipeline(loaded, engine=engine(loaded)).run(stop) else 1
+        return 0 if App(loaded, engine=engine(loaded)).run(stop) else 1
     except WorkerError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kafka
 class Deaf:
     """A listener that lets things happen."""
 
-    def assigned(self, epochs: Mapping[Partition, int]) -> None:
+    def assigned(self, generations: Mapping[Partition, int]) -> None:
         """Nothing."""
 
     def revoked(self, partitions: Sequence[Partition]) -> None:

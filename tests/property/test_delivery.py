@@ -40,8 +40,8 @@ from tests.delivery.doubles import (
 )
 from tests.delivery.worker import BATCH, Guarantee, Worker
 from worker.errors import FatalError
-from worker.messages import Outgoing, Partition, Position
-from worker.pipeline.policies import BATCHES_IN_HAND
+from worker.messages import Output, Partition, Position
+from worker.pipeline.batch import BATCHES_IN_HAND
 
 PARTITIONS = tuple(partition(number) for number in range(3))
 WORDS = (b"ok", b"ok", b"ok", b"poison", b"flaky 1", b"flaky 2", b"garbage", b"huge", b"mute", b"kill", None)
@@ -187,7 +187,7 @@ class Delivery(RuleBasedStateMachine):
     def step(self, times: int) -> None:
         def steps() -> None:
             for _ in range(times):
-                self.worker.kafka.step()
+                self.worker.loop.step()
 
         self.alive(steps)
 
@@ -219,8 +219,8 @@ class Delivery(RuleBasedStateMachine):
         self.worker.answer_offsets()
 
         def end() -> None:
-            self.worker.kafka.drain(5.0)
-            self.worker.kafka.close()
+            self.worker.loop.drain(5.0)
+            self.worker.loop.close()
 
         if self.alive(end):
             self.reborn()
@@ -259,7 +259,7 @@ class Delivery(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         """Invariant 5: what is in hand when fetching stops, and one poll more."""
-        assert self.worker.kafka.in_flight <= (BATCHES_IN_HAND + 1) * BATCH.max_messages
+        assert self.worker.loop.in_flight <= (BATCHES_IN_HAND + 1) * BATCH.max_messages
         if self.worker.consumer.paused:
             member = self.broker.member
             assert member is not None
@@ -315,7 +315,7 @@ class AtLeastOnce(Delivery):
                 furthest[where] = offset
 
 
-def elsewhere(where: Partition, offset: int, value: bytes) -> Outgoing:
+def elsewhere(where: Partition, offset: int, value: bytes) -> Output:
     """The answer another worker gives."""
     if value in WANTED:
         headers = (
@@ -324,8 +324,8 @@ def elsewhere(where: Partition, offset: int, value: bytes) -> Outgoing:
             ("xnli.dlq.partition", b"%d" % where.number),
             ("xnli.dlq.offset", b"%d" % offset),
         )
-        return Outgoing(DEAD_LETTERS, None, None, headers)
-    return Outgoing(OUTPUT, None, name(Position(where, offset, 0)).encode(), ())
+        return Output(DEAD_LETTERS, None, None, headers)
+    return Output(OUTPUT, None, name(Position(where, offset, 0)).encode(), ())
 
 
 @pytest.mark.parametrize("machine", [ExactlyOnce, AtLeastOnce])

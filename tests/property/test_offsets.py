@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.delivery.doubles import record
-from worker.messages import Outgoing, Partition, Position
+from worker.messages import Output, Partition, Position
 from worker.rules.offsets import Ledger
 
 Operation = tuple[str, int, int]
@@ -23,29 +23,29 @@ operations = st.lists(
 @given(operations)
 def test_the_ledger_commits_what_a_perfect_memory_would(done: list[Operation]) -> None:
     ledger = Ledger()
-    epoch = 0
-    epochs: dict[int, int] = {}
+    generation = 0
+    generations: dict[int, int] = {}
     # Per partition, in read order: position and, once resolved, its output (None where it is skipped).
-    book: dict[int, list[tuple[Position, list[Outgoing | None]]]] = {}
+    book: dict[int, list[tuple[Position, list[Output | None]]]] = {}
     next_offset = dict.fromkeys(range(3), 0)
     for operation, number, which in done:
         if operation == "assign":
-            epoch += 1
+            generation += 1
             book.pop(number, None)  # to the end: a limit is spent in order of assignment
-            epochs[number], book[number] = epoch, []
-            ledger.assign(Partition("requests", number), epoch)
+            generations[number], book[number] = generation, []
+            ledger.assign(Partition("requests", number), generation)
         elif operation == "forget":
-            epochs.pop(number, None)
+            generations.pop(number, None)
             book.pop(number, None)
             ledger.forget(Partition("requests", number))
-        elif operation == "track" and number in epochs:
-            read = record(next_offset[number], number=number, epoch=epochs[number])
+        elif operation == "track" and number in generations:
+            read = record(next_offset[number], number=number, generation=generations[number])
             next_offset[number] += 1 + which % 3  # Kafka leaves offsets out
             book[number].append((read.position, []))
             ledger.track(read)
         elif operation in {"resolve", "skip"} and book.get(number):
             position, answer = book[number][which % len(book[number])]
-            found = Outgoing("results", None, b"%d" % which, ()) if operation == "resolve" else None
+            found = Output("results", None, b"%d" % which, ()) if operation == "resolve" else None
             answer[:] = [found]
             assert ledger.resolve(position, found)
         elif operation == "publish":
@@ -58,9 +58,9 @@ def test_the_ledger_commits_what_a_perfect_memory_would(done: list[Operation]) -
         expect(ledger, book)
 
 
-def expect(ledger: Ledger, book: dict[int, list[tuple[Position, list[Outgoing | None]]]]) -> None:
+def expect(ledger: Ledger, book: dict[int, list[tuple[Position, list[Output | None]]]]) -> None:
     assert ledger.in_flight == sum(map(len, book.values()))
-    outputs: list[tuple[Position, Outgoing]] = []
+    outputs: list[tuple[Position, Output]] = []
     offsets: dict[Partition, int] = {}
     for entries in book.values():
         for position, answer in entries:

@@ -29,7 +29,7 @@ def result(job: Job, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
     a branch that fits.
     """
     asked, record = job.request, job.record
-    partition, offset = origin_of(record)  # before any detour through retry topics
+    partition, offset = origin_of(record)  # before any retry topic
     return {
         "id": asked.id,
         "task": asked.task.value,

@@ -246,7 +246,7 @@ def letter_of(message: Message) -> Letter:
     partition = Partition(cast("str", message.topic()), cast("int", message.partition()))
     return Letter(
         Record(
-            position=Position(partition, cast("int", message.offset()), epoch=0),
+            position=Position(partition, cast("int", message.offset()), generation=0),
             key=message.key(),
             value=message.value(),
             headers=cast("Headers", tuple(message.headers() or ())),

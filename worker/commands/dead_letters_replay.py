@@ -45,8 +45,7 @@ from worker.commands.dead_letters import DeadLetterReader, Extent, Listing, firs
 from worker.errors import BrokerAway, FatalError, Fenced, SettingsError, TransactionAborted
 from worker.kafka import client_config
 from worker.kafka.transactional import TransactionalPublisher, Unpublishable
-from worker.messages import Outgoing, Partition, Position
-from worker.rules.offsets import Release
+from worker.messages import CommitBatch, Output, Partition, Position
 from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed
 from worker.settings import Settings
 from worker.telemetry import log
@@ -182,8 +181,8 @@ def _rehearse(
         letter = letter_of(message)
         if asked.selection.takes(letter):
             decided = replayed(letter, to=asked.to, inputs=settings.topics.input, max_replays=asked.max_replays)
-            goes = isinstance(decided, Outgoing)
-            listing.write(letter, decided.topic if isinstance(decided, Outgoing) else f"refused: {decided.cause}")
+            goes = isinstance(decided, Output)
+            listing.write(letter, decided.topic if isinstance(decided, Output) else f"refused: {decided.cause}")
             count[goes] += 1
     listing.close()
     say(f"campaign {asked.name} would send {count[True]:,} and refuse {count[False]:,}")
@@ -214,7 +213,7 @@ class _Run:
         self._records = _RECORDS if rate is None else min(_RECORDS, max(1, rate // 4))
         self._next_at_s = 0.0
         # What the next transaction will hold.
-        self._outputs: dict[Position, Outgoing] = {}
+        self._outputs: dict[Position, Output] = {}
         self._bytes = 0
         self._behind: dict[Partition, int] = {}
         self._destinations: set[str] = set()
@@ -303,9 +302,9 @@ class _Run:
             self._transact({}, self._behind)
         self._outputs, self._bytes, self._behind = {}, 0, {}
 
-    def _transact(self, outputs: Mapping[Position, Outgoing], behind: Mapping[Partition, int]) -> None:
+    def _transact(self, outputs: Mapping[Position, Output], behind: Mapping[Partition, int]) -> None:
         """One transaction, tried until the broker has answered. Raises Unpublishable or FatalError."""
-        release = Release(tuple(outputs.items()), behind, dict.fromkeys(behind, 0))
+        release = CommitBatch(tuple(outputs.items()), behind, dict.fromkeys(behind, 0))
         aborts, told = 0, False
         while release and not self._stop_requested():
             try:

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
-from worker.app import Pipeline
+from worker.app import App
 from worker.avro import result
 from worker.avro.registry import Codecs
 from worker.errors import FatalError
@@ -49,7 +49,7 @@ class Loopback:
         self._consumer = Consumer(
             client_config.common(self._settings.kafka, "bench") | {"group.id": "bench", "enable.auto.commit": False}
         )
-        self._pipeline = Pipeline(self._settings, engine=engine)
+        self._pipeline = App(self._settings, engine=engine)
         self._stopping = threading.Event()
         self._crash: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="kafka")

@@ -27,8 +27,8 @@ log = structlog.get_logger("worker.kafka")
 class Listener(Protocol):
     """Who is told about rebalances. Called inside `Consumer.poll` and `Consumer.close`."""
 
-    def assigned(self, epochs: Mapping[Partition, int]) -> None:
-        """These partitions are ours, under these epochs. Records of them follow."""
+    def assigned(self, generations: Mapping[Partition, int]) -> None:
+        """These partitions are ours, under these generations. Records of them follow."""
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """These partitions go away when this returns: the last moment to commit for them."""
@@ -43,8 +43,8 @@ class Consumer:
     def __init__(self, config: Properties) -> None:
         self._incremental = client_config.is_incremental(config)
         self._listener: Listener | None = None
-        self._epochs: dict[Partition, int] = {}
-        self._last_epoch = 0
+        self._generations: dict[Partition, int] = {}
+        self._last_generation = 0
         self._paused = False
         self._held: set[Partition] = set()
         # Where reading goes on. The client's own position is unknown after a seek, and passes over what is held back.
@@ -68,8 +68,8 @@ class Consumer:
 
     @property
     def assignment(self) -> Mapping[Partition, int]:
-        """Owned partitions and their epochs."""
-        return self._epochs
+        """Owned partitions and their generations."""
+        return self._generations
 
     @property
     def paused(self) -> bool:
@@ -86,13 +86,15 @@ class Consumer:
         """
         # consume(n, t) waits for all n or for t to pass; waiting for the first alone keeps a lone record's latency low.
         first = self._client.poll(timeout_s)
-        # Stamped at once: a rebalance inside consume() would otherwise give it the epoch of a later assignment.
+        # Stamped at once: a rebalance inside consume() would otherwise give it the generation of a later assignment.
         records = [] if first is None else [self._record(first)]
         if first is not None and max_records > 1:
             records += [self._record(message) for message in self._client.consume(max_records - 1, 0)]
         if self._fatal is not None:
             raise _fatal(self._fatal)
-        found = [r for r in records if r is not None and self._epochs.get(r.position.partition) == r.position.epoch]
+        found = [
+            r for r in records if r is not None and self._generations.get(r.position.partition) == r.position.generation
+        ]
         for record in found:
             self._next[record.position.partition] = record.position.offset + 1
         return found
@@ -101,13 +103,13 @@ class Consumer:
         """Fetch nothing more, of partitions assigned later too, until `resume`."""
         if not self._paused:
             self._paused = True
-            self._client.pause(_positions(self._epochs))
+            self._client.pause(_positions(self._generations))
 
     def resume(self) -> None:
         """Fetch again."""
         if self._paused:
             self._paused = False
-            self._go_on([partition for partition in self._epochs if partition not in self._held])
+            self._go_on([partition for partition in self._generations if partition not in self._held])
 
     def hold(self, partition: Partition, offset: int) -> None:
         """Fetch nothing more of one partition until `unhold`, and go on there at ``offset``, even if read before.
@@ -175,7 +177,7 @@ class Consumer:
                 sending these offsets again could take it back.
         """
         wanted = {**self._uncommitted, **offsets}
-        wanted = {partition: offset for partition, offset in wanted.items() if partition in self._epochs}
+        wanted = {partition: offset for partition, offset in wanted.items() if partition in self._generations}
         if not wanted:
             return
         if not wait:
@@ -199,7 +201,7 @@ class Consumer:
         Raises:
             BrokerAway: it was not taken. If another process took our place, the next `poll` says so.
         """
-        known = self.committed(list(self._epochs), timeout_s)
+        known = self.committed(list(self._generations), timeout_s)
         self.commit(
             {partition: offset for partition, (offset, _) in known.items()},
             wait=True,
@@ -218,9 +220,9 @@ class Consumer:
         """What proves membership to the transaction coordinator (KIP-447)."""
         return self._client.consumer_group_metadata()
 
-    def owns(self, epochs: Mapping[Partition, int]) -> bool:
-        """Whether all these partitions are assigned, and under these epochs, still."""
-        return all(self._epochs.get(partition) == epoch for partition, epoch in epochs.items())
+    def owns(self, generations: Mapping[Partition, int]) -> bool:
+        """Whether all these partitions are assigned, and under these generations, still."""
+        return all(self._generations.get(partition) == generation for partition, generation in generations.items())
 
     def lag(self) -> dict[Partition, int]:
         """Records between our read position and the end of each partition, from the watermarks already fetched."""
@@ -246,13 +248,13 @@ class Consumer:
             return None
         topic, number, offset = message.topic(), message.partition(), message.offset()
         partition = self._partition(str(topic), int(number if number is not None else -1))
-        epoch = self._epochs.get(partition)
-        if epoch is None:
+        generation = self._generations.get(partition)
+        if generation is None:
             # librdkafka may hand over records of a partition revoked a moment ago; its new owner has them.
             return None
         _, timestamp_ms = message.timestamp()
         return Record(
-            position=Position(partition, int(offset if offset is not None else -1), epoch),
+            position=Position(partition, int(offset if offset is not None else -1), generation),
             key=message.key(),
             value=message.value(),
             headers=_headers(message.headers()),
@@ -269,9 +271,9 @@ class Consumer:
         (client.pause if self._paused else client.resume)(partitions)
         fresh: dict[Partition, int] = {}
         for assigned in partitions:
-            self._last_epoch += 1
-            fresh[Partition(assigned.topic, assigned.partition)] = self._last_epoch
-        self._epochs |= fresh
+            self._last_generation += 1
+            fresh[Partition(assigned.topic, assigned.partition)] = self._last_generation
+        self._generations |= fresh
         if self._listener is not None:
             self._listener.assigned(fresh)
 
@@ -289,7 +291,7 @@ class Consumer:
 
     def _unassign(self, client: Client, partitions: list[TopicPartition]) -> None:
         for gone in partitions:
-            self._epochs.pop(Partition(gone.topic, gone.partition), None)
+            self._generations.pop(Partition(gone.topic, gone.partition), None)
             self._asked.pop(Partition(gone.topic, gone.partition), None)
             self._uncommitted.pop(Partition(gone.topic, gone.partition), None)
             self._held.discard(Partition(gone.topic, gone.partition))

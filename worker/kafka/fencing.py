@@ -17,7 +17,7 @@ import structlog
 from worker.errors import BrokerAway, FatalError, TransactionAborted
 from worker.kafka.consumer import Consumer
 from worker.kafka.transactional import Clock
-from worker.rules.offsets import Release
+from worker.messages import CommitBatch
 
 log = structlog.get_logger("worker.kafka")
 
@@ -32,7 +32,7 @@ class Transactional(Protocol):
     def start(self, timeout_s: float) -> None:
         """Fence a predecessor and end what it left open. Raises BrokerAway or FatalError."""
 
-    def publish(self, release: Release, timeout_s: float) -> bool:
+    def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """One transaction; False while it is under way."""
 
     def abandon(self) -> None:
@@ -70,7 +70,7 @@ class RenewingPublisher:
         """As `TransactionalPublisher.start`."""
         self._current.start(timeout_s)
 
-    def publish(self, release: Release, timeout_s: float) -> bool:
+    def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """As `TransactionalPublisher.publish`, save that only a broker without transactions ends in FatalError."""
         deadline_s = self._clock() + timeout_s
         if self._renewing:
@@ -112,13 +112,13 @@ class RenewingPublisher:
             raise TransactionAborted(str(error)) from error
         self._renewing = False
 
-    def _is_committed(self, release: Release, timeout_s: float) -> bool:
+    def _is_committed(self, release: CommitBatch, timeout_s: float) -> bool:
         """Whether the release, or more, is committed. What is no longer ours is its new owner's, either way.
 
         Raises:
             BrokerAway: nobody says.
         """
-        ours = [p for p, epoch in release.epochs.items() if self._consumer.assignment.get(p) == epoch]
+        ours = [p for p, generation in release.generations.items() if self._consumer.assignment.get(p) == generation]
         known = self._consumer.committed(ours, timeout_s) if ours else {}
         if len(known) < len(ours):
             raise BrokerAway("committed offsets are known of some partitions only")

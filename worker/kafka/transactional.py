@@ -24,8 +24,7 @@ from worker.errors import BrokerAway, FatalError, Fenced, TransactionAborted, Wo
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
 from worker.kafka.consumer import Consumer, is_fatal
-from worker.messages import Outgoing, Partition, Position
-from worker.rules.offsets import Release
+from worker.messages import CommitBatch, Output, Partition, Position
 from worker.telemetry.log import Repeats
 
 log = structlog.get_logger("worker.kafka")
@@ -36,7 +35,7 @@ Clock = Callable[[], float]
 class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
     """The broker or client refuses this one record for what it is, most often its size."""
 
-    def __init__(self, position: Position, output: Outgoing, error: KafkaError) -> None:
+    def __init__(self, position: Position, output: Output, error: KafkaError) -> None:
         super().__init__(f"{error.name()}: {error.str()}")
         self.position = position
         self.output = output
@@ -51,7 +50,7 @@ class Publisher(Protocol):
     def start(self, timeout_s: float) -> None:
         """Make ready to publish. Raises BrokerAway when the broker did not answer in time; may be called again."""
 
-    def publish(self, release: Release, timeout_s: float) -> bool:
+    def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """True once everything is acknowledged and the offsets are committed or, at least once, on their way.
 
         False while something is under way that needs no waiting for; it has ``timeout_s`` from the first call on.
@@ -67,7 +66,7 @@ class Reads(Protocol):
     def group_metadata(self) -> Any:
         """What the coordinator checks the offsets' sender by (KIP-447)."""
 
-    def owns(self, epochs: Mapping[Partition, int]) -> bool:
+    def owns(self, generations: Mapping[Partition, int]) -> bool:
         """Whether all these partitions are read, and under these assignments, still."""
 
 
@@ -109,11 +108,11 @@ class _Receipts:
     def __init__(self, *, singly: bool) -> None:
         self.singly = singly
         self.refused = False
-        self.sent: list[tuple[Position, Outgoing]] = []
+        self.sent: list[tuple[Position, Output]] = []
         self.failed: dict[Position, KafkaError] = {}
         self.unpublishable: Unpublishable | None = None
 
-    def report(self, position: Position, output: Outgoing, error: KafkaError | None, _: Message) -> None:
+    def report(self, position: Position, output: Output, error: KafkaError | None, _: Message) -> None:
         """One record failed, or, where a client reports everything, did not."""
         if error is None:
             return
@@ -148,7 +147,7 @@ class _Connection:
         if held is not None:
             log.warning("producer_error", code=error.name(), error=error.str(), fatal=fatal, held_back=held)
 
-    def produce(self, position: Position, output: Outgoing, receipts: _Receipts, deadline_s: float) -> None:
+    def produce(self, position: Position, output: Output, receipts: _Receipts, deadline_s: float) -> None:
         """Queue one record. A full queue is back-pressure: serve receipts until there is room.
 
         Raises:
@@ -215,16 +214,16 @@ class AtLeastOncePublisher:
         self._consumer = consumer
         self._clock = clock
         # While not everything of a release is delivered: which, what is on its way, what arrived, how the rest is sent.
-        self._release: Release | None = None
+        self._release: CommitBatch | None = None
         self._receipts: _Receipts | None = None
-        self._delivered: dict[Position, Outgoing] = {}
+        self._delivered: dict[Position, Output] = {}
         self._all_sent = False
         self._singly = False
 
     def start(self, timeout_s: float) -> None:
         """Nothing to prepare."""
 
-    def publish(self, release: Release, timeout_s: float) -> bool:
+    def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """Produce, wait for every receipt, then commit without waiting: a later commit says more anyway."""
         deadline_s = self._clock() + timeout_s
         if self._receipts is None:
@@ -238,14 +237,14 @@ class AtLeastOncePublisher:
             self._fall_short(release, self._receipts)
         # The offsets of partitions that left since this release was made are their new owner's to commit.
         owned = self._consumer.assignment
-        offsets = {p: offset for p, offset in release.offsets.items() if owned.get(p) == release.epochs[p]}
+        offsets = {p: offset for p, offset in release.offsets.items() if owned.get(p) == release.generations[p]}
         self._consumer.commit(offsets, wait=False, metadata=release.metadata)
         self._receipts = None
         self._delivered.clear()
         self._singly = False
         return True
 
-    def _send(self, release: Release, receipts: _Receipts, deadline_s: float) -> None:
+    def _send(self, release: CommitBatch, receipts: _Receipts, deadline_s: float) -> None:
         """Queue what no earlier call has delivered, as far as the queue takes it."""
         self._all_sent = False
         try:
@@ -259,7 +258,7 @@ class AtLeastOncePublisher:
             self._connection.check()
             raise BrokerAway(f"not produced: {error.args[0].str()}") from error
 
-    def _fall_short(self, release: Release, receipts: _Receipts) -> None:
+    def _fall_short(self, release: CommitBatch, receipts: _Receipts) -> None:
         """Remember what was delivered, so that the next call sends the rest alone. Always raises."""
         self._delivered |= {position: output for position, output in receipts.sent if position not in receipts.failed}
         self._singly |= receipts.refused
@@ -330,7 +329,7 @@ class TransactionalPublisher:
                 "Apache Kafka with its transaction coordinator, or set delivery.guarantee = 'at_least_once'"
             ) from error
 
-    def publish(self, release: Release, timeout_s: float) -> bool:
+    def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """One transaction: begin, produce, send offsets, commit."""
         deadline_s = self._clock() + timeout_s
         if self._stage in {_Stage.OPEN, _Stage.ABORTING}:
@@ -345,7 +344,7 @@ class TransactionalPublisher:
         self._commit(deadline_s)
         return True
 
-    def _open(self, release: Release, deadline_s: float) -> None:
+    def _open(self, release: CommitBatch, deadline_s: float) -> None:
         """Begin, produce, and send the offsets on their way."""
         self._receipts = _Receipts(singly=self._connection.singly)
         self._deadline_s = deadline_s
@@ -365,7 +364,7 @@ class TransactionalPublisher:
         self._send_offsets(release)
         self._stage = _Stage.OFFERED
 
-    def _send_offsets(self, release: Release) -> None:
+    def _send_offsets(self, release: CommitBatch) -> None:
         """Make the offsets part of the transaction. The answer arrives in ``_answers``.
 
         On a thread of its own: librdkafka ignores this call's time-out, and where the broker that coordinated the group
@@ -389,7 +388,7 @@ class TransactionalPublisher:
 
         self._spawn(call)
 
-    def _is_taken(self, release: Release) -> bool:
+    def _is_taken(self, release: CommitBatch) -> bool:
         """Whether the broker has taken outputs and offsets, so that the transaction may be committed.
 
         Raises:
@@ -417,7 +416,7 @@ class TransactionalPublisher:
             self._connection.singly |= receipts.refused
             self._abort(deadline_s, receipts.why)
             raise TransactionAborted(f"{left + len(receipts.failed)} records were not delivered ({receipts.why})")
-        if not self._consumer.owns(release.epochs):
+        if not self._consumer.owns(release.generations):
             self._abort(deadline_s, "a partition left")
             raise TransactionAborted("a partition left before the commit")
         self._stage = _Stage.COMMITTING

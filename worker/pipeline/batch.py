@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import Final
 
 from worker.messages import Batch, Job, Partition, Trigger, value
+
+# Batches' worth of work in hand before fetching pauses: one runs, one waits, four are finished, two wait for a batch.
+BATCHES_IN_HAND: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Batcher:
         """What closes the batch at the head of the line by now, or None while it may still grow."""
         if not self._line:
             return None
-        if len(self._line) >= self._policy.max_messages or _is_suspect(self._line[0].job):
+        if len(self._line) >= self._policy.max_messages or _goes_alone(self._line[0].job):
             return Trigger.MESSAGES
         if self._tokens >= self._policy.max_tokens:
             return Trigger.TOKENS
@@ -82,9 +86,9 @@ class Batcher:
     def fill(self, batch: Batch) -> Batch:
         """The batch with as many jobs more, from the head of the line, as fit beside its own."""
         jobs, tokens = list(batch.jobs), batch.tokens
-        while self._line and len(jobs) < self._policy.max_messages and not _is_suspect(jobs[0]):
+        while self._line and len(jobs) < self._policy.max_messages and not _goes_alone(jobs[0]):
             cost = self._line[0].job.encoded.tokens
-            if tokens + cost > self._policy.max_tokens or _is_suspect(self._line[0].job):
+            if tokens + cost > self._policy.max_tokens or _goes_alone(self._line[0].job):
                 break
             jobs.append(self._line.popleft().job)
             tokens += cost
@@ -97,5 +101,6 @@ class Batcher:
         self._tokens = sum(w.job.encoded.tokens for w in self._line)
 
 
-def _is_suspect(job: Job) -> bool:
-    return job.attempt > 1
+def _goes_alone(job: Job) -> bool:
+    """True for a job that has failed before: in company it would fail the others once more."""
+    return job.record.attempt > 1

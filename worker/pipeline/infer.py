@@ -1,6 +1,6 @@
-"""The inference stage: takes batches from one bounded queue, answers every job, and puts what it did on another.
+"""Compute: batches come from one bounded queue, every job is answered, and the results go on another.
 
-It runs on a thread of its own and owns the model and the device. Tests call `step` themselves instead.
+The inference thread owns the model and the device. Tests call `step` themselves instead of starting it.
 """
 
 from __future__ import annotations
@@ -17,36 +17,24 @@ from typing import Final, Protocol
 import structlog
 
 from worker.errors import FatalError, TransientError
-from worker.messages import Answered, Batch, Encoded, Failed, Finished, Job, Outcome, Request, Work
+from worker.messages import Answered, Batch, BatchResult, Encoded, Failed, Finished, Job, Outcome, Request, Work
 from worker.rules.retry import RetryPolicy, fault_of
 
 log = structlog.get_logger("worker.inference")
 
 
 class Runs(Protocol):
-    """The part of `worker.inference.engine.Engine` that this stage uses."""
+    """The part of `worker.inference.engine.Engine` that this thread uses."""
 
     def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
         """Outcomes in the order of the requests."""
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A batch and what became of each of its jobs, in its order. ``work`` sums all forwards, repeated ones too."""
-
-    batch: Batch
-    finished: tuple[Finished, ...]
-    work: Work
-    bisections: int
-    began_s: float
-    ended_s: float
 
 
 _BEAT_S: Final = 10.0
 _NO_WORK = Work(rows=0, computed=0, tokens=0, slots=0, cache_hits=0, shrinks=0, forwards=0, seconds=0.0)
 
 
-class InferenceStage:
+class InferenceThread:
     """One batch waits while one runs, and one finished batch waits to be collected; then this thread waits too.
 
     Args:
@@ -70,8 +58,8 @@ class InferenceStage:
         self._clock = clock
         self._beat = beat
         self._idle = idle
-        self._inbox: queue.Queue[Batch] = queue.Queue(maxsize=1)
-        self._outbox: queue.Queue[Done] = queue.Queue(maxsize=2)
+        self._batches: queue.Queue[Batch] = queue.Queue(maxsize=1)
+        self._results: queue.Queue[BatchResult] = queue.Queue(maxsize=2)
         self._stopping = threading.Event()
         self._crash: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -82,28 +70,28 @@ class InferenceStage:
     @property
     def has_room(self) -> bool:
         """True if `offer` will take a batch."""
-        return not self._inbox.full()
+        return not self._batches.full()
 
     @property
     def depths(self) -> tuple[int, int]:
         """Batches waiting to be computed, and batches waiting to be collected."""
-        return self._inbox.qsize(), self._outbox.qsize()
+        return self._batches.qsize(), self._results.qsize()
 
     def offer(self, batch: Batch) -> None:
         """Hand over a batch. Raises queue.Full unless `has_room`; only one thread may offer."""
-        self._inbox.put_nowait(batch)
+        self._batches.put_nowait(batch)
 
     def withdraw(self) -> Batch | None:
         """Take back the batch that waits, or None if the inference thread has begun it. The caller offers it again."""
         with suppress(queue.Empty):
-            return self._inbox.get_nowait()
+            return self._batches.get_nowait()
         return None
 
-    def collect(self) -> Done | None:
-        """A finished batch, or None. Raises what crashed the stage, once everything finished before is collected."""
+    def collect(self) -> BatchResult | None:
+        """A finished batch, or None. Raises what crashed the thread, once everything finished before is collected."""
         crash = self._crash  # read first: by now, whatever was finished before it is in the queue
         with suppress(queue.Empty):
-            return self._outbox.get_nowait()
+            return self._results.get_nowait()
         if crash is not None:
             raise crash
         return None
@@ -126,12 +114,12 @@ class InferenceStage:
     def step(self, timeout_s: float) -> bool:
         """Answer one batch if there is one within ``timeout_s``. False if there was none."""
         try:
-            batch = self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+            batch = self._batches.get(timeout=timeout_s) if timeout_s else self._batches.get_nowait()
         except queue.Empty:
             return False
-        done = self._answer(batch)
-        if done is not None:
-            self._hand_over(done)
+        result = self._answer(batch)
+        if result is not None:
+            self._hand_over(result)
         self._idle()
         return True
 
@@ -142,16 +130,16 @@ class InferenceStage:
         except BaseException as error:  # noqa: BLE001 (a crash of any kind is re-raised on the main thread by collect)
             self._crash = error
 
-    def _hand_over(self, done: Done) -> None:
+    def _hand_over(self, result: BatchResult) -> None:
         while not self._stopping.is_set():
             try:
-                self._outbox.put(done, timeout=0.1)
+                self._results.put(result, timeout=0.1)
             except queue.Full:
                 self._beat(self._clock())  # the Kafka thread is behind: the device is well
             else:
                 return
 
-    def _answer(self, batch: Batch) -> Done | None:
+    def _answer(self, batch: Batch) -> BatchResult | None:
         """Answer every job; wait and begin again while the device is away. None if told to stop meanwhile."""
         began_s = self._clock()
         attempt = 0
@@ -167,7 +155,7 @@ class InferenceStage:
                 log.warning("device_away", error=str(error), retry_in_s=delay_s)
                 self._rest(delay_s)
                 continue
-            return Done(batch, tuple(finished), tally.work, tally.bisections, began_s, self._clock())
+            return BatchResult(batch, tuple(finished), tally.work, tally.splits, began_s, self._clock())
         return None
 
     def _rest(self, delay_s: float) -> None:
@@ -206,7 +194,7 @@ class InferenceStage:
 
     def _split(self, jobs: Sequence[Job], tally: _Tally) -> list[Finished]:
         """Answer jobs among which there is a culprit, a quarter at a time: in the last, if all before were clean."""
-        tally.bisections += 1
+        tally.splits += 1
         finished: list[Finished] = []
         size = math.ceil(len(jobs) / 4)
         for start in range(0, len(jobs), size):
@@ -219,7 +207,7 @@ class InferenceStage:
 @dataclass(slots=True)
 class _Tally:
     work: Work
-    bisections: int = 0
+    splits: int = 0
 
 
 def _sum(a: Work, b: Work) -> Work:

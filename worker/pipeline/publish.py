@@ -1,29 +1,28 @@
-"""The way out: what is resolved leaves for the broker, in one release after another, and is forgotten once it is there.
+"""Publish: what is resolved is produced and its offsets are committed, one commit batch after the other.
 
-One release is under way at a time. What is resolved meanwhile waits in the ledger for the next.
+One commit batch is under way at a time. What is resolved meanwhile waits in the ledger for the next.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import structlog
-from confluent_kafka import KafkaError
 
-from worker.errors import BrokerAway, DeadLetterLimit, FatalError, Reason, TransactionAborted
+from worker.errors import BrokerAway, TransactionAborted
 from worker.kafka.consumer import Consumer
 from worker.kafka.transactional import Publisher, Unpublishable
-from worker.messages import Fault, FaultKind, Outgoing, Partition, Position, Record
-from worker.pipeline.infer import Done
-from worker.pipeline.policies import BATCHES_IN_HAND, BUSY_POLL_S, Clocks, Policies
+from worker.messages import CommitBatch, Partition
+from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
+from worker.pipeline.clocks import BUSY_POLL_S, Clocks
+from worker.pipeline.partition import Partitions
 from worker.pipeline.quarantine import Quarantine
-from worker.rules.dead_letter import LetterGauge, dead_letter, is_truncated, truncated
-from worker.rules.offsets import Ledger, Release
-from worker.telemetry.log import BatchLine, batch_done
-from worker.telemetry.metrics import Metrics, Stage, TransactionResult
+from worker.pipeline.report import Report
+from worker.pipeline.resolve import Resolver
+from worker.rules.retry import RetryPolicy
 
 log = structlog.get_logger("worker.kafka")
 
@@ -33,252 +32,140 @@ PUBLISH_INTERVAL_S: Final = 0.05
 PUBLISH_TIMEOUT_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """A batch that came back at ``at_s``: how many of its jobs are tried again, and how many lost their partition."""
-
-    done: Done
-    at_s: float
-    retried: int
-    revoked: int
-
-
-class Outbox:
-    """Publishes what the ledger releases, and decides what takes the place of what cannot be published."""
+class Publication:
+    """The commit batch that is under way, if any, and when the next call for it is due."""
 
     def __init__(
         self,
         *,
-        ledger: Ledger,
+        partitions: Partitions,
         publisher: Publisher,
         consumer: Consumer,
         quarantine: Quarantine,
-        policies: Policies,
-        metrics: Metrics,
+        resolver: Resolver,
+        batch: BatchPolicy,
+        retry: RetryPolicy,
+        report: Report,
         clocks: Clocks,
         jitter: random.Random,
     ) -> None:
-        self._ledger = ledger
+        self._partitions = partitions
         self._publisher = publisher
         self._consumer = consumer
         self._quarantine = quarantine
-        self._policies = policies
-        self._metrics = metrics
+        self._resolver = resolver
+        self._batch_messages = batch.max_messages
+        self._retry = retry
+        self._report = report
         self._clocks = clocks
         self._random = jitter
-        self._retry_topics = frozenset(topic for _, topic in policies.retry_topics)
-        self._letters = LetterGauge(policies.letters)
-        self._unfinished: Release | None = None  # given to the publisher, its fate unknown
+        self._unfinished: CommitBatch | None = None  # given to the publisher, its fate unknown
         self._is_broker_away = False  # that is why it is unfinished
         self._retry_at_s = 0.0
         self._began_s = 0.0
         self._attempts = 0
-        self._unlogged: list[Collected] = []
-        self.halted = False  # by a limit on dead letters
-        self.is_draining = False
 
     @property
     def is_under_way(self) -> bool:
-        """True while a release has been given to the publisher and its fate is unknown."""
+        """True while a commit batch has been given to the publisher and its fate is unknown."""
         return self._unfinished is not None
 
     @property
-    def is_empty(self) -> bool:
-        """True if nothing is under way and nothing waits to leave."""
-        return self._unfinished is None and not self._ledger.release()
+    def is_done(self) -> bool:
+        """True if nothing is under way and nothing resolved waits."""
+        return self._unfinished is None and not self._partitions.release()
 
     @property
     def undecided(self) -> Mapping[Partition, int]:
-        """The offsets of the release that is under way."""
+        """The offsets of the commit batch that is under way."""
         return self._unfinished.offsets if self._unfinished is not None else {}
 
     @property
     def deadline_s(self) -> float:
-        """When to call `publish` again for what is under way; infinity if that is nothing."""
+        """When to call `step` again for what is under way; infinity if that is nothing."""
         if self._unfinished is None:
             return float("inf")
         return self._retry_at_s if self._is_broker_away else self._clocks.monotonic_s() + BUSY_POLL_S
 
-    # What a record leads to -------------------------------------------------------------------------------------------
-
-    def answer(self, position: Position, output: Outgoing) -> None:
-        """A record has its result."""
-        self._letters.answered()
-        self._ledger.resolve(position, output)
-
-    def bury(self, record: Record, fault: Fault, attempts: int) -> None:
-        """A record is given up.
-
-        Raises:
-            DeadLetterLimit: the operator lets no more dead letters out; this one stays unresolved.
-        """
-        try:
-            self._letters.buried(fault)
-        except DeadLetterLimit:
-            self.halted = True  # by the operator's limit: no record in hand is why the process ends
-            raise
-        self._ledger.resolve(record.position, dead_letter(record, fault, attempts, self._policies.obituary))
-
-    def collected(self, batch: Collected) -> None:
-        """A batch came back; its canonical log line is written when its results have gone out."""
-        self._unlogged.append(batch)
-
-    # Publishing -------------------------------------------------------------------------------------------------------
-
-    def publish(self) -> None:
-        """One step: go on with what is under way, or begin with what is resolved."""
+    def step(self, *, is_draining: bool) -> None:
+        """Go on with what is under way, or begin with what is resolved."""
         now_s = self._clocks.monotonic_s()
         if now_s < self._retry_at_s:
             return
-        release = self._unfinished or self._release()
-        if not release:
+        batch = self._unfinished or self._next()
+        if not batch:
             self._consumer.recommit()
         elif self._unfinished is not None:
-            self._publish(release)
-        elif not self._may_grow(release, now_s):
+            self._publish(batch)
+        elif is_draining or not self._may_grow(batch, now_s):
             self._began_s = now_s
-            self._publish(release)
+            self._publish(batch)
 
     def publish_until(self, deadline_s: float) -> None:
         """Publish until nothing resolved is left, or time is up."""
         self._retry_at_s = 0.0  # a back-off that began before would use up the deadline
         while self._clocks.monotonic_s() < deadline_s:
-            self.publish()
-            if self.is_empty:
+            self.step(is_draining=True)
+            if self.is_done:
                 return
             self._clocks.wait(BUSY_POLL_S)
 
-    def _publish(self, release: Release) -> None:
-        try:
-            if not self._publisher.publish(release, PUBLISH_TIMEOUT_S):
-                self._unfinished = release
-                return
-        except BrokerAway as error:
-            self._unfinished, self._is_broker_away = release, True
-            self._failed(error)
-        except TransactionAborted as error:
-            self._aborted(error)
-        except Unpublishable as error:
-            self._unfinished, self._is_broker_away = None, False
-            if self._publisher.transactional:
-                self._metrics.transaction(TransactionResult.ABORTED)
-            self._replace(error)
-        else:
-            self._unfinished, self._is_broker_away = None, False
-            self._attempts = 0
-            self._metrics.stage(Stage.PUBLISH, self._clocks.monotonic_s() - self._began_s)
-            if self._publisher.transactional:
-                self._metrics.transaction(TransactionResult.COMMITTED)
-            self._acknowledged(release)
+    def _next(self) -> CommitBatch:
+        most = None
+        # (At least once, what was delivered stays so, and a smaller batch would forget the reports of the rest.)
+        if self._attempts and self._publisher.transactional:
+            # What was too much for its deadline would be aborted again and again: each failure halves what comes next.
+            most = max(1, BATCHES_IN_HAND * self._batch_messages >> self._attempts)
+        batch = self._partitions.release(most)
+        if not self._quarantine:
+            return batch
+        return replace(batch, metadata=self._quarantine.metadata(batch))
 
-    def _may_grow(self, release: Release, now_s: float) -> bool:
+    def _may_grow(self, batch: CommitBatch, now_s: float) -> bool:
         """Under a backlog, gather a few batches to a publish: its round trips cost the same for one as for four.
 
         Without a backlog a result leaves at once, so this adds nothing to the latency of a worker that keeps up.
         """
-        batch = self._policies.batch.max_messages
-        coming = self._ledger.in_flight - len(release.outputs)
-        backlog = coming >= batch and not self.is_draining
-        return backlog and len(release.outputs) < PUBLISH_BATCHES * batch and now_s < self._began_s + PUBLISH_INTERVAL_S
+        ready = len(batch.outputs)
+        has_backlog = self._partitions.in_flight - ready >= self._batch_messages
+        return (
+            has_backlog
+            and ready < PUBLISH_BATCHES * self._batch_messages
+            and now_s < self._began_s + PUBLISH_INTERVAL_S
+        )
 
-    def _release(self) -> Release:
-        most = None
-        # (At least once, what was delivered stays so, and a smaller release would forget the receipts of the rest.)
-        if self._attempts and self._publisher.transactional:
-            # What was too much for its deadline would be aborted again and again: each failure halves what comes next.
-            most = max(1, BATCHES_IN_HAND * self._policies.batch.max_messages >> self._attempts)
-        release = self._ledger.release(most)
-        if not self._quarantine:
-            return release
-        return replace(release, metadata=self._quarantine.metadata(release))
+    def _publish(self, batch: CommitBatch) -> None:
+        try:
+            if not self._publisher.publish(batch, PUBLISH_TIMEOUT_S):
+                self._unfinished = batch
+                return
+        except BrokerAway as error:
+            self._unfinished, self._is_broker_away = batch, True
+            self._failed(error)
+        except TransactionAborted as error:
+            if self._is_broker_away:
+                self._attempts = 0  # the broker answers again
+            self._ended()
+            self._report.aborted()
+            self._failed(error)
+        except Unpublishable as error:
+            self._ended()
+            self._report.aborted()
+            self._resolver.refused(error)
+        else:
+            self._ended()
+            self._attempts = 0
+            acknowledged = self._partitions.acknowledge(batch)
+            if self._quarantine:
+                self._quarantine.progressed(batch)
+            self._report.committed(acknowledged, self._clocks.monotonic_s() - self._began_s)
 
-    def _aborted(self, error: TransactionAborted) -> None:
-        if self._is_broker_away:
-            self._attempts = 0  # the broker answers again
+    def _ended(self) -> None:
         self._unfinished, self._is_broker_away = None, False
-        self._metrics.transaction(TransactionResult.ABORTED)
-        self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         self._attempts += 1
-        delay_s = self._policies.retry.delay_s(self._attempts, self._random.random())
+        delay_s = self._retry.delay_s(self._attempts, self._random.random())
         self._retry_at_s = self._clocks.monotonic_s() + delay_s
-        self._metrics.broker_error()
+        self._report.broker_error()
         log.warning("publish_failed", error=str(error), kind=type(error).__name__, retry_in_s=round(delay_s, 3))
-
-    def _replace(self, error: Unpublishable) -> None:
-        """Put something publishable in place of an output that the broker refuses, so that its partition goes on."""
-        output, position = error.output, error.position
-        if not self._ledger.is_live(position):
-            return  # its partition has left since: the new owner meets the same
-        log.warning("unpublishable", topic=output.topic, offset=position.offset, error=str(error))
-        if output.topic != self._policies.obituary.topic:
-            fault = Fault(FaultKind.MESSAGE, Reason.TOO_LARGE, "publish", "Unpublishable", f"{output.topic}: {error}")
-            self.bury(self._ledger.record(position), fault, attempts=1)
-        elif error.code == KafkaError.INVALID_TIMESTAMP and output.timestamp_ms is not None:
-            # Its request came from the future; when that was, the header xnli.dlq.timestamp still says.
-            self._ledger.resolve(position, replace(output, timestamp_ms=None))
-        elif is_truncated(output):
-            raise FatalError(
-                f"{output.topic} refuses even a truncated dead letter ({error}); raise its max.message.bytes"
-            )
-        else:
-            self._ledger.resolve(position, truncated(output))
-
-    def _acknowledged(self, release: Release) -> None:
-        timestamps_ms: list[int] = []
-        buried = detours = 0
-        for record, output in self._ledger.acknowledge(release):
-            if output is None:
-                continue
-            if output.reason:
-                self._metrics.dead_lettered(output.reason)
-                buried += 1
-            elif output.topic in self._retry_topics:
-                self._metrics.retried()
-                detours += 1
-            else:
-                timestamps_ms.append(record.timestamp_ms)
-        if self._quarantine:
-            self._quarantine.progressed(release)
-        self._metrics.published(len(timestamps_ms))
-        self._metrics.answered(self._clocks.wall_s() * 1000, timestamps_ms)
-        self._log_batches(len(timestamps_ms) + detours, buried)
-
-    def _log_batches(self, published: int, buried: int) -> None:
-        """The canonical lines of the batches whose results have just gone out (or wait behind a retry)."""
-        now_s, wall_ms = self._clocks.monotonic_s(), self._clocks.wall_s() * 1000
-        for index, collected in enumerate(self._unlogged):
-            done = collected.done
-            work, jobs = done.work, done.batch.jobs
-            known_ms = [job.record.timestamp_ms for job in jobs if job.record.timestamp_ms >= 0]
-            oldest_ms = min(known_ms, default=wall_ms)
-            batch_done(
-                BatchLine(
-                    messages=len(jobs),
-                    tokens=done.batch.tokens,
-                    trigger=done.batch.trigger,
-                    pairs=work.rows,
-                    pairs_computed=work.computed,
-                    pairs_failed=work.failed,
-                    cache_hits=work.cache_hits,
-                    padding_tokens=work.slots - work.tokens,
-                    waited_ms=_ms(done.began_s - done.batch.opened_at_s),
-                    queued_ms=_ms(collected.at_s - done.ended_s),
-                    inference_ms=_ms(work.seconds),
-                    publish_ms=_ms(now_s - collected.at_s),
-                    oldest_ms=round(max(0.0, wall_ms - oldest_ms), 1),
-                    # Of the whole release, which may answer several batches: counted on the first.
-                    published=published if index == 0 else 0,
-                    retried=collected.retried,
-                    dead_lettered=buried if index == 0 else 0,
-                    revoked=collected.revoked,
-                    bisections=done.bisections,
-                    transaction="committed" if self._publisher.transactional else "none",
-                )
-            )
-        self._unlogged.clear()
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)

@@ -1,75 +1,62 @@
-"""The quarantine at work: marks in committed offsets, and one record at a time (rules: `worker.rules.crash_count`)."""
+"""Records that kill the process, all of it: starts that are counted, marks, and one record at a time.
+
+The rules, and why they are enough, are in `worker.rules.crash_count`. Here they meet Kafka: marks travel in the
+metadata of committed offsets, and a quarantined partition's records are admitted alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
-from worker.errors import BrokerAway
+from worker.errors import BrokerAway, RegistryAway
 from worker.kafka.consumer import Consumer
-from worker.messages import Partition, Record
+from worker.messages import CommitBatch, Partition, Record
+from worker.pipeline.admit import Admission
+from worker.pipeline.handoff import Handoff
+from worker.pipeline.partition import AssignedPartition, CountedStart, Partitions, Quarantined
+from worker.pipeline.resolve import Resolver
 from worker.rules.crash_count import Mark, begin, parse, render
-from worker.rules.offsets import Release
 
 log = structlog.get_logger("worker.kafka")
 
+# How many batches beyond its committed offset a partition is read while a crash would be counted: enough to keep the
+# device busy (one computed, one waiting), and as long as the quarantine in which a culprit among them is found.
+WINDOW_BATCHES: Final = 2
 # A transaction that a dead predecessor left open is aborted by the broker after ten seconds; until then committed
 # offsets are not stable and the answer waits.
 MARK_TIMEOUT_S: Final = 15.0
 COMMIT_TIMEOUT_S: Final = 2.0
 
 
-@dataclass(slots=True)
-class Ward:
-    """A quarantined partition. ``condemned``: its next record was in hand when the process died."""
-
-    until: int
-    condemned: bool
-    record: Record | None = None  # read, not yet treated
-    suspect_at: int | None = None  # the offset of the record that is marked, until it is answered
-
-
-@dataclass(slots=True)
-class Probation:
-    """A partition on which this start still counts, until the offset committed for it reaches ``until``.
-
-    By then everything is answered that a predecessor can have had in hand.
-    """
-
-    former: Mark  # before this start was counted
-    mark: Mark
-    committed: int
-    until: int
-    read: int | None = None  # the offset behind the last record read
-    has_progress: bool = False
-    held: bool = False
-
-
 class Quarantine:
-    """Counts starts without progress and reads quarantined partitions one record at a time. Kafka thread only.
+    """Counts starts without progress, and knows which partitions are quarantined. Kafka thread only.
 
     False while no partition is quarantined and every partition has made progress: the hot path asks nothing else.
 
     Args:
         consumer: where records come from and marks are committed.
+        partitions: the assigned partitions.
         window: how far beyond the committed offset a partition is read while a start counts, and how long a quarantine
             lasts: so the culprit of a start that dies lies in it.
         horizon: how far beyond it a worker may have read when it died of whose start nobody counts any more.
     """
 
-    def __init__(self, consumer: Consumer, window: int, horizon: int) -> None:
+    def __init__(self, consumer: Consumer, partitions: Partitions, window: int, horizon: int) -> None:
         self._consumer = consumer
+        self._partitions = partitions
         self._window = window
         self._horizon = horizon
-        self._left: dict[Partition, Mark] = {}  # what our marks were when partitions went: nobody died
-        self._probations: dict[Partition, Probation] = {}
-        self._wards: dict[Partition, Ward] = {}
+        self._left: dict[Partition, Mark] = {}  # our marks on partitions that went: nobody died
+        self._watched = 0  # partitions with a counted start or a quarantine
 
     def __bool__(self) -> bool:
-        return bool(self._probations or self._wards)
+        return self._watched > 0
+
+    # Rebalances -------------------------------------------------------------------------------------------------------
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
         """Raise the count of starts, or begin a quarantine, before anything of the partitions is read."""
@@ -83,138 +70,136 @@ class Quarantine:
                     partitions=[str(partition) for partition in unknown],
                 )
             for partition, (offset, metadata) in known.items():
-                former = parse(metadata)
-                # A mark that is as we left it tells of no death: the partition was lost, in an outage perhaps, not us.
-                is_ours = self._left.pop(partition, Mark()) == former != Mark()
-                mark = replace(former, suspect=False) if is_ours else begin(former, offset, self._window)
-                marks[partition] = offset, mark
-                if mark.quarantined:
-                    self._wards[partition] = Ward(mark.until, condemned=mark.suspect)
-                    log.error("quarantined", partition=str(partition), offset=offset, mark=render(mark))
-                else:
-                    before = replace(mark, starts=mark.starts - 1)
-                    until = offset + (self._window if before.starts else self._horizon)
-                    self._probations[partition] = Probation(before, mark, offset, until)
+                marks[partition] = offset, self._begin(partition, offset, parse(metadata))
             self._commit(marks)
         except BrokerAway as error:
             # Not counted this time: a record that kills takes one more start to be found.
             log.warning("starts_not_counted", error=str(error))
 
+    def _begin(self, partition: Partition, offset: int, former: Mark) -> Mark:
+        # A mark that is as we left it tells of no death: the partition was lost, in an outage perhaps, not us.
+        is_ours = self._left.pop(partition, Mark()) == former != Mark()
+        mark = replace(former, suspect=False) if is_ours else begin(former, offset, self._window)
+        assigned = self._partitions.accounts[partition]
+        self._watched += 1
+        if mark.quarantined:
+            assigned.quarantined = Quarantined(mark.until, condemned=mark.suspect)
+            log.error("quarantined", partition=str(partition), offset=offset, mark=render(mark))
+        else:
+            before = replace(mark, starts=mark.starts - 1)
+            until = offset + (self._window if before.starts else self._horizon)
+            assigned.counted_start = CountedStart(before, mark, offset, until)
+        return mark
+
     def hand_over(self, partitions: set[Partition]) -> None:
         """Take this start's marks back: a partition handed over in good order says nothing against its next record."""
-        marks = {
-            partition: (probation.committed, Mark() if probation.has_progress else probation.former)
-            for partition, probation in self._probations.items()
-            if partition in partitions
-        }
-        for partition in partitions & self._wards.keys():
-            ward = self._wards[partition]
-            if ward.suspect_at is not None:
-                marks[partition] = ward.suspect_at, Mark(until=ward.until)
+        marks: dict[Partition, tuple[int, Mark]] = {}
+        for partition in partitions & self._partitions.accounts.keys():
+            assigned = self._partitions.accounts[partition]
+            start, quarantined = assigned.counted_start, assigned.quarantined
+            if start is not None:
+                marks[partition] = start.committed, Mark() if start.has_progress else start.former
+            elif quarantined is not None and quarantined.marked_at is not None:
+                marks[partition] = quarantined.marked_at, Mark(until=quarantined.until)
         try:
             self._commit(marks)
         except BrokerAway as error:
             log.warning("starts_not_taken_back", error=str(error))
 
     def forget(self, partition: Partition) -> None:
-        """The partition is no longer ours."""
-        if (probation := self._probations.pop(partition, None)) is not None:
-            self._left[partition] = probation.mark
-        if (ward := self._wards.pop(partition, None)) is not None:
-            self._left[partition] = Mark(until=ward.until, suspect=ward.suspect_at is not None)
+        """The partition is about to leave: remember the mark that it leaves with."""
+        assigned = self._partitions.accounts.get(partition)
+        if assigned is None:
+            return
+        if (start := assigned.counted_start) is not None:
+            self._left[partition] = start.mark
+            self._watched -= 1
+        if (quarantined := assigned.quarantined) is not None:
+            self._left[partition] = Mark(until=quarantined.until, suspect=quarantined.marked_at is not None)
+            self._watched -= 1
 
-    def holds(self, partition: Partition) -> bool:
-        """True for a quarantined partition."""
-        return partition in self._wards
+    # Reading ----------------------------------------------------------------------------------------------------------
 
-    def admits(self, record: Record) -> bool:
+    def admits(self, assigned: AssignedPartition, record: Record) -> bool:
         """False for a record too far ahead of what is committed while this start counts: it is read again later.
 
         So a start that dies has its culprit within the window, where the quarantine to come finds it.
         """
-        partition, offset = record.position.partition, record.position.offset
-        probation = self._probations.get(partition)
-        if probation is None:
+        start = assigned.counted_start
+        if start is None:
             return True
-        if probation.read is None:
+        partition, offset = assigned.partition, record.position.offset
+        if start.read is None:
             # Nobody has read what was not there yet: the end, as the first fetch told it, is far enough.
             end = self._consumer.end(partition)
             if end is not None:
-                probation.until = min(probation.until, max(end, offset + 1))
-        is_far = offset >= probation.committed + self._window
+                start.until = min(start.until, max(end, offset + 1))
+        is_far = offset >= start.committed + self._window
         # Behind a gap in the offsets (compaction, aborted transactions) nothing may be in hand: then reading goes on.
-        if is_far and (probation.read or 0) > probation.committed:
-            probation.held = True
+        if is_far and (start.read or 0) > start.committed:
+            start.held = True
             self._consumer.hold(partition, offset)
             return False
-        probation.read = offset + 1
+        start.read = offset + 1
         return True
 
-    def take(self, record: Record) -> None:
+    def take(self, quarantined: Quarantined, record: Record) -> None:
         """Take the next record of a quarantined partition in hand; no more is fetched until it is answered."""
         position = record.position
         self._consumer.hold(position.partition, position.offset + 1)
-        self._wards[position.partition].record = record
+        quarantined.record = record
 
-    def waiting(self) -> Ward | None:
-        """A quarantined partition whose record waits for its turn; while one is marked, no other."""
-        marked = self._marked()
-        wards = self._wards.values() if marked is None else [marked]
-        return next((ward for ward in wards if ward.record is not None), None)
+    def quarantines(self) -> Iterator[Quarantined]:
+        """The quarantines of all assigned partitions."""
+        for assigned in self._partitions.accounts.values():
+            if assigned.quarantined is not None:
+                yield assigned.quarantined
 
-    @property
-    def has_wards(self) -> bool:
-        """True while any partition is quarantined."""
-        return bool(self._wards)
-
-    @property
-    def has_suspect(self) -> bool:
-        """True while the mark of a record stands: from before it is decoded until its answer is committed."""
-        return self._marked() is not None
-
-    def _marked(self) -> Ward | None:
-        return next((ward for ward in self._wards.values() if ward.suspect_at is not None), None)
-
-    def suspect(self, ward: Ward, record: Record) -> None:
+    def mark(self, quarantined: Quarantined, record: Record) -> None:
         """Mark the record that is about to be decoded and computed. Raises BrokerAway."""
         position = record.position
-        self._commit({position.partition: (position.offset, Mark(until=ward.until, suspect=True))})
-        ward.suspect_at = position.offset
+        self._commit({position.partition: (position.offset, Mark(until=quarantined.until, suspect=True))})
+        quarantined.marked_at = position.offset
 
-    def metadata(self, release: Release) -> dict[Partition, str]:
-        """What to commit beside a release's offsets: counts and quarantines outlive the process until they end."""
+    # Committing -------------------------------------------------------------------------------------------------------
+
+    def metadata(self, batch: CommitBatch) -> dict[Partition, str]:
+        """What to commit beside the offsets: counts and quarantines outlive the process until they end."""
         marks: dict[Partition, str] = {}
-        for partition, behind in release.offsets.items():
-            ward, probation = self._wards.get(partition), self._probations.get(partition)
-            if ward is not None and behind < ward.until:
-                marks[partition] = render(Mark(until=ward.until))
-            elif probation is not None and behind < probation.until:
-                marks[partition] = render(probation.mark)
+        for partition, behind in batch.offsets.items():
+            assigned = self._partitions.accounts[partition]
+            start, quarantined = assigned.counted_start, assigned.quarantined
+            if quarantined is not None and behind < quarantined.until:
+                marks[partition] = render(Mark(until=quarantined.until))
+            elif start is not None and behind < start.until:
+                marks[partition] = render(start.mark)
         return marks
 
-    def progressed(self, release: Release) -> None:
-        """Progress ends probations and lets them read on, lets the next quarantined record in, lifts a quarantine."""
-        for partition, behind in release.offsets.items():
-            if release.epochs[partition] != self._consumer.assignment.get(partition):
+    def progressed(self, batch: CommitBatch) -> None:
+        """A commit lets a partition read on, and ends its counted start or its quarantine."""
+        for partition, behind in batch.offsets.items():
+            assigned = self._partitions.accounts.get(partition)
+            if assigned is None or assigned.generation != batch.generations[partition]:
                 continue
-            if (probation := self._probations.get(partition)) is not None:
-                self._advance(partition, probation, behind)
-            ward = self._wards.get(partition)
-            if ward is None:
+            if (start := assigned.counted_start) is not None:
+                self._advance(assigned, start, behind)
+            if (quarantined := assigned.quarantined) is None:
                 continue
-            ward.suspect_at = None
-            if behind >= ward.until:
-                del self._wards[partition]
+            quarantined.marked_at = None
+            if behind >= quarantined.until:
+                assigned.quarantined = None
+                self._watched -= 1
                 log.info("quarantine_lifted", partition=str(partition), offset=behind)
             self._consumer.unhold(partition)
 
-    def _advance(self, partition: Partition, probation: Probation, behind: int) -> None:
-        probation.committed, probation.has_progress = behind, True
-        if probation.held:
-            probation.held = False
-            self._consumer.unhold(partition)
-        if behind >= probation.until:
-            del self._probations[partition]
+    def _advance(self, assigned: AssignedPartition, start: CountedStart, behind: int) -> None:
+        start.committed, start.has_progress = behind, True
+        if start.held:
+            start.held = False
+            self._consumer.unhold(assigned.partition)
+        if behind >= start.until:
+            assigned.counted_start = None
+            self._watched -= 1
 
     def _commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
         """Commit unchanged offsets with new metadata."""
@@ -226,3 +211,58 @@ class Quarantine:
                 wait=True,
                 metadata={partition: render(mark) for partition, (_, mark) in marks.items()},
             )
+
+
+class OneAtATime:
+    """Quarantined records, each alone: marked, decoded and computed with nothing else under way.
+
+    They take turns with ordinary batches, so other partitions go on meanwhile.
+    """
+
+    def __init__(self, quarantine: Quarantine, admission: Admission, handoff: Handoff, resolver: Resolver) -> None:
+        self._quarantine = quarantine
+        self._admission = admission
+        self._handoff = handoff
+        self._resolver = resolver
+        self._had_turn = False
+
+    def step(self, is_published: Callable[[], bool]) -> bool:
+        """Admit a quarantined record if it is its turn; True while nothing else may be handed to the device.
+
+        ``is_published`` tells whether nothing is resolved that is not committed yet.
+        """
+        quarantines = list(self._quarantine.quarantines())
+        marked = [quarantined for quarantined in quarantines if quarantined.marked_at is not None]
+        # While a record is marked, only that one.
+        waiting = next((q for q in marked or quarantines if q.record is not None), None)
+        if marked:
+            # It is computed, or waits for its next attempt or its commit: no neighbour's crash may be laid to it.
+            if waiting is not None:
+                self._admit(waiting)
+            return True
+        if waiting is None or (self._had_turn and self._handoff.has_due):
+            self._had_turn = False
+            return False
+        # Nothing else may be under way when it is marked, for the same reason.
+        if not self._handoff.is_computing and is_published():
+            self._had_turn = True
+            self._admit(waiting)
+        return True
+
+    def _admit(self, quarantined: Quarantined) -> None:
+        record = quarantined.record
+        if record is None or self._admission.is_waiting:
+            return
+        if quarantined.condemned:
+            quarantined.record, quarantined.condemned = None, False
+            self._resolver.killed(record)
+            return
+        try:
+            if quarantined.marked_at is None:
+                self._quarantine.mark(quarantined, record)
+            self._admission.admit(record)
+        except (BrokerAway, RegistryAway) as error:
+            self._admission.wait()
+            log.warning("quarantine_waits", error=str(error))  # the record stays where it is
+            return
+        quarantined.record = None

@@ -17,55 +17,43 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from worker.messages import Outgoing, Partition, Position, Record
+from worker.messages import CommitBatch, Output, Partition, Position, Record
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
+    """A record that was read and is not acknowledged yet."""
+
     record: Record
     size_bytes: int
     resolved: bool = False
-    output: Outgoing | None = None
+    output: Output | None = None
 
 
 @dataclass(slots=True)
-class _Account:
+class Account:
     """One partition under one assignment. ``entries`` is in read order; ``by_offset`` finds one."""
 
-    epoch: int
-    entries: deque[_Entry] = field(default_factory=deque)
-    by_offset: dict[int, _Entry] = field(default_factory=dict)
+    partition: Partition
+    generation: int
+    entries: deque[Entry] = field(default_factory=deque)
+    by_offset: dict[int, Entry] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
-    """What may be produced and committed together.
-
-    ``outputs`` pairs each output, at most one a record, with the position whose record it answers. ``offsets`` maps
-    each partition to the offset to commit: the one *after* the last record released, as Kafka counts. A tombstone has
-    no output but moves the offset all the same. ``epochs`` are the assignments the offsets belong to. ``metadata`` is
-    what to commit beside an offset, for quarantined partitions; all others commit none.
-    """
-
-    outputs: tuple[tuple[Position, Outgoing], ...]
-    offsets: Mapping[Partition, int]
-    epochs: Mapping[Partition, int]
-    metadata: Mapping[Partition, str] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.offsets)
+AnAccount = TypeVar("AnAccount", bound=Account)
 
 
-class Ledger:
+class Ledger(Generic[AnAccount]):
     """Accounts of all assigned partitions.
 
-    A position that belongs to no account, or to a former epoch of it, is *stale*: a late result for a partition that
-    was revoked meanwhile. Stale positions are refused by `resolve` and have no other effect (invariant 4, epochs).
+    A position that belongs to no account, or to a former generation of it, is *stale*: a late result for a partition
+    that was revoked meanwhile. Stale positions are refused by `resolve` and have no other effect.
     """
 
     def __init__(self) -> None:
-        self._accounts: dict[Partition, _Account] = {}
+        self._accounts: dict[Partition, AnAccount] = {}
         self._in_flight = 0
         self._held_bytes = 0
 
@@ -84,10 +72,15 @@ class Ledger:
         """Bytes of keys, values and headers of the records in flight."""
         return self._held_bytes
 
-    def assign(self, partition: Partition, epoch: int) -> None:
+    @property
+    def accounts(self) -> Mapping[Partition, AnAccount]:
+        """All accounts, by partition."""
+        return self._accounts
+
+    def assign(self, account: AnAccount) -> None:
         """Open an account. What an earlier assignment of the partition left behind is forgotten."""
-        self.forget(partition)
-        self._accounts[partition] = _Account(epoch)
+        self.forget(account.partition)
+        self._accounts[account.partition] = account
 
     def forget(self, partition: Partition) -> None:
         """Close an account; its unreleased records are the next owner's. Unknown partitions are fine."""
@@ -97,9 +90,9 @@ class Ledger:
             self._held_bytes -= sum(entry.size_bytes for entry in account.entries)
 
     def is_live(self, position: Position) -> bool:
-        """True while the position's partition is assigned under the epoch it was read in."""
+        """True while the position's partition is assigned under the generation it was read in."""
         account = self._accounts.get(position.partition)
-        return account is not None and account.epoch == position.epoch
+        return account is not None and account.generation == position.generation
 
     def track(self, record: Record) -> None:
         """Enter a record that was just read.
@@ -109,11 +102,11 @@ class Ledger:
         """
         position = record.position
         account = self._accounts.get(position.partition)
-        if account is None or account.epoch != position.epoch:
+        if account is None or account.generation != position.generation:
             raise ValueError(f"{position} is not assigned")
         if account.entries and account.entries[-1].record.position.offset >= position.offset:
             raise ValueError(f"{position} was read out of order")
-        entry = _Entry(record, _size_bytes(record))
+        entry = Entry(record, _size_bytes(record))
         account.entries.append(entry)
         account.by_offset[position.offset] = entry
         self._in_flight += 1
@@ -125,7 +118,7 @@ class Ledger:
             raise KeyError(position)
         return self._accounts[position.partition].by_offset[position.offset].record
 
-    def resolve(self, position: Position, output: Outgoing | None) -> bool:
+    def resolve(self, position: Position, output: Output | None) -> bool:
         """Set what a record leads to; None for a record that is only skipped. False when the position is stale.
 
         For a record that is resolved but not yet acknowledged the new output replaces the old.
@@ -138,11 +131,11 @@ class Ledger:
         entry.resolved, entry.output = True, output
         return True
 
-    def release(self, limit: int | None = None) -> Release:
+    def release(self, limit: int | None = None) -> CommitBatch:
         """The resolved prefixes of all partitions, at most ``limit`` records in total."""
-        outputs: list[tuple[Position, Outgoing]] = []
+        outputs: list[tuple[Position, Output]] = []
         offsets: dict[Partition, int] = {}
-        epochs: dict[Partition, int] = {}
+        generations: dict[Partition, int] = {}
         left = self._in_flight if limit is None else limit
         for partition, account in self._accounts.items():
             count = 0
@@ -155,19 +148,19 @@ class Ledger:
                 offsets[partition] = position.offset + 1
                 count += 1
             if count:
-                epochs[partition] = account.epoch
+                generations[partition] = account.generation
                 left -= count
-        return Release(tuple(outputs), offsets, epochs)
+        return CommitBatch(tuple(outputs), offsets, generations)
 
-    def acknowledge(self, release: Release) -> list[tuple[Record, Outgoing | None]]:
+    def acknowledge(self, batch: CommitBatch) -> list[tuple[Record, Output | None]]:
         """Remove what the broker has acknowledged. Partitions taken away while it did so are passed over.
 
         Returns the records removed, and what answered each.
         """
-        removed: list[tuple[Record, Outgoing | None]] = []
-        for partition, behind in release.offsets.items():
+        removed: list[tuple[Record, Output | None]] = []
+        for partition, behind in batch.offsets.items():
             account = self._accounts.get(partition)
-            if account is None or account.epoch != release.epochs[partition]:
+            if account is None or account.generation != batch.generations[partition]:
                 continue
             while account.entries and account.entries[0].record.position.offset < behind:
                 entry = account.entries.popleft()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from worker.messages import Headers, Outgoing, Record
+from worker.messages import Headers, Output, OutputKind, Record
 from worker.rules import retry_headers
 from worker.rules.dead_letter import ORIGIN, PREFIX
 
@@ -107,7 +107,7 @@ class Refusal:
     message: str
 
 
-def replayed(letter: Letter, *, to: str | None, inputs: Collection[str], max_replays: int) -> Outgoing | Refusal:
+def replayed(letter: Letter, *, to: str | None, inputs: Collection[str], max_replays: int) -> Output | Refusal:
     """The record that puts a letter's request on its way again.
 
     Args:
@@ -145,4 +145,4 @@ def replayed(letter: Letter, *, to: str | None, inputs: Collection[str], max_rep
         if not header[0].startswith(PREFIX) or header[0].removeprefix(PREFIX) in ORIGIN
     )
     count: Headers = ((f"{PREFIX}replays", b"%d" % (letter.replays + 1)),)
-    return Outgoing(destination, record.key, record.value, kept + count)
+    return Output(OutputKind.REQUEST, destination, record.key, record.value, kept + count)

@@ -1,11 +1,14 @@
-"""A record's detour through a retry topic, as headers.
+"""A record's way through a retry topic, as headers.
 
 The record goes to the topic of its delay with the number of its next attempt, the moment before which it must not be
-tried, and where and when it first came from. The main topic never waits for it. Headers are replaced on every detour,
-so a record does not grow, and its key and value stay as they came.
+tried, and where and when it was first read. The main topic never waits for it. The headers are replaced each time, so a
+record does not grow, and its key and value stay as they came.
 
 Its timestamp travels as a header too, and the producer stamps the copy anew: a topic's retention counts from the
 timestamp, and would delete the copy of an old record before its attempt.
+
+The headers are believed on retry topics alone, where nobody but the group's workers writes. On any other topic a
+producer could use them to forge where a result comes from: there they are ignored, and removed from what is produced.
 """
 
 from __future__ import annotations
@@ -13,22 +16,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from worker.messages import Headers, Outgoing, Partition, Record
+from worker.messages import Headers, Origin, Output, OutputKind, Partition, Record
 
 PREFIX: Final = "xnli.retry."
 
 
 @dataclass(frozen=True, slots=True)
-class Detour:
-    """What a record brings back from a retry topic.
+class RetryHeaders:
+    """What a record in a retry topic says of itself.
 
     ``not_before_ms`` and ``timestamp_ms`` (the first record's; -1 if it had none) are milliseconds since 1970.
     """
 
     attempt: int
     not_before_ms: int
-    origin: Partition
-    origin_offset: int
+    origin: Origin
     timestamp_ms: int
 
 
@@ -37,53 +39,50 @@ def topics(group: str, delays_s: tuple[float, ...]) -> tuple[tuple[float, str], 
     return tuple((delay_s, f"{group}.retry.{delay_s:g}s") for delay_s in sorted(delays_s))
 
 
-def send_round(record: Record, topic: str, attempt: int, not_before_ms: int) -> Outgoing:
+def retry_copy(record: Record, topic: str, attempt: int, not_before_ms: int) -> Output:
     """The record as the retry topic receives it. ``attempt`` is the number of the attempt to come."""
-    origin, offset = origin_of(record)
+    origin = origin_of(record)
     ours: Headers = (
         (f"{PREFIX}attempt", b"%d" % attempt),
         (f"{PREFIX}not-before", b"%d" % not_before_ms),
-        (f"{PREFIX}topic", origin.topic.encode()),
-        (f"{PREFIX}partition", b"%d" % origin.number),
-        (f"{PREFIX}offset", b"%d" % offset),
+        (f"{PREFIX}topic", origin.partition.topic.encode()),
+        (f"{PREFIX}partition", b"%d" % origin.partition.number),
+        (f"{PREFIX}offset", b"%d" % origin.offset),
         (f"{PREFIX}timestamp", b"%d" % record.timestamp_ms),
     )
-    return Outgoing(topic, record.key, record.value, without(record.headers) + ours)
+    headers = without(record.headers) + ours
+    return Output(OutputKind.RETRY, topic, record.key, record.value, headers, attempts=attempt - 1)
 
 
-def come_back(record: Record) -> Record:
-    """A record read from a retry topic, under the timestamp it first had."""
-    detour = detour_of(record)
-    return record if detour is None else replace(record, timestamp_ms=detour.timestamp_ms)
-
-
-def detour_of(record: Record) -> Detour | None:
-    """The detour a record comes from; None for one that took none, or whose headers somebody else wrote wrongly."""
+def parse(record: Record) -> RetryHeaders | None:
+    """The retry headers of a record read from a retry topic; None where there are none, or wrong ones."""
     found = {name[len(PREFIX) :]: value or b"" for name, value in record.headers if name.startswith(PREFIX)}
     if not found:
         return None
     try:
-        detour = Detour(
+        parsed = RetryHeaders(
             attempt=int(found["attempt"]),
             not_before_ms=int(found["not-before"]),
-            origin=Partition(found["topic"].decode(), int(found["partition"])),
-            origin_offset=int(found["offset"]),
+            origin=Origin(Partition(found["topic"].decode(), int(found["partition"])), int(found["offset"])),
             timestamp_ms=int(found["timestamp"]),
         )
     except (KeyError, ValueError):
         return None
-    is_sound = detour.attempt > 1 and -1 <= detour.timestamp_ms < 1 << 63 and detour.not_before_ms < 1 << 63
-    return detour if is_sound else None
+    is_sound = parsed.attempt > 1 and -1 <= parsed.timestamp_ms < 1 << 63 and parsed.not_before_ms < 1 << 63
+    return parsed if is_sound else None
 
 
-def origin_of(record: Record) -> tuple[Partition, int]:
-    """The partition and offset a record was first read at."""
-    detour = detour_of(record)
-    if detour is None:
-        return record.position.partition, record.position.offset
-    return detour.origin, detour.origin_offset
+def restored(record: Record, headers: RetryHeaders) -> Record:
+    """The record as it was first read, and the number of the attempt to come."""
+    return replace(record, timestamp_ms=headers.timestamp_ms, attempt=headers.attempt, origin=headers.origin)
+
+
+def origin_of(record: Record) -> Origin:
+    """Where a record was first read."""
+    position = record.position
+    return record.origin if record.origin is not None else Origin(position.partition, position.offset)
 
 
 def without(headers: Headers) -> Headers:
-    """The headers that do not speak of detours."""
+    """The headers that are no retry headers."""
     return tuple([header for header in headers if not header[0].startswith(PREFIX)])

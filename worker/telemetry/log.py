@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, or a console for people. One canonical line for every batch.
+"""Logs: one JSON object a line, or a console for people.
 
 Everything ends in one handler on the root logger: our own structlog calls, the standard library's loggers, Python's
 warnings, and librdkafka's lines (its clients get the logger of that name, and write within ``poll``, on the caller's
@@ -11,14 +11,12 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker.errors import SettingsError
-from worker.messages import Trigger
 
 LogFormat = Literal["json", "console"]
 
@@ -191,43 +189,3 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,  # a second configure must reach loggers that already spoke
     )
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLine:
-    """The canonical log line: all that is worth knowing about one batch, in one searchable place.
-
-    Written once for every batch, when its fate is known, as event ``batch`` at level info. Times are milliseconds. The
-    batch's share of what the metrics count, so that the two can be held against each other.
-    """
-
-    messages: int  # jobs in the batch
-    tokens: int  # their cost as the batcher counted it
-    trigger: Trigger  # what closed the batch
-    pairs: int  # premise-hypothesis pairs (for EMBED, texts) asked for, every window of a long text counted
-    pairs_computed: int  # those that went through the model
-    pairs_failed: int  # those in passes that failed and were halved: what culprits cost their neighbours
-    cache_hits: int  # those answered by the cache; the rest were repeats within the batch
-    padding_tokens: int  # slots computed for nothing
-    waited_ms: float  # from the first admission until the inference thread began
-    inference_ms: float  # the engine at work
-    queued_ms: float  # from the inference thread's end until the Kafka thread took the results
-    publish_ms: float  # from the results' return to the acknowledgement of all they led to
-    oldest_ms: (
-        float | None
-    )  # end to end for the oldest record: its timestamp to that acknowledgement; None: no timestamp
-    published: int  # results acknowledged
-    retried: int  # messages sent to a retry topic, or kept to be tried again
-    dead_lettered: int  # messages that became dead letters
-    revoked: int  # results dropped because their partition had gone to another worker
-    bisections: int  # times the batch, or a part of it, was split to find a culprit
-    transaction: Literal["committed", "aborted", "none"]  # none: at_least_once
-
-
-_FIELDS = tuple(field.name for field in fields(BatchLine))  # asdict would copy deeply, for a quarter of the line's cost
-_log = structlog.stdlib.get_logger("worker.batch")
-
-
-def batch_done(line: BatchLine) -> None:
-    """Write the canonical line of a batch. Called once per batch by the loop, on the Kafka thread."""
-    _log.info("batch", **{name: getattr(line, name) for name in _FIELDS})

@@ -39,7 +39,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.errors import Reason
-from worker.messages import Batch, Partition, Trigger
+from worker.messages import Batch, Partition, Trigger, Work
 
 
 class Stage(StrEnum):
@@ -303,29 +303,18 @@ class Metrics:
         self._batch_messages.observe(len(batch.jobs))
         self._batch_tokens.observe(batch.tokens)
 
-    def inferred(
-        self,
-        seconds: float,
-        *,
-        pairs: int,
-        pairs_computed: int,
-        cache_hits: int,
-        computed_tokens: int,
-        padding_tokens: int,
-        shrinks: int = 0,
-        bisections: int = 0,
-    ) -> None:
-        """The engine finished a batch after ``seconds`` of work. ``computed_tokens`` are without padding."""
-        self._inference.observe(seconds)
-        self._pairs.inc(pairs)
-        self._pairs_computed.inc(pairs_computed)
-        self._cache_hits.inc(cache_hits)
-        self._computed_tokens.inc(computed_tokens)
-        self._padding_tokens.inc(padding_tokens)
-        if shrinks:
-            self._shrinks.inc(shrinks)
-        if bisections:
-            self._bisections.inc(bisections)
+    def inferred(self, work: Work, splits: int) -> None:
+        """The engine finished a batch, a part of which was split ``splits`` times because it failed."""
+        self._inference.observe(work.seconds)
+        self._pairs.inc(work.rows)
+        self._pairs_computed.inc(work.computed)
+        self._cache_hits.inc(work.cache_hits)
+        self._computed_tokens.inc(work.tokens)
+        self._padding_tokens.inc(work.slots - work.tokens)
+        if work.shrinks:
+            self._shrinks.inc(work.shrinks)
+        if splits:
+            self._bisections.inc(splits)
 
     def token_budget(self, tokens: int) -> None:
         """The token slots a forward may hold, at start and whenever it changes."""

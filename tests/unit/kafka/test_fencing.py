@@ -12,14 +12,13 @@ from worker.errors import BrokerAway, TransactionAborted
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RenewingPublisher
 from worker.kafka.transactional import TransactionalPublisher, Unpublishable
-from worker.messages import Outgoing, Partition, Position
-from worker.rules.offsets import Release
+from worker.messages import CommitBatch, Output, Partition, Position
 
 P0 = partition(0)
 
 
 class Deaf:
-    def assigned(self, epochs: object) -> None: ...
+    def assigned(self, generations: object) -> None: ...
 
     def revoked(self, partitions: object) -> None: ...
 
@@ -61,7 +60,7 @@ def renewing(broker: MemoryBroker, consumer: Consumer, calls: list[Callable[[], 
     return publisher
 
 
-def publish(renewing: RenewingPublisher, asked: Release, calls: list[Callable[[], None]]) -> bool:
+def publish(renewing: RenewingPublisher, asked: CommitBatch, calls: list[Callable[[], None]]) -> bool:
     """To the end: every call returns."""
     while not renewing.publish(asked, 0.1):
         while calls:
@@ -69,9 +68,9 @@ def publish(renewing: RenewingPublisher, asked: Release, calls: list[Callable[[]
     return True
 
 
-def release(consumer: Consumer) -> Release:
-    epoch = consumer.assignment[P0]
-    return Release(((Position(P0, 0, epoch), Outgoing(OUTPUT, None, b"answer", ())),), {P0: 1}, {P0: epoch})
+def release(consumer: Consumer) -> CommitBatch:
+    generation = consumer.assignment[P0]
+    return CommitBatch(((Position(P0, 0, generation), Output(OUTPUT, None, b"answer", ())),), {P0: 1}, {P0: generation})
 
 
 def test_a_call_that_never_returns_costs_a_producer_and_no_more(
@@ -112,12 +111,12 @@ def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
     broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
 ) -> None:
     broker.broker_limit_bytes = 100
-    epoch = consumer.assignment[P0]
+    generation = consumer.assignment[P0]
     values = [b"small", b"x" * 200, b"small", b"small"]
     outputs = tuple(
-        (Position(P0, offset, epoch), Outgoing(OUTPUT, None, value, ())) for offset, value in enumerate(values)
+        (Position(P0, offset, generation), Output(OUTPUT, None, value, ())) for offset, value in enumerate(values)
     )
-    asked = Release(outputs, {P0: 4}, {P0: epoch})
+    asked = CommitBatch(outputs, {P0: 4}, {P0: generation})
     with pytest.raises(TransactionAborted):
         publish(renewing, asked, calls)
     with pytest.raises(Unpublishable) as refused:

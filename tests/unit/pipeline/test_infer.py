@@ -13,7 +13,7 @@ from tests.delivery.doubles import ANSWER, job
 from worker.errors import DeviceAway, FatalError, OutOfDeviceMemory
 from worker.http.health import Health
 from worker.messages import Answered, Batch, Encoded, Failed, FaultKind, Outcome, Request, Trigger, Work
-from worker.pipeline.infer import Done, InferenceStage
+from worker.pipeline.infer import Done, InferenceThread
 from worker.rules.retry import RetryPolicy
 
 POLICY = RetryPolicy(max_attempts=3, initial_s=0.001, max_s=0.002, multiplier=2.0, jitter=0.0)
@@ -44,11 +44,11 @@ def _answer(engine: Engine, texts: Sequence[str]) -> Done:
     return _step(_stage(engine), texts)
 
 
-def _stage(engine: Engine) -> InferenceStage:
-    return InferenceStage(engine, POLICY, lambda: 0.0, lambda _: None, lambda: None)
+def _stage(engine: Engine) -> InferenceThread:
+    return InferenceThread(engine, POLICY, lambda: 0.0, lambda _: None, lambda: None)
 
 
-def _step(stage: InferenceStage, texts: Sequence[str]) -> Done:
+def _step(stage: InferenceThread, texts: Sequence[str]) -> Done:
     jobs = tuple(job(offset, text) for offset, text in enumerate(texts))
     stage.offer(Batch(jobs, len(jobs), 0.0, Trigger.WAIT))
     assert stage.step(0)
@@ -111,7 +111,7 @@ def test_an_outage_of_the_device_is_waited_for_and_counts_against_nobody() -> No
 def test_a_device_that_is_away_for_longer_than_a_batch_may_take_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, health = Clock(), Health(loop_limit_s=60, inference_limit_s=300)
     patient = RetryPolicy(max_attempts=3, initial_s=900.0, max_s=900.0, multiplier=1.0, jitter=0.0)
-    stage = InferenceStage(Engine(away=2), patient, clock, health.inference_beat, health.inference_idle)
+    stage = InferenceThread(Engine(away=2), patient, clock, health.inference_beat, health.inference_idle)
 
     def wait(seconds: float) -> bool:
         clock.advance(seconds)

@@ -29,9 +29,8 @@ from tests.delivery.doubles import (
 from tests.delivery.worker import BATCH, RETRY, Guarantee, Worker
 from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection
 from worker.messages import Partition
-from worker.pipeline.batch import BatchPolicy
+from worker.pipeline.batch import BATCHES_IN_HAND, BUSY_POLL_S, BatchPolicy
 from worker.pipeline.loop import PAUSE_AFTER_S
-from worker.pipeline.policies import BATCHES_IN_HAND, BUSY_POLL_S
 from worker.rules.crash_count import STARTS, Mark, parse, render
 from worker.rules.dead_letter import LetterLimits, is_truncated
 from worker.rules.retry import RetryPolicy
@@ -51,7 +50,7 @@ def broker() -> MemoryBroker:
 def started(broker: MemoryBroker, guarantee: Guarantee = "exactly_once", **options: object) -> Worker:
     worker = Worker(broker, guarantee, **options)  # type: ignore[arg-type]  # options are the worker's own fields
     broker.assign(P0, P1)
-    worker.kafka.step()
+    worker.loop.step()
     return worker
 
 
@@ -94,15 +93,15 @@ def test_lag_is_what_is_not_committed_whether_read_or_not(broker: MemoryBroker) 
     worker.stuck = True
     broker.send(P0, *[b"ok"] * 100)
     for _ in range(30):
-        worker.kafka.step()
-    assert 0 < worker.kafka.in_flight < 100, "some are read, some are not"
+        worker.loop.step()
+    assert 0 < worker.loop.in_flight < 100, "some are read, some are not"
     broker.clock.advance(10)
-    worker.kafka.step()
+    worker.loop.step()
     assert worker.counted("consumer_lag", topic="requests", partition="0") == 100
     worker.stuck = False
     worker.settle()
     broker.clock.advance(10)
-    worker.kafka.step()
+    worker.loop.step()
     assert worker.counted("consumer_lag", topic="requests", partition="0") == 0
 
 
@@ -177,7 +176,7 @@ def test_a_publish_broken_off_behind_its_receipts_vouches_for_no_other_release(
         with pytest.raises(RuntimeError, match="none of Kafka's"):
             worker.turn(60)
     assert 0 < len(broker.visible) < 8
-    worker.kafka.close()
+    worker.loop.close()
     assert broker.committed[P0] <= len(set(offsets(broker)))
 
 
@@ -190,7 +189,7 @@ def test_a_revoke_that_waits_for_the_device_commits_what_is_there_at_once(broker
     broker.send(P0, *[b"ok"] * 4)
     worker.stuck = True
     while not worker.inference.depths[0]:
-        worker.kafka.step()
+        worker.loop.step()
     worker.slow_offsets = False
     began_s = broker.clock()
     committed: list[tuple[float, int]] = []
@@ -201,7 +200,7 @@ def test_a_revoke_that_waits_for_the_device_commits_what_is_there_at_once(broker
 
     worker.kafka._clocks = worker.kafka._outbox._clocks = replace(worker.kafka._clocks, wait=watch)
     broker.revoke(P0)
-    worker.kafka.step()
+    worker.loop.step()
     assert committed[-1][0] > 5.0  # it waited for the device
     assert min(at_s for at_s, behind in committed if behind == 4) < 0.1
 
@@ -216,7 +215,7 @@ def test_a_partition_lost_and_given_back_does_not_wait_for_our_own_transaction(b
     broker.lose(P0)
     broker.assign(P0)
     began_s = broker.clock()
-    worker.kafka.step()
+    worker.loop.step()
     assert broker.clock() - began_s < 1.0
     worker.slow_offsets = False
     worker.settle()
@@ -337,7 +336,7 @@ def test_a_limit_on_dead_letters_halts_again_and_again_and_condemns_nobody(broke
         broker.assign(P0)
         with pytest.raises(DeadLetterLimit):
             worker.settle()
-        worker.kafka.close()
+        worker.loop.close()
         assert starts(broker) == 0
     started(broker).settle()
     assert offsets(broker) == list(range(20))
@@ -358,7 +357,7 @@ def test_what_a_limit_halted_decides_nothing_more_when_it_closes(
         broker.assign(P0)
         with pytest.raises(DeadLetterLimit):
             worker.settle()
-        worker.kafka.close()
+        worker.loop.close()
         assert starts(broker) == 0
 
 
@@ -435,7 +434,7 @@ def test_a_dead_letter_that_could_not_be_read_names_its_attempt(broker: MemoryBr
 def test_a_broker_away_is_waited_for(broker: MemoryBroker, guarantee: Guarantee) -> None:
     worker = started(broker, guarantee)
     broker.send(P0, *[b"ok"] * 6)
-    while not worker.kafka.in_flight:
+    while not worker.loop.in_flight:
         worker.turn()
     broker.away = True
     began_s = broker.clock()
@@ -459,7 +458,7 @@ def test_a_registry_away_is_waited_for(broker: MemoryBroker, guarantee: Guarante
     broker.send(P1, *[b"ok"] * 30)
     worker.turn(200)
     assert worker.consumer.paused
-    held = worker.kafka.in_flight
+    held = worker.loop.in_flight
     assert 0 < held <= 2 * BATCH.max_messages, "reading goes on though nothing can be decoded"
     broker.revoke(P1)
     worker.turn(10)
@@ -622,7 +621,7 @@ def test_a_partition_that_leaves_while_the_queue_is_full_is_not_written_again(br
     while not worker.counted("broker_errors_total"):
         worker.turn()
     broker.lose(P0)
-    worker.kafka.step()
+    worker.loop.step()
     broker.queue_limit = 100
     worker.turn(300)
     assert offsets(broker) == []
@@ -640,11 +639,11 @@ def test_on_revoke_what_is_computed_is_committed_and_the_rest_left(
     worker = started(broker, guarantee, cooperative=cooperative)
     broker.send(P0, *[b"ok"] * 6)
     while worker.inference.has_room:  # a batch of four is offered, two records stay in line
-        worker.kafka.step()
+        worker.loop.step()
     broker.revoke(P0, P1)
-    worker.kafka.step()
+    worker.loop.step()
     assert offsets(broker) == [0, 1, 2, 3]
-    assert worker.kafka.in_flight == 0
+    assert worker.loop.in_flight == 0
     broker.assign(P0, P1)
     worker.settle()
     assert offsets(broker) == [0, 1, 2, 3, 4, 5]
@@ -655,11 +654,11 @@ def test_a_late_result_of_a_former_assignment_is_dropped(broker: MemoryBroker) -
     worker = started(broker, stuck=True)
     broker.send(P0, *[b"ok"] * 4)
     while worker.inference.has_room:
-        worker.kafka.step()
+        worker.loop.step()
     began_s = broker.clock()
     broker.revoke(P0)
     broker.assign(P0)
-    worker.kafka.step()
+    worker.loop.step()
     assert broker.clock() - began_s == pytest.approx(10.0, abs=0.1), "the deadline of a revoke"
     worker.stuck = False
     worker.settle()
@@ -672,7 +671,7 @@ def test_of_a_lost_partition_nothing_is_committed(broker: MemoryBroker, guarante
     worker = started(broker, guarantee)
     broker.send(P0, *[b"ok"] * 4)
     while worker.inference.has_room:
-        worker.kafka.step()
+        worker.loop.step()
     worker.infer()
     broker.lose(P0)
     worker.turn(100)
@@ -697,13 +696,13 @@ def test_an_output_refused_after_its_partition_left_does_not_end_the_worker(brok
     broker.client_limit_bytes, broker.broker_limit_bytes = 2 * HUGE_BYTES, HUGE_BYTES // 2
     broker.send(P0, b"huge")
     broker.send(P1, b"ok")
-    while worker.kafka.in_flight < 2:
+    while worker.loop.in_flight < 2:
         worker.turn()
     broker.away = True
     while not worker.counted("broker_errors_total"):
         worker.turn()
     broker.lose(P0)
-    worker.kafka.step()
+    worker.loop.step()
     broker.away = False
     worker.settle()
     assert committed(broker) == {P1: 1}
@@ -714,9 +713,9 @@ def test_a_revoke_while_transactions_fail_neither_spins_nor_lengthens_the_back_o
     broker.send(P0, *[b"ok"] * 4)
     broker.faults["send_offsets_to_transaction"].extend([abortable()] * 1_000)
     while worker.inference.has_room:
-        worker.kafka.step()
+        worker.loop.step()
     broker.revoke(P0)
-    worker.kafka.step()
+    worker.loop.step()
     assert worker.counted("transactions_total", result="aborted") < 20
 
 
@@ -729,15 +728,15 @@ def test_a_partition_assigned_under_pressure_is_paused(broker: MemoryBroker) -> 
     broker.send(P0, *[b"ok"] * 160)
     broker.send(P1, *[b"ok"] * 5)
     worker.turn(30)
-    assert worker.kafka.in_flight >= BATCHES_IN_HAND * BATCH.max_messages
+    assert worker.loop.in_flight >= BATCHES_IN_HAND * BATCH.max_messages
     assert worker.counted("paused_partitions") == 0  # it may be a moment's matter
     worker.turn(math.ceil(PAUSE_AFTER_S / BUSY_POLL_S))
     assert worker.consumer.paused
-    held = worker.kafka.in_flight
+    held = worker.loop.in_flight
     assert held <= (BATCHES_IN_HAND + 1) * BATCH.max_messages
     broker.assign(P1)
     worker.turn(5)
-    assert worker.kafka.in_flight == held
+    assert worker.loop.in_flight == held
     assert worker.counted("paused_partitions") == 2
     worker.stuck = False
     worker.settle()
@@ -751,7 +750,7 @@ def test_bytes_in_hand_are_bounded_headers_included(broker: MemoryBroker) -> Non
     broker.send(P0, *[b"ok"] * 300)
     worker.turn(300)
     assert worker.consumer.paused
-    assert worker.kafka.in_flight < 80, "64 MiB and one poll more"
+    assert worker.loop.in_flight < 80, "64 MiB and one poll more"
 
 
 def test_tokens_in_hand_are_bounded_whatever_a_poll_brings(broker: MemoryBroker) -> None:
@@ -769,11 +768,11 @@ def test_tokens_in_hand_are_bounded_whatever_a_poll_brings(broker: MemoryBroker)
 def test_a_revoke_in_an_outage_ends_before_the_watchdog_thinks_of_a_hang(broker: MemoryBroker) -> None:
     worker = started(broker)
     broker.send(P0, *[b"ok"] * 4)
-    while not worker.kafka.in_flight:
+    while not worker.loop.in_flight:
         worker.turn()
     broker.away = True
     broker.revoke(P0, P1)
-    worker.kafka.step()
+    worker.loop.step()
     assert worker.health.healthy(broker.clock()).problems == ()
 
 
@@ -784,13 +783,13 @@ def test_a_revoke_in_an_outage_ends_before_the_watchdog_thinks_of_a_hang(broker:
 def test_a_drain_answers_what_is_in_hand_and_reads_nothing_more(broker: MemoryBroker, guarantee: Guarantee) -> None:
     worker = started(broker, guarantee)
     broker.send(P0, *[b"ok"] * 3)
-    while worker.kafka.in_flight < 3:
-        worker.kafka.step()
+    while worker.loop.in_flight < 3:
+        worker.loop.step()
     broker.send(P0, b"ok")
     began_s = broker.clock()
-    assert worker.kafka.drain(25.0)
+    assert worker.loop.drain(25.0)
     assert broker.clock() - began_s < 0.2
-    worker.kafka.close()
+    worker.loop.close()
     assert offsets(broker) == [0, 1, 2]
     assert committed(broker) == {P0: 3}
 
@@ -798,15 +797,15 @@ def test_a_drain_answers_what_is_in_hand_and_reads_nothing_more(broker: MemoryBr
 def test_a_drain_without_the_registry_ends_in_time_and_commits_what_it_can(broker: MemoryBroker) -> None:
     worker = started(broker)
     broker.send(P0, b"ok", b"ok")
-    while worker.kafka.in_flight < 2:
-        worker.kafka.step()
+    while worker.loop.in_flight < 2:
+        worker.loop.step()
     worker.codec.away = True
     broker.send(P0, b"ok")
     worker.turn()
     began_s = broker.clock()
-    assert not worker.kafka.drain(25.0)
+    assert not worker.loop.drain(25.0)
     assert broker.clock() - began_s == pytest.approx(25.0, abs=0.5)
-    worker.kafka.close()
+    worker.loop.close()
     assert committed(broker) == {P0: 2}
     assert offsets(broker) == [0, 1]
 
@@ -819,12 +818,12 @@ def test_closing_after_a_drain_that_ran_out_of_time_takes_seconds(
     """A supervisor that sent SIGTERM kills after 30 s, and most of them are spent."""
     worker = started(broker, guarantee, stuck=away == "device")
     broker.send(P0, *[b"ok"] * 4)
-    while not worker.kafka.in_flight:
+    while not worker.loop.in_flight:
         worker.turn()
     broker.away = away == "broker"
-    assert not worker.kafka.drain(20.0)
+    assert not worker.loop.drain(20.0)
     began_s = broker.clock()
-    worker.kafka.close()
+    worker.loop.close()
     assert broker.clock() - began_s <= 4
 
 
@@ -838,8 +837,8 @@ def test_an_outage_leaves_a_quarantined_partition_time_to_close(broker: MemoryBr
     worker.turn(turns)
     broker.away = True
     began_s = broker.clock()
-    worker.kafka.drain(20.0)
-    worker.kafka.close()
+    worker.loop.drain(20.0)
+    worker.loop.close()
     assert broker.clock() - began_s < 29
 
 
@@ -851,9 +850,9 @@ def test_a_drain_sees_an_unanswered_commit_through(broker: MemoryBroker) -> None
     while not worker.counted("broker_errors_total"):
         worker.turn()
     broker.lose(P0, P1)
-    worker.kafka.step()
-    assert worker.kafka.in_flight == 0
-    assert worker.kafka.drain(25.0)
+    worker.loop.step()
+    assert worker.loop.in_flight == 0
+    assert worker.loop.drain(25.0)
     assert broker.undecided is None
     assert offsets(broker) == [0]
 
@@ -862,7 +861,7 @@ def test_a_crash_of_the_inference_stage_comes_up_in_a_step(broker: MemoryBroker)
     worker = started(broker)
     worker.inference._crash = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        worker.kafka.step()
+        worker.loop.step()
 
 
 def test_the_output_of_a_result_goes_to_the_output_topic(broker: MemoryBroker) -> None:
@@ -900,7 +899,7 @@ def test_marks_are_not_taken_back_over_a_commit_without_an_answer(broker: Memory
     while not worker.counted("broker_errors_total"):
         worker.turn()
     broker.revoke(P0)
-    worker.kafka.step()
+    worker.loop.step()
     broker.faults.clear()
     while broker.undecided is not None:
         worker.turn()
@@ -916,7 +915,7 @@ def test_a_start_that_ends_in_an_error_stays_counted(broker: MemoryBroker) -> No
         with pytest.raises(FatalError):
             worker.turn(3)
         with contextlib.suppress(FatalError):
-            worker.kafka.close()
+            worker.loop.close()
         assert starts(broker) == times
 
 
@@ -925,8 +924,8 @@ def test_a_partition_handed_over_in_good_order_is_not_counted(broker: MemoryBrok
     worker = started(broker)
     assert starts(broker) == 1
     if how == "drain":
-        assert worker.kafka.drain(5.0)
-        worker.kafka.close()
+        assert worker.loop.drain(5.0)
+        worker.loop.close()
     else:
         broker.revoke(P0)
         worker.turn()
@@ -972,7 +971,7 @@ def test_one_killer_costs_at_most_two_restarts_more_than_starts_are_counted(plac
         worker = started(broker)
         with contextlib.suppress(Killed):
             for _ in range(2_000):
-                worker.kafka.step()
+                worker.loop.step()
                 for _ in range(draw.randrange(3)):
                     worker.infer()
                 if broker.committed.get(P0, 0) == place + 51:

@@ -22,7 +22,7 @@ def broker() -> MemoryBroker:
 def started(broker: MemoryBroker) -> Worker:
     worker = Worker(broker)
     broker.assign(P0)
-    worker.kafka.step()
+    worker.loop.step()
     return worker
 
 
@@ -34,7 +34,7 @@ def quarantined(broker: MemoryBroker) -> Worker:
         worker = started(broker)
     worker.stuck = True
     for _ in range(20):
-        worker.kafka.step()
+        worker.loop.step()
     assert parse(broker.metadata[P0]).suspect
     return worker
 
@@ -43,10 +43,10 @@ def test_a_partition_that_is_lost_and_comes_back_to_a_worker_that_lives_condemns
     worker = quarantined(broker)
     for _ in range(3):
         broker.lose(P0)
-        worker.kafka.step()
+        worker.loop.step()
         broker.assign(P0)
         for _ in range(5):
-            worker.kafka.step()
+            worker.loop.step()
     worker.stuck = False
     worker.settle()
     assert [(answered(output)[1], reason(output)) for output in broker.visible] == [(i, "") for i in range(6)]
@@ -63,9 +63,9 @@ def test_a_worker_that_loses_its_partitions_again_and_again_counts_no_start(brok
     worker = started(broker)
     for _ in range(2 * STARTS):
         broker.lose(P0)
-        worker.kafka.step()
+        worker.loop.step()
         broker.assign(P0)
-        worker.kafka.step()
+        worker.loop.step()
     assert parse(broker.metadata[P0]).starts == 1
 
 
@@ -74,8 +74,8 @@ def test_while_a_start_counts_little_is_in_hand(broker: MemoryBroker) -> None:
     worker = started(broker)
     worker.stuck = True
     for _ in range(50):
-        worker.kafka.step()
-    assert worker.kafka.in_flight <= 3 * BATCH.max_messages
+        worker.loop.step()
+    assert worker.loop.in_flight <= 3 * BATCH.max_messages
     worker.stuck = False
     worker.settle()
     assert broker.committed[P0] == 200

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import Reason
-from worker.messages import Fault, FaultKind, Headers, Outgoing, Partition, Position, Record
+from worker.messages import Fault, FaultKind, Headers, Output, Partition, Position, Record
 from worker.rules.dead_letter import PREFIX, Obituary, dead_letter, is_truncated, truncated
 from worker.rules.retry_headers import send_round
 
@@ -45,7 +45,7 @@ faults = st.builds(
 records = st.builds(
     Record,
     position=st.builds(
-        Position, partition=st.just(Partition("requests", 2)), offset=st.integers(0, 2**40), epoch=st.just(1)
+        Position, partition=st.just(Partition("requests", 2)), offset=st.integers(0, 2**40), generation=st.just(1)
     ),
     key=st.none() | st.binary(max_size=20),
     value=st.none() | st.binary(max_size=200),
@@ -54,7 +54,7 @@ records = st.builds(
 )
 
 
-def _ours(letter: Outgoing) -> dict[str, bytes | None]:
+def _ours(letter: Output) -> dict[str, bytes | None]:
     return {name.removeprefix(PREFIX): value for name, value in letter.headers if name.startswith(PREFIX)}
 
 

@@ -3,18 +3,18 @@ from __future__ import annotations
 import pytest
 
 from tests.delivery.doubles import partition, record
-from worker.messages import Outgoing, Position, Record
+from worker.messages import Output, Position, Record
 from worker.rules.offsets import Ledger
 
 P0, P1 = partition(0), partition(1)
 
 
-def output(text: str = "") -> Outgoing:
-    return Outgoing("results", None, text.encode(), ())
+def output(text: str = "") -> Output:
+    return Output("results", None, text.encode(), ())
 
 
-def at(offset: int, *, number: int = 0, epoch: int = 1) -> Position:
-    return record(offset, number=number, epoch=epoch).position
+def at(offset: int, *, number: int = 0, generation: int = 1) -> Position:
+    return record(offset, number=number, generation=generation).position
 
 
 def ledger_with(*offsets: int) -> Ledger:
@@ -81,17 +81,17 @@ def test_a_former_assignment_changes_nothing() -> None:
     old = ledger.release()
     ledger.assign(P0, 2)
     assert ledger.in_flight == 0
-    ledger.track(record(0, epoch=2))
+    ledger.track(record(0, generation=2))
     assert not ledger.is_live(at(0))
     assert not ledger.resolve(at(0), output("late"))
     ledger.acknowledge(old)
     assert ledger.in_flight == 1
     with pytest.raises(KeyError):
         ledger.record(at(0))
-    assert ledger.record(at(0, epoch=2)) == record(0, epoch=2)
+    assert ledger.record(at(0, generation=2)) == record(0, generation=2)
 
 
-@pytest.mark.parametrize("wrong", [record(3), record(4), record(9, epoch=2), record(9, number=1)])
+@pytest.mark.parametrize("wrong", [record(3), record(4), record(9, generation=2), record(9, number=1)])
 def test_a_reader_that_breaks_its_contract_is_told_so(wrong: Record) -> None:
     with pytest.raises(ValueError, match=r"not assigned|out of order"):
         ledger_with(4).track(wrong)
@@ -112,13 +112,13 @@ def test_a_limit_bounds_all_partitions_together() -> None:
     ledger = ledger_with(0, 1, 2)
     ledger.assign(P1, 7)
     for offset in (0, 1):
-        ledger.track(record(offset, number=1, epoch=7))
-        ledger.resolve(at(offset, number=1, epoch=7), output())
+        ledger.track(record(offset, number=1, generation=7))
+        ledger.resolve(at(offset, number=1, generation=7), output())
     for offset in (0, 1, 2):
         ledger.resolve(at(offset), output())
     assert ledger.release(0).offsets == {}
     assert ledger.release(4).offsets == {P0: 3, P1: 1}
-    assert ledger.release(4).epochs == {P0: 1, P1: 7}
+    assert ledger.release(4).generations == {P0: 1, P1: 7}
 
 
 def test_forgetting_what_is_not_there_is_fine() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.messages import Fault, FaultKind, Headers, Outgoing, Partition, Position, Record
+from worker.messages import Fault, FaultKind, Headers, Output, Partition, Position, Record
 from worker.rules.dead_letter import PREFIX, Obituary, dead_letter, truncated
 from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed
 
@@ -15,7 +15,7 @@ OBITUARY = Obituary("dead", "group", "worker-1")
 FAULT = Fault(FaultKind.MESSAGE, "inference", "inference", "ValueError", "no", "at line 1")
 
 
-def read(output: Outgoing, offset: int, now_ms: int) -> Record:
+def read(output: Output, offset: int, now_ms: int) -> Record:
     """What a consumer makes of a record that was produced."""
     at_ms = now_ms if output.timestamp_ms is None else output.timestamp_ms
     return Record(Position(Partition(output.topic, 0), offset, 0), output.key, output.value, output.headers, at_ms)
@@ -27,9 +27,9 @@ def letter(headers: dict[str, str] | None = None, key: bytes | None = b"k", time
     return Letter(Record(Position(Partition("dead", 0), 5, 0), key, b"v", ours, timestamp_ms))
 
 
-def send_again(of: Letter, *, to: str | None = None, max_replays: int = 3) -> Outgoing:
+def send_again(of: Letter, *, to: str | None = None, max_replays: int = 3) -> Output:
     found = replayed(of, to=to, inputs=INPUTS, max_replays=max_replays)
-    assert isinstance(found, Outgoing), found
+    assert isinstance(found, Output), found
     return found
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.messages import Headers, Outgoing, Partition, Position, Record
+from worker.messages import Headers, Output, Partition, Position, Record
 from worker.rules.retry_headers import PREFIX, come_back, detour_of, origin_of, send_round, topics, without
 
 foreign: st.SearchStrategy[Headers] = st.lists(
@@ -15,7 +15,7 @@ foreign: st.SearchStrategy[Headers] = st.lists(
 ).map(tuple)
 
 
-def _read_again(sent: Outgoing, offset: int) -> Record:
+def _read_again(sent: Output, offset: int) -> Record:
     assert sent.timestamp_ms is None, "retention would count from the request's own time"
     return come_back(Record(Position(Partition(sent.topic, 0), offset, 7), sent.key, sent.value, sent.headers, 77))
 
