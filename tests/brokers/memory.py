@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from worker.messages import Headers, Output, Partition
+from worker.messages import Headers, Output, OutputKind, Partition
 
 PREFETCH: Final = 3
 # A commit that is waited for has no time-out: so long librdkafka looks for its coordinator, measured.
@@ -415,7 +415,7 @@ class MemoryProducer:
         if self._transactional:
             self._expect(_Turn.OPEN)
         self._meet("produce")
-        output = Output(topic, key, value, tuple(headers), timestamp)
+        output = Output(OutputKind.RESULT, topic, key, value, tuple(headers), timestamp)
         if len(self._queue) >= self._broker.queue_limit:
             raise BufferError("queue full")
         if _size_bytes(output) > self._broker.client_limit_bytes:

@@ -18,17 +18,19 @@ from prometheus_client import CollectorRegistry
 
 from tests.brokers.kafka import Kafka
 from tests.delivery.doubles import Codec, Engine, answered, encode
+from worker.app import open_loop
 from worker.http.health import Health
 from worker.kafka import client_config
 from worker.kafka.consumer import Consumer as WorkerConsumer
 from worker.kafka.embedded import EmbeddedBroker
 from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
 from worker.label_sets.topic import LabelSets
-from worker.messages import Output
-from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy, Policies
+from worker.messages import Output, OutputKind
+from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
 from worker.pipeline.infer import InferenceThread
-from worker.pipeline.loop import KafkaStage
-from worker.rules.dead_letter import Obituary
+from worker.pipeline.resolve import Policy
+from worker.rules.dead_letter import DeadLetterSource
+from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
 from worker.settings import KafkaSettings
 from worker.telemetry.metrics import Metrics
@@ -109,27 +111,31 @@ class Worker:
             publisher = AtLeastOncePublisher(client_config.producer(settings, None), consumer, time.monotonic)
         publisher.start(LIMIT_S)
         health = Health(loop_limit_s=60, inference_limit_s=60)
+        codec = Codec(bench.output)
         self.inference = InferenceThread(
             self.engine, RETRY, time.monotonic, health.inference_beat, health.inference_idle
         )
-        self.kafka = KafkaStage(
+        self.loop = open_loop(
             consumer=consumer,
             publisher=publisher,
             inference=self.inference,
-            codec=Codec(bench.output),
+            read=codec.read,
             encode=encode,
-            policies=Policies(BATCH, RETRY, Obituary(bench.dead_letters, bench.name, instance), None),
+            write=codec.write,
+            batch=BATCH,
+            policy=Policy(RETRY, DeadLetterSource(bench.dead_letters, bench.name, instance), DeadLetterLimits()),
+            max_age_s=None,
             metrics=Metrics(self.registry),
             health=health,
         )
-        self.kafka.start([bench.input])
+        self.loop.start([bench.input])
 
     def counted(self, metric: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"xnli_worker_{metric}", labels) or 0.0
 
     def close(self) -> None:
         self.inference.stop(5.0)
-        self.kafka.close()
+        self.loop.close()
 
 
 def until(done: Callable[[], bool], *workers: Worker) -> None:
@@ -145,7 +151,7 @@ def answers(messages: Sequence[Message]) -> list[tuple[int, int]]:
     """Partition and offset of the requests that messages answer."""
     found = []
     for message in messages:
-        output = Output(message.topic() or "", message.key(), message.value(), ())
+        output = Output(OutputKind.RESULT, message.topic() or "", message.key(), message.value(), ())
         where, offset = answered(output)
         found.append((where.number, offset))
     return found

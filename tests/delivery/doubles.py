@@ -39,6 +39,7 @@ from worker.messages import (
     Work,
 )
 from worker.rules.dead_letter import PREFIX
+from worker.rules.retry_headers import without
 
 INPUT: Final = "requests"
 OUTPUT: Final = "results"
@@ -109,9 +110,8 @@ class Codec:
             value += b" " * HUGE_BYTES
         if word(job.request) == "large":
             value += random.Random(0).randbytes(LARGE_BYTES)
-        return Output(
-            OutputKind.RESULT, self._output, job.record.key, value, job.record.headers, attempts=job.record.attempt
-        )
+        headers = without(job.record.headers)
+        return Output(OutputKind.RESULT, self._output, job.record.key, value, headers, attempts=job.record.attempt)
 
 
 def word(request: Request) -> str:
@@ -128,6 +128,7 @@ class Engine:
     def __init__(self) -> None:
         self.runs: list[int] = []
         self.away = 0
+        self.failures_before: Counter[str] = Counter()  # of each word: so often it fails when it is alone
         self._failures: Counter[str] = Counter()
 
     def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
@@ -136,6 +137,9 @@ class Engine:
             self.away -= 1
             raise DeviceAway("the device is away")
         for request, _ in requests:
+            if self.failures_before[word(request)]:
+                self.failures_before[word(request)] -= len(requests) == 1
+                raise RuntimeError("flaky")
             match word(request).split():
                 case ["poison"]:
                     raise RuntimeError("poison")

@@ -40,7 +40,7 @@ from tests.delivery.doubles import (
 )
 from tests.delivery.worker import BATCH, Guarantee, Worker
 from worker.errors import FatalError
-from worker.messages import Output, Partition, Position
+from worker.messages import Output, OutputKind, Partition, Position
 from worker.pipeline.batch import BATCHES_IN_HAND
 
 PARTITIONS = tuple(partition(number) for number in range(3))
@@ -324,8 +324,8 @@ def elsewhere(where: Partition, offset: int, value: bytes) -> Output:
             ("xnli.dlq.partition", b"%d" % where.number),
             ("xnli.dlq.offset", b"%d" % offset),
         )
-        return Output(DEAD_LETTERS, None, None, headers)
-    return Output(OUTPUT, None, name(Position(where, offset, 0)).encode(), ())
+        return Output(OutputKind.DEAD_LETTER, DEAD_LETTERS, None, None, headers)
+    return Output(OutputKind.RESULT, OUTPUT, None, name(Position(where, offset, 0)).encode(), ())
 
 
 @pytest.mark.parametrize("machine", [ExactlyOnce, AtLeastOnce])

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.delivery.doubles import record
-from worker.messages import Output, Partition, Position
-from worker.rules.offsets import Ledger
+from worker.messages import Output, OutputKind, Partition, Position
+from worker.rules.offsets import Account, Ledger
 
 Operation = tuple[str, int, int]
 operations = st.lists(
@@ -22,7 +22,7 @@ operations = st.lists(
 
 @given(operations)
 def test_the_ledger_commits_what_a_perfect_memory_would(done: list[Operation]) -> None:
-    ledger = Ledger()
+    ledger: Ledger[Account] = Ledger()
     generation = 0
     generations: dict[int, int] = {}
     # Per partition, in read order: position and, once resolved, its output (None where it is skipped).
@@ -33,7 +33,7 @@ def test_the_ledger_commits_what_a_perfect_memory_would(done: list[Operation]) -
             generation += 1
             book.pop(number, None)  # to the end: a limit is spent in order of assignment
             generations[number], book[number] = generation, []
-            ledger.assign(Partition("requests", number), generation)
+            ledger.assign(Account(Partition("requests", number), generation))
         elif operation == "forget":
             generations.pop(number, None)
             book.pop(number, None)
@@ -45,7 +45,7 @@ def test_the_ledger_commits_what_a_perfect_memory_would(done: list[Operation]) -
             ledger.track(read)
         elif operation in {"resolve", "skip"} and book.get(number):
             position, answer = book[number][which % len(book[number])]
-            found = Output("results", None, b"%d" % which, ()) if operation == "resolve" else None
+            found = Output(OutputKind.RESULT, "results", None, b"%d" % which, ()) if operation == "resolve" else None
             answer[:] = [found]
             assert ledger.resolve(position, found)
         elif operation == "publish":
@@ -58,7 +58,7 @@ def test_the_ledger_commits_what_a_perfect_memory_would(done: list[Operation]) -
         expect(ledger, book)
 
 
-def expect(ledger: Ledger, book: dict[int, list[tuple[Position, list[Output | None]]]]) -> None:
+def expect(ledger: Ledger[Account], book: dict[int, list[tuple[Position, list[Output | None]]]]) -> None:
     assert ledger.in_flight == sum(map(len, book.values()))
     outputs: list[tuple[Position, Output]] = []
     offsets: dict[Partition, int] = {}

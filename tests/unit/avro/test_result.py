@@ -49,7 +49,7 @@ def job(task: Task, timestamp_ms: int = 1_767_225_600_000) -> Job:
         normalize=True,
         attributes={"a": "b"},
     )
-    return Job(record, request, Encoded((), windows=2, truncated=True, tokens=10), 1)
+    return Job(record, request, Encoded((), windows=2, truncated=True, tokens=10))
 
 
 def written(task: Task, outcome: Outcome, timestamp_ms: int = 1_767_225_600_000) -> dict[str, Any]:

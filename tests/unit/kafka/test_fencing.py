@@ -12,7 +12,7 @@ from worker.errors import BrokerAway, TransactionAborted
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RenewingPublisher
 from worker.kafka.transactional import TransactionalPublisher, Unpublishable
-from worker.messages import CommitBatch, Output, Partition, Position
+from worker.messages import CommitBatch, Output, OutputKind, Partition, Position
 
 P0 = partition(0)
 
@@ -70,7 +70,11 @@ def publish(renewing: RenewingPublisher, asked: CommitBatch, calls: list[Callabl
 
 def release(consumer: Consumer) -> CommitBatch:
     generation = consumer.assignment[P0]
-    return CommitBatch(((Position(P0, 0, generation), Output(OUTPUT, None, b"answer", ())),), {P0: 1}, {P0: generation})
+    return CommitBatch(
+        ((Position(P0, 0, generation), Output(OutputKind.RESULT, OUTPUT, None, b"answer", ())),),
+        {P0: 1},
+        {P0: generation},
+    )
 
 
 def test_a_call_that_never_returns_costs_a_producer_and_no_more(
@@ -114,7 +118,8 @@ def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
     generation = consumer.assignment[P0]
     values = [b"small", b"x" * 200, b"small", b"small"]
     outputs = tuple(
-        (Position(P0, offset, generation), Output(OUTPUT, None, value, ())) for offset, value in enumerate(values)
+        (Position(P0, offset, generation), Output(OutputKind.RESULT, OUTPUT, None, value, ()))
+        for offset, value in enumerate(values)
     )
     asked = CommitBatch(outputs, {P0: 4}, {P0: generation})
     with pytest.raises(TransactionAborted):

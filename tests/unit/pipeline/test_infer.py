@@ -12,8 +12,8 @@ from tests.brokers.memory import Clock
 from tests.delivery.doubles import ANSWER, job
 from worker.errors import DeviceAway, FatalError, OutOfDeviceMemory
 from worker.http.health import Health
-from worker.messages import Answered, Batch, Encoded, Failed, FaultKind, Outcome, Request, Trigger, Work
-from worker.pipeline.infer import Done, InferenceThread
+from worker.messages import Answered, Batch, BatchResult, Encoded, Failed, FaultKind, Outcome, Request, Trigger, Work
+from worker.pipeline.infer import InferenceThread
 from worker.rules.retry import RetryPolicy
 
 POLICY = RetryPolicy(max_attempts=3, initial_s=0.001, max_s=0.002, multiplier=2.0, jitter=0.0)
@@ -40,7 +40,7 @@ class Engine:
         return [ANSWER] * count, Work(count, count, count, count, 0, 0, 1, 0.0, budget=7)
 
 
-def _answer(engine: Engine, texts: Sequence[str]) -> Done:
+def _answer(engine: Engine, texts: Sequence[str]) -> BatchResult:
     return _step(_stage(engine), texts)
 
 
@@ -48,7 +48,7 @@ def _stage(engine: Engine) -> InferenceThread:
     return InferenceThread(engine, POLICY, lambda: 0.0, lambda _: None, lambda: None)
 
 
-def _step(stage: InferenceThread, texts: Sequence[str]) -> Done:
+def _step(stage: InferenceThread, texts: Sequence[str]) -> BatchResult:
     jobs = tuple(job(offset, text) for offset, text in enumerate(texts))
     stage.offer(Batch(jobs, len(jobs), 0.0, Trigger.WAIT))
     assert stage.step(0)
@@ -71,7 +71,7 @@ def test_one_culprit_costs_at_most_half_a_batch_more_than_the_pass_that_failed(s
     engine = Engine()
     done = _answer(engine, ["poison" if i == place else "fine" for i in range(size)])
     assert sum(engine.runs) <= 2 * size + size / 2
-    assert done.bisections <= math.ceil(math.log(size, 4))
+    assert done.splits <= math.ceil(math.log(size, 4))
 
 
 def test_in_a_batch_of_256_one_culprit_costs_at_most_a_batch_and_a_third_wherever_it_stands() -> None:
@@ -104,8 +104,8 @@ def test_an_outage_of_the_device_is_waited_for_and_counts_against_nobody() -> No
     engine = Engine(away=3)
     done = _answer(engine, ["fine", "fine"])
     assert engine.runs == [2, 2, 2, 2]
-    assert all(isinstance(f, Answered) and f.job.attempt == 1 for f in done.finished)
-    assert done.bisections == 0
+    assert all(isinstance(f, Answered) and f.job.record.attempt == 1 for f in done.finished)
+    assert done.splits == 0
 
 
 def test_a_device_that_is_away_for_longer_than_a_batch_may_take_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,16 +29,18 @@ from tests.delivery.doubles import (
 from tests.delivery.worker import BATCH, RETRY, Guarantee, Worker
 from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection
 from worker.messages import Partition
-from worker.pipeline.batch import BATCHES_IN_HAND, BUSY_POLL_S, BatchPolicy
-from worker.pipeline.loop import PAUSE_AFTER_S
+from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
+from worker.pipeline.clocks import BUSY_POLL_S
+from worker.pipeline.fetch import PAUSE_AFTER_S
 from worker.rules.crash_count import STARTS, Mark, parse, render
-from worker.rules.dead_letter import LetterLimits, is_truncated
+from worker.rules.dead_letter import is_truncated
+from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
-from worker.rules.retry_headers import PREFIX, send_round, topics
+from worker.rules.retry_headers import PREFIX, retry_copy, topics
 
 P0, P1 = partition(0), partition(1)
 RETRY_TOPICS = topics("group", (5.0,))
-COMES_BACK = Partition(RETRY_TOPICS[0][1], 0)
+RETRY_PARTITION = Partition(RETRY_TOPICS[0][1], 0)
 BOTH = pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
 
 
@@ -198,7 +200,7 @@ def test_a_revoke_that_waits_for_the_device_commits_what_is_there_at_once(broker
         worker.wait(seconds)
         committed.append((broker.clock() - began_s, broker.committed.get(P0, 0)))
 
-    worker.kafka._clocks = worker.kafka._outbox._clocks = replace(worker.kafka._clocks, wait=watch)
+    worker.loop.clocks = worker.loop.publication._clocks = replace(worker.loop.clocks, wait=watch)
     broker.revoke(P0)
     worker.loop.step()
     assert committed[-1][0] > 5.0  # it waited for the device
@@ -330,7 +332,7 @@ def test_a_limit_on_dead_letters_halts_again_and_again_and_condemns_nobody(broke
     """A deployment that cannot read a thing, and a supervisor that starts it again."""
     broker.send(P0, *[b"ok"] * 20)
     for _ in range(2 * (STARTS + 1)):
-        worker = Worker(broker, letters=LetterLimits(max_consecutive=1))
+        worker = Worker(broker, dead_letter_limits=DeadLetterLimits(max_consecutive=1))
         rejects = Mock(side_effect=Rejection(Reason.SCHEMA, "decode", "another registry's id"))
         worker.codec.read = rejects  # type: ignore[method-assign]  # whatever it reads
         broker.assign(P0)
@@ -353,7 +355,7 @@ def test_what_a_limit_halted_decides_nothing_more_when_it_closes(
     broker.client_limit_bytes, broker.broker_limit_bytes = 2 * HUGE_BYTES, HUGE_BYTES // 2
     broker.send(P0, *[word] * 12)
     for _ in range(STARTS + 2):
-        worker = Worker(broker, guarantee, letters=LetterLimits(max_consecutive=1))
+        worker = Worker(broker, guarantee, dead_letter_limits=DeadLetterLimits(max_consecutive=1))
         broker.assign(P0)
         with pytest.raises(DeadLetterLimit):
             worker.settle()
@@ -364,9 +366,9 @@ def test_what_a_limit_halted_decides_nothing_more_when_it_closes(
 # Retry topics ---------------------------------------------------------------------------------------------------------
 
 
-def detour(**fields: int) -> list[tuple[str, bytes]]:
-    """Headers of a record that comes back from a retry topic, due at once; these fields are somebody else's."""
-    sent = send_round(record(), COMES_BACK.topic, attempt=2, not_before_ms=0)
+def retry_headers(**fields: int) -> list[tuple[str, bytes]]:
+    """Headers of a record in a retry topic, due at once; these fields are somebody else's."""
+    sent = retry_copy(record(), RETRY_PARTITION.topic, attempt=2, not_before_ms=0)
     theirs = {PREFIX + name.replace("_", "-"): b"%d" % value for name, value in fields.items()}
     return [(name, value or b"") for name, value in (dict(sent.headers) | theirs).items()]
 
@@ -374,11 +376,11 @@ def detour(**fields: int) -> list[tuple[str, bytes]]:
 @pytest.mark.parametrize("attempt", [-5, 0, 99, 10**400], ids=["negative", "none", "many", "absurd"])
 def test_on_an_input_topic_a_record_has_its_first_attempt_whatever_it_says(broker: MemoryBroker, attempt: int) -> None:
     worker = started(broker, retry_topics=RETRY_TOPICS)
-    broker.headers = detour(attempt=attempt)
+    broker.headers = retry_headers(attempt=attempt)
     broker.send(P0, b"flaky 1")
     worker.settle()
     (sent,) = broker.visible
-    assert sent.topic == COMES_BACK.topic
+    assert sent.topic == RETRY_PARTITION.topic
     assert dict(sent.headers)["xnli.retry.attempt"] == b"2"
 
 
@@ -395,22 +397,22 @@ def test_on_an_input_topic_a_record_has_its_first_attempt_whatever_it_says(broke
 )
 def test_absurd_headers_in_a_retry_topic_hold_up_nobody(broker: MemoryBroker, fields: dict[str, int]) -> None:
     worker = Worker(broker, retry_topics=RETRY_TOPICS)
-    broker.assign(COMES_BACK)
-    broker.headers = detour(**fields)
-    broker.send(COMES_BACK, b"poison", b"ok", b"garbage")
+    broker.assign(RETRY_PARTITION)
+    broker.headers = retry_headers(**fields)
+    broker.send(RETRY_PARTITION, b"poison", b"ok", b"garbage")
     worker.settle()
-    assert [output.topic for output in broker.visible] == [COMES_BACK.topic, OUTPUT, DEAD_LETTERS]
+    assert [output.topic for output in broker.visible] == [RETRY_PARTITION.topic, OUTPUT, DEAD_LETTERS]
     assert all(0 <= (output.timestamp_ms or 0) < 1 << 63 for output in broker.visible), "else no client sends it"
 
 
 @pytest.mark.parametrize("mark", [Mark(), Mark(until=8)], ids=["ordinary", "quarantined"])
 def test_a_record_in_a_retry_topic_waits_until_it_is_due(broker: MemoryBroker, mark: Mark) -> None:
     """Also in quarantine, and also for longer than the topic's delay: clocks may differ by so much."""
-    broker.metadata[COMES_BACK] = render(mark)
+    broker.metadata[RETRY_PARTITION] = render(mark)
     worker = Worker(broker, retry_topics=RETRY_TOPICS)
-    broker.assign(COMES_BACK)
-    broker.headers = detour(not_before=int((broker.clock() + 6) * 1000))
-    broker.send(COMES_BACK, b"ok")
+    broker.assign(RETRY_PARTITION)
+    broker.headers = retry_headers(not_before=int((broker.clock() + 6) * 1000))
+    broker.send(RETRY_PARTITION, b"ok")
     began_s = broker.clock()
     while not broker.visible and broker.clock() < began_s + 20:
         worker.turn()
@@ -419,9 +421,9 @@ def test_a_record_in_a_retry_topic_waits_until_it_is_due(broker: MemoryBroker, m
 
 def test_a_dead_letter_that_could_not_be_read_names_its_attempt(broker: MemoryBroker) -> None:
     worker = Worker(broker, retry_topics=RETRY_TOPICS)
-    broker.assign(COMES_BACK)
-    broker.headers = detour(attempt=3)
-    broker.send(COMES_BACK, b"garbage")
+    broker.assign(RETRY_PARTITION)
+    broker.headers = retry_headers(attempt=3)
+    broker.send(RETRY_PARTITION, b"garbage")
     worker.settle()
     (letter,) = broker.visible
     assert dict(letter.headers)["xnli.dlq.attempts"] == b"3"
@@ -759,7 +761,7 @@ def test_tokens_in_hand_are_bounded_whatever_a_poll_brings(broker: MemoryBroker)
         broker.send(where, *[b"long"] * 10)
     for _ in range(30):
         worker.turn()
-        assert worker.kafka._batcher.tokens < BATCHES_IN_HAND * BATCH.max_tokens + LONG_TOKENS
+        assert worker.loop.handoff.tokens < BATCHES_IN_HAND * BATCH.max_tokens + LONG_TOKENS
     worker.stuck = False
     worker.settle()
     assert offsets(broker, P0) == offsets(broker, P1) == list(range(10))

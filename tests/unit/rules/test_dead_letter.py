@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from worker.errors import Reason
 from worker.messages import Fault, FaultKind, Headers, Output, Partition, Position, Record
-from worker.rules.dead_letter import PREFIX, Obituary, dead_letter, is_truncated, truncated
-from worker.rules.retry_headers import send_round
+from worker.rules.dead_letter import PREFIX, DeadLetterSource, dead_letter, is_truncated, truncated
+from worker.rules.retry_headers import parse, restored, retry_copy
 
-OBITUARY = Obituary("dead", "group", "worker-0")
+SOURCE = DeadLetterSource("dead", "group", "worker-0")
 HEADERS = [
     "reason",
     "stage",
@@ -60,7 +60,7 @@ def _ours(letter: Output) -> dict[str, bytes | None]:
 
 @given(records, faults, st.integers(1, 100))
 def test_a_letter_is_the_record_as_it_came_and_thirteen_headers(record: Record, fault: Fault, attempts: int) -> None:
-    letter = dead_letter(record, fault, attempts, OBITUARY)
+    letter = dead_letter(record, fault, attempts, SOURCE)
     assert (letter.topic, letter.key, letter.value, letter.reason) == ("dead", record.key, record.value, fault.reason)
     assert letter.timestamp_ms == (record.timestamp_ms if record.timestamp_ms >= 0 else None)
     assert tuple(h for h in letter.headers if not h[0].startswith(PREFIX)) == record.headers
@@ -78,9 +78,9 @@ def test_a_letter_is_the_record_as_it_came_and_thirteen_headers(record: Record, 
 def test_a_second_death_replaces_the_headers_and_keeps_the_first_origin(
     record: Record, first: Fault, second: Fault
 ) -> None:
-    letter = dead_letter(record, first, 1, OBITUARY)
+    letter = dead_letter(record, first, 1, SOURCE)
     again = Record(Position(Partition("requests", 0), 7, 1), letter.key, letter.value, letter.headers, 5)
-    other = dead_letter(again, second, 3, Obituary("dead", "other-group", "worker-1"))
+    other = dead_letter(again, second, 3, DeadLetterSource("dead", "other-group", "worker-1"))
     before, after = _ours(letter), _ours(other)
     assert len(other.headers) == len(letter.headers)
     for name in ("topic", "partition", "offset", "timestamp"):
@@ -90,11 +90,13 @@ def test_a_second_death_replaces_the_headers_and_keeps_the_first_origin(
 
 
 @given(records, faults)
-def test_a_record_that_dies_on_a_detour_names_where_it_was_first_read(record: Record, fault: Fault) -> None:
-    sent = send_round(record, "group.retry.5s", 2, 10)
+def test_a_record_that_dies_in_a_retry_topic_names_where_it_was_first_read(record: Record, fault: Fault) -> None:
+    sent = retry_copy(record, "group.retry.5s", 2, 10)
     read = Record(Position(Partition(sent.topic, 0), 99, 1), sent.key, sent.value, sent.headers, record.timestamp_ms)
-    letter = dead_letter(read, fault, 2, OBITUARY)
-    assert letter.headers == dead_letter(record, fault, 2, OBITUARY).headers
+    headers = parse(read)
+    assert headers is not None
+    written = dead_letter(restored(read, headers), fault, 2, SOURCE)
+    assert written.headers == dead_letter(record, fault, 2, SOURCE).headers
 
 
 @given(records, faults, st.binary(max_size=9000), st.binary(max_size=9000))
@@ -102,7 +104,7 @@ def test_a_truncated_letter_is_small_and_identifies_the_whole(
     record: Record, fault: Fault, value: bytes, header: bytes
 ) -> None:
     whole = Record(record.position, record.key, value, (*record.headers, ("big", header)), record.timestamp_ms)
-    letter = dead_letter(whole, fault, 1, OBITUARY)
+    letter = dead_letter(whole, fault, 1, SOURCE)
     small = truncated(letter, keep_bytes=100)
     assert is_truncated(small)
     assert not is_truncated(letter)
@@ -119,7 +121,7 @@ def test_a_truncated_letter_is_small_whatever_its_headers(sizes: list[tuple[int,
     """Names, too, may be what is too large: Kafka bounds them by the record alone."""
     headers = tuple(("n" * name, b"v" * value) for name, value in sizes)
     record = Record(Position(Partition("requests", 2), 7, 1), None, b"", headers, 0)
-    letter = dead_letter(record, Fault(FaultKind.MESSAGE, Reason.INVALID, "decode", "Error", ""), 1, OBITUARY)
+    letter = dead_letter(record, Fault(FaultKind.MESSAGE, Reason.INVALID, "decode", "Error", ""), 1, SOURCE)
     small = truncated(letter)
     kept = [header for header in small.headers if not header[0].startswith(PREFIX)]
     assert kept == [(name, (value or b"")[:4096]) for name, value in headers if len(name) <= 256][:64]

@@ -3,23 +3,23 @@ from __future__ import annotations
 import pytest
 
 from tests.delivery.doubles import partition, record
-from worker.messages import Output, Position, Record
-from worker.rules.offsets import Ledger
+from worker.messages import Output, OutputKind, Position, Record
+from worker.rules.offsets import Account, Ledger
 
 P0, P1 = partition(0), partition(1)
 
 
 def output(text: str = "") -> Output:
-    return Output("results", None, text.encode(), ())
+    return Output(OutputKind.RESULT, "results", None, text.encode(), ())
 
 
 def at(offset: int, *, number: int = 0, generation: int = 1) -> Position:
     return record(offset, number=number, generation=generation).position
 
 
-def ledger_with(*offsets: int) -> Ledger:
-    ledger = Ledger()
-    ledger.assign(P0, 1)
+def ledger_with(*offsets: int) -> Ledger[Account]:
+    ledger: Ledger[Account] = Ledger()
+    ledger.assign(Account(P0, 1))
     for offset in offsets:
         ledger.track(record(offset))
     return ledger
@@ -79,7 +79,7 @@ def test_a_former_assignment_changes_nothing() -> None:
     ledger = ledger_with(0, 1)
     ledger.resolve(at(0), output("old"))
     old = ledger.release()
-    ledger.assign(P0, 2)
+    ledger.assign(Account(P0, 2))
     assert ledger.in_flight == 0
     ledger.track(record(0, generation=2))
     assert not ledger.is_live(at(0))
@@ -98,8 +98,8 @@ def test_a_reader_that_breaks_its_contract_is_told_so(wrong: Record) -> None:
 
 
 def test_bytes_in_hand_are_those_of_keys_values_and_headers() -> None:
-    ledger = Ledger()
-    ledger.assign(P0, 1)
+    ledger: Ledger[Account] = Ledger()
+    ledger.assign(Account(P0, 1))
     ledger.track(Record(at(0), b"key", b"value", (("name", b"text"), ("none", None)), 0))
     ledger.track(Record(at(1), None, None, (), 0))
     assert ledger.held_bytes == 3 + 5 + 4 + 4 + 4
@@ -110,7 +110,7 @@ def test_bytes_in_hand_are_those_of_keys_values_and_headers() -> None:
 
 def test_a_limit_bounds_all_partitions_together() -> None:
     ledger = ledger_with(0, 1, 2)
-    ledger.assign(P1, 7)
+    ledger.assign(Account(P1, 7))
     for offset in (0, 1):
         ledger.track(record(offset, number=1, generation=7))
         ledger.resolve(at(offset, number=1, generation=7), output())

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.messages import Fault, FaultKind, Headers, Output, Partition, Position, Record
-from worker.rules.dead_letter import PREFIX, Obituary, dead_letter, truncated
+from worker.rules.dead_letter import PREFIX, DeadLetterSource, dead_letter, truncated
 from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed
 
 INPUTS = ("requests",)
-OBITUARY = Obituary("dead", "group", "worker-1")
+SOURCE = DeadLetterSource("dead", "group", "worker-1")
 FAULT = Fault(FaultKind.MESSAGE, "inference", "inference", "ValueError", "no", "at line 1")
 
 
@@ -53,7 +53,7 @@ def test_what_dies_again_keeps_its_first_origin_its_count_and_its_size(
     record = Record(Position(Partition("requests", 3), 77, 0), key, value, headers, 1_234)
     sizes = set()
     for replays in range(lives + 1):
-        dead = Letter(read(dead_letter(record, FAULT, 5, OBITUARY), offset=replays, now_ms=9_000 + replays))
+        dead = Letter(read(dead_letter(record, FAULT, 5, SOURCE), offset=replays, now_ms=9_000 + replays))
         sizes.add(sum(len(name) + len(text or b"") for name, text in dead.record.headers))
         assert (dead.record.key, dead.record.value, dead.record.headers[: len(headers)]) == (key, value, headers)
         assert (dead.said["topic"], dead.number("partition"), dead.number("offset")) == ("requests", 3, 77)
@@ -72,7 +72,7 @@ def test_what_dies_again_keeps_its_first_origin_its_count_and_its_size(
 
 def test_a_replayed_record_tells_its_origin_and_its_count_and_nothing_else_of_its_death() -> None:
     record = Record(Position(Partition("requests", 3), 77, 0), b"k", b"v", (("trace", b"1"),), 1_234)
-    again = send_again(Letter(read(dead_letter(record, FAULT, 5, OBITUARY), 0, 0)))
+    again = send_again(Letter(read(dead_letter(record, FAULT, 5, SOURCE), 0, 0)))
     assert again.headers == (
         ("trace", b"1"),
         ("xnli.dlq.topic", b"requests"),
@@ -90,7 +90,7 @@ def test_a_detour_through_a_retry_topic_is_not_begun_in_the_middle() -> None:
 
 
 def test_a_truncated_letter_stays() -> None:
-    whole = dead_letter(letter().record, FAULT, 1, OBITUARY)
+    whole = dead_letter(letter().record, FAULT, 1, SOURCE)
     assert refused(Letter(read(truncated(whole), 0, 0))) is Cause.TRUNCATED
     assert refused(Letter(read(truncated(whole), 0, 0)), to="elsewhere") is Cause.TRUNCATED
 
