@@ -1,1 +1,17 @@
-"""What happens to a record, a file a step."""
+"""What happens to a record, a file a step. Read them in this order:
+
+::
+
+    Kafka thread                                                              inference thread
+    loop.py        step(), rebalances, drain
+      fetch.py     records of our partitions enter the ledger
+      admit.py     bytes -> request -> tokens -> job
+      handoff.py   jobs wait for a batch (batch.py); a batch that is due  ->  infer.py   a batch -> a result of each job
+      handoff.py   results come back                                     <-
+      resolve.py   what each record leads to: a result, another attempt, a dead letter, nothing
+      publish.py   outputs and offsets leave in commit batches
+      report.py    metrics, and the log line of each batch
+
+``partition.py`` is what is known of one assigned partition. ``quarantine.py`` is for records that kill the process.
+``clocks.py`` is time. ``worker.app`` wires the steps together.
+"""
