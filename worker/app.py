@@ -18,8 +18,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from worker import __version__, process
-from worker.avro.registry import Codecs, open_codecs
-from worker.avro.request import SCHEMA_ID_HEADER, Defaults, Limits
+from worker.avro.codec import Codecs, open_codecs
+from worker.avro.framing import SCHEMA_ID_HEADER
+from worker.avro.request import Defaults, Limits
 from worker.avro.request import request as read_request
 from worker.avro.result import result as result_datum
 from worker.errors import BrokerAway, RegistryAway, Stalled
