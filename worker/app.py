@@ -18,7 +18,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from worker import __version__, process
-from worker.avro.registry import Codecs, open_codecs
+from worker.avro.codec import Codecs, open_codecs
 from worker.avro.request import Defaults, Limits
 from worker.errors import BrokerAway, RegistryAway, Stalled
 from worker.http.health import Health, HealthServer

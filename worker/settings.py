@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import string
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,10 +33,13 @@ from pydantic_settings import (
 
 from worker.errors import SettingsError
 from worker.messages import LongText, Pooling
+from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template
 
 PREFIX = "XNLI_"
 
 Property = str | int | float | bool
+SubjectStrategy = Literal["topic_name", "record_name", "topic_record_name"]
+WireFraming = Literal["prefix", "guid"]
 
 
 def _listed(value: object) -> object:
@@ -153,8 +155,8 @@ class SchemaRegistrySettings(Section):
     username: str | None = None
     password: SecretStr | None = None
     token: SecretStr | None = None
-    subject_strategy: Literal["topic_name", "record_name", "topic_record_name"] = "topic_name"
-    framing: Literal["prefix", "guid"] = "prefix"
+    subject_strategy: SubjectStrategy = "topic_name"
+    framing: WireFraming = "prefix"
     auto_register: bool = False
 
     @model_validator(mode="after")
@@ -186,15 +188,9 @@ class ModelSettings(Section):
 
     @field_validator("hypothesis_template")
     @classmethod
-    def _one_gap(cls, value: str) -> str:
-        try:
-            fields = [
-                name for _, name, spec, conv in string.Formatter().parse(value) if name is not None or spec or conv
-            ]
-        except ValueError as error:
-            raise ValueError(f"not a format string ({error}): write one bare {{}} where the label goes") from None
-        if fields != [""] or value.count("{}") != 1:
-            raise ValueError("write exactly one bare {} where the label goes")
+    def _template(cls, value: str) -> str:
+        if not is_template(value):
+            raise ValueError(TEMPLATE_RULE)
         return value
 
 

@@ -31,7 +31,7 @@ _BARE = """
 import io, sys, time
 import fastavro
 from confluent_kafka import Consumer, Producer
-from worker.avro.registry import Codecs, REQUEST, RESULT, schema_folder
+from worker.avro.codec import Codecs, REQUEST, RESULT, schema_folder
 bootstrap, source, target, total = sys.argv[1:4] + [int(sys.argv[4])]
 request = fastavro.schema.load_schema(schema_folder() / REQUEST)
 result = fastavro.schema.load_schema(schema_folder() / RESULT)

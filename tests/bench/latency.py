@@ -32,8 +32,8 @@ from tests.bench.broker import broker, machine, new_topic
 from tests.brokers.kafka import Kafka
 from tests.faults.verifier import count, read_all, send
 from tests.faults.workers import WorkerProcess, wait_until
-from worker.avro import result
-from worker.avro.registry import Codecs
+from worker.avro import json_request
+from worker.avro.codec import Codecs
 
 PARTITIONS = 4
 CODECS = Codecs()
@@ -79,7 +79,7 @@ class Reader:
 
 def _request(key: str) -> bytes:
     fields = {"id": key, "text": "plain", "labels": ["a", "b"], "attributes": {"sent": repr(time.time())}}
-    return CODECS.encode_request(result.request(fields))[0]
+    return CODECS.encode_request(json_request.request(fields))[0]
 
 
 def _environment(

@@ -36,8 +36,8 @@ from tests.bench.broker import broker, machine, new_topic
 from tests.brokers.kafka import Kafka
 from tests.faults.verifier import group_lag
 from tests.faults.workers import REAL, SCRIPTED, WorkerProcess, wait_until
-from worker.avro import result
-from worker.avro.registry import Codecs
+from worker.avro import json_request
+from worker.avro.codec import Codecs
 from worker.demo.play import CHECKPOINT, SAMPLES
 
 GROWTH_LIMIT = 0.02
@@ -88,7 +88,7 @@ class Traffic:
                 return key, self._request(id=key, text=text, labels=labels, long_text=long_text, multi_label=multi)
 
     def _request(self, **fields: Any) -> bytes:
-        return self._codecs.encode_request(result.request(fields))[0]
+        return self._codecs.encode_request(json_request.request(fields))[0]
 
     def _text(self) -> str:
         """One sentence as a rule, at times a hundred."""
@@ -112,7 +112,9 @@ class Plain:
     """One small request under ever new keys: nothing but the rate matters."""
 
     def __init__(self) -> None:
-        self._value = Codecs().encode_request(result.request({"id": "plain", "text": "plain", "labels": ["a", "b"]}))[0]
+        self._value = Codecs().encode_request(
+            json_request.request({"id": "plain", "text": "plain", "labels": ["a", "b"]})
+        )[0]
         self.count = 0
 
     def next(self) -> tuple[str, bytes | None]:

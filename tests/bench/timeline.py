@@ -36,8 +36,8 @@ from tests.brokers.kafka import Kafka
 from tests.faults.verifier import group_lag, send
 from tests.faults.workers import REAL, SCRIPTED, WorkerProcess, wait_until
 from worker import bench
-from worker.avro import result
-from worker.avro.registry import Codecs
+from worker.avro import json_request
+from worker.avro.codec import Codecs
 
 DEMO, FAST = "demo", "fast"
 MESSAGES = {"base": 300, "small": 2000, DEMO: 5000, FAST: 30_000}  # at most a minute of one thread with AMX
@@ -101,7 +101,7 @@ def observe(kafka: Kafka, shape: str, messages: int, folder: Path) -> tuple[list
     codecs = Codecs()
     requests = bench.workload(messages)
     # "plain" tells the scripted model to look for nothing else in the text.
-    data = (result.request({"id": r.id, "text": f"plain {r.text}", "labels": list(r.labels)}) for r in requests)
+    data = (json_request.request({"id": r.id, "text": f"plain {r.text}", "labels": list(r.labels)}) for r in requests)
     send(kafka.bootstrap_servers, source, ((datum["id"], codecs.encode_request(datum)[0]) for datum in data))
     environment = {
         "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,

@@ -20,7 +20,7 @@ from confluent_kafka import Producer
 
 from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.conftest import TopicFactory
-from worker.avro.registry import Codecs, schema_folder
+from worker.avro.codec import Codecs, schema_folder
 from worker.kafka.embedded import EmbeddedBroker
 from worker.rules.dead_letter import PREFIX
 

@@ -16,8 +16,9 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerialize
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from tests.brokers.registry import LoopbackRegistry
-from worker.avro import result
-from worker.avro.registry import REQUEST, RESULT, Codecs, WireFraming, schema_folder
+from worker.avro import json_request
+from worker.avro.codec import REQUEST, RESULT, Codecs, schema_folder
+from worker.settings import WireFraming
 
 EXAMPLES = schema_folder() / "examples"
 
@@ -32,7 +33,7 @@ def example(name: str) -> dict[str, Any]:
 def test_requests_by_confluents_serializer_are_read_and_written_alike(
     loopback_registry: LoopbackRegistry, framing: WireFraming, path: Any
 ) -> None:
-    datum = result.request(example(path.name))
+    datum = json_request.request(example(path.name))
     codecs = Codecs(loopback_registry.url, framing=framing, auto_register=True)
     codecs.open(request_topic="in")
     headers: list[tuple[str, Any]] = []

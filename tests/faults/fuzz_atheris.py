@@ -19,7 +19,7 @@ except ImportError:
         "this fuzzer needs atheris (pip install atheris; its wheels are for Linux); tests.faults.fuzz_decode does not"
     )
 
-with atheris.instrument_imports(include=["worker.rules", "worker.avro.registry"]):
+with atheris.instrument_imports(include=["worker.rules", "worker.avro"]):
     from tests.faults import fuzz_decode
 
 SEEDS = 1_000

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from worker.avro import request, result
-from worker.avro.registry import Codecs
+from worker.avro import binary, json_request, request, schema_walk
+from worker.avro.codec import Codecs
 from worker.avro.request import Defaults, Limits
 from worker.errors import Rejection
 from worker.messages import Headers, LongText, Pooling
@@ -24,7 +24,7 @@ LIMIT_S = 0.1
 DEFAULTS = Defaults("This is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets={"set": ("x", "y")})
 LIMITS = Limits(max_text_chars=100_000, max_labels=256, max_label_chars=500, max_message_bytes=1_048_576)
 CODECS = Codecs()
-FRAME = CODECS.encode_request(result.request({"id": "", "text": ""}))[0][:10]
+FRAME = CODECS.encode_request(json_request.request({"id": "", "text": ""}))[0][:10]
 # Encodings that decoders trip over: large, negative, padded and endless numbers, block counts, broken UTF-8.
 TROUBLE = (
     b"\xff" * 9 + b"\x01",
@@ -72,7 +72,7 @@ def valid(rng: random.Random) -> bytes:
         "long_text": rng.choice((None, "WINDOW_MAX")),
         "attributes": {words(rng, 5): words(rng, 5) for _ in range(rng.randrange(3))},
     }
-    return CODECS.encode_request(result.request(fields))[0]
+    return CODECS.encode_request(json_request.request(fields))[0]
 
 
 def mutated(rng: random.Random) -> Message:
@@ -100,12 +100,14 @@ def large(rng: random.Random) -> Message:
     size = rng.choice((1_000, 30_000, 300_000, 1_000_000))
     piece = rng.choice((b"\x00", b"\x02a", b"\x02\x00", b"\x02\x02a", *TROUBLE))
     body = (piece * (size // len(piece) + 1))[:size]
-    count = result.to_bytes({"n": size // len(piece)}, COUNT)
+    count = binary.to_bytes({"n": size // len(piece)}, COUNT)
     head = rng.choice((b"", b"\x021\x02t\x00", b"\x021", b"\x021\x02t\x00\x00\x00\x00\x00\x00" + bytes(6)))
     return FRAME + head + rng.choice((b"", count)) + body + bytes(13), ()
 
 
-COUNT = request.schema('{"type": "record", "name": "Count", "fields": [{"name": "n", "type": "long"}]}', reader=True)
+COUNT = schema_walk.schema(
+    '{"type": "record", "name": "Count", "fields": [{"name": "n", "type": "long"}]}', reader=True
+)
 
 
 def receive(message: Message) -> str:

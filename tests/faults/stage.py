@@ -20,8 +20,8 @@ from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.registry import LoopbackRegistry
 from tests.faults.verifier import Account, Progress, Topics, Watch, account, count, send
 from tests.faults.workers import WorkerProcess
-from worker.avro import result
-from worker.avro.registry import REQUEST, Codecs, schema_folder
+from worker.avro import json_request
+from worker.avro.codec import REQUEST, Codecs, schema_folder
 
 PARTITIONS = 6
 DRAIN_S = 60.0
@@ -164,7 +164,7 @@ class Stage:
         )
 
     def _request(self, key: str, text: str) -> bytes:
-        value, _ = self._codecs.encode_request(result.request({"id": key, "text": text, "labels": ["a", "b"]}))
+        value, _ = self._codecs.encode_request(json_request.request({"id": key, "text": text, "labels": ["a", "b"]}))
         return value if self._prefix is None else self._prefix + value[len(self._prefix) :]
 
     @property

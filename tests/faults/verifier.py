@@ -14,7 +14,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from worker.avro.registry import Codecs
+from worker.avro.codec import Codecs
 from worker.messages import Headers
 
 
@@ -56,9 +56,9 @@ class Account:
 
 def request(key: str, text: str, labels: Iterable[str] = ("a", "b")) -> bytes:
     """A valid request in single-object encoding."""
-    from worker.avro import result  # noqa: PLC0415 (keeps the module importable where fastavro is not)
+    from worker.avro import json_request  # noqa: PLC0415 (keeps the module importable where fastavro is not)
 
-    return _CODECS.encode_request(result.request({"id": key, "text": text, "labels": list(labels)}))[0]
+    return _CODECS.encode_request(json_request.request({"id": key, "text": text, "labels": list(labels)}))[0]
 
 
 _CODECS = Codecs()

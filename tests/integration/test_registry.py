@@ -1,4 +1,4 @@
-"""Against a real registry. What concerns GUIDs and outages is in tests/unit/test_registry.py: it cannot show those."""
+"""Against a real registry. What concerns GUIDs and outages is in tests/unit/avro: it cannot show those."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient
 
 from tests.brokers.registry import Apicurio
-from worker.avro import result
-from worker.avro.registry import REQUEST, RESULT, Codecs, schema_folder
+from worker.avro import json_request
+from worker.avro.codec import REQUEST, RESULT, Codecs, schema_folder
 from worker.errors import Reason, RegistryAway, Rejection, SettingsError
 
 pytestmark = pytest.mark.kafka  # needs what Kafka needs: Java and Maven
 
 REQUEST_TEXT = (schema_folder() / REQUEST).read_text("utf-8")
-DATUM = result.request({"id": "1", "text": "hello", "labels": ["a"], "task": "ENTAIL"})
+DATUM = json_request.request({"id": "1", "text": "hello", "labels": ["a"], "task": "ENTAIL"})
 RESULT_DATUM = json.loads((schema_folder() / "examples" / "result-classification.json").read_text("utf-8"))
 
 

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from worker.avro import request, result
-from worker.avro.registry import Codecs
+from worker.avro import binary, framing, json_request, request, schema_walk
+from worker.avro.codec import Codecs
 from worker.avro.request import Defaults, Limits
 from worker.errors import Reason, Rejection
 from worker.messages import LongText, Pooling, Request, Task
 
 CODECS = Codecs()
-REQUEST = CODECS.writer_schema(request.frame(CODECS.encode_request(result.request({"id": "", "text": ""}))[0], ()))
+REQUEST = CODECS.writer_schema(
+    framing.frame(CODECS.encode_request(json_request.request({"id": "", "text": ""}))[0], ())
+)
 DEFAULTS = Defaults("This is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets={"a": ("x", "y")})
 LIMITS = Limits(max_text_chars=50, max_labels=5, max_label_chars=10, max_message_bytes=500)
 
@@ -68,7 +70,7 @@ def test_headers_at_random(value: bytes, mark: bytes | None) -> None:
 @given(requests, st.data())
 @settings(max_examples=300)
 def test_valid_messages_with_a_few_bytes_changed(fields: dict[str, Any], data: st.DataObject) -> None:
-    value = bytearray(CODECS.encode_request(result.request(fields))[0])
+    value = bytearray(CODECS.encode_request(json_request.request(fields))[0])
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(value)))
         match data.draw(st.sampled_from(["flip", "cut", "insert", "drop"])):
@@ -87,14 +89,14 @@ def test_valid_messages_with_a_few_bytes_changed(fields: dict[str, Any], data: s
 
 @given(requests)
 def test_what_is_written_is_what_is_read(fields: dict[str, Any]) -> None:
-    datum = result.request(fields)
+    datum = json_request.request(fields)
     read = CODECS.read_request(*CODECS.encode_request(datum))
     assert json.dumps(read) == json.dumps(datum)  # as text, for NaN is not equal to itself
 
 
 @given(requests)
 def test_a_request_answers_to_what_it_promises(fields: dict[str, Any]) -> None:
-    got = receive(CODECS.encode_request(result.request(fields))[0])
+    got = receive(CODECS.encode_request(json_request.request(fields))[0])
     if isinstance(got, Rejection):
         assert got.reason in {Reason.INVALID, Reason.TOO_LARGE}
         return
@@ -118,7 +120,7 @@ def python_calls(payload: bytes) -> int:
     before = sys.getprofile()
     sys.setprofile(count)
     try:
-        request.check(payload, REQUEST)
+        schema_walk.check(payload, REQUEST)
     except Exception:  # noqa: BLE001, S110 (how it ends is the concern of other tests)
         pass
     finally:
@@ -198,16 +200,16 @@ def test_the_walk_ends_where_the_datum_ends_in_any_schema(
 ) -> None:
     kind, values = pair
     try:
-        compiled = request.schema(json.dumps(kind))
+        compiled = schema_walk.schema(json.dumps(kind))
     except Rejection as rejection:
         # Arrays of values without bytes, or one of our random names used twice.
         assert "without bytes" in str(rejection) or "redefined" in str(rejection)  # noqa: PT017 (not every time)
         return
-    payload = result.to_bytes(data.draw(values), compiled)
-    request.decode(payload, compiled, compiled)
+    payload = binary.to_bytes(data.draw(values), compiled)
+    binary.decode(payload, compiled, compiled)
     if payload:
         with pytest.raises(Rejection) as caught:
-            request.decode(payload[: data.draw(st.integers(0, len(payload) - 1))], compiled, compiled)
+            binary.decode(payload[: data.draw(st.integers(0, len(payload) - 1))], compiled, compiled)
         assert caught.value.reason is Reason.MALFORMED
     with pytest.raises(Rejection):
-        request.decode(payload + b"\x00", compiled, compiled)
+        binary.decode(payload + b"\x00", compiled, compiled)

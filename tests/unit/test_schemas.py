@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from worker.avro import request, result
-from worker.avro.registry import REQUEST, RESULT, schema_folder
+from worker.avro import binary, json_request, request, schema_walk
+from worker.avro.codec import REQUEST, RESULT, schema_folder
 from worker.errors import Reason, Rejection
 from worker.messages import LongText, Pooling, Task
 
 FOLDER = schema_folder()
 EXAMPLES = FOLDER / "examples"
-REQUEST_READER = request.schema((FOLDER / REQUEST).read_text("utf-8"), reader=True)
-RESULT_READER = request.schema((FOLDER / RESULT).read_text("utf-8"), reader=True)
+REQUEST_READER = schema_walk.schema((FOLDER / REQUEST).read_text("utf-8"), reader=True)
+RESULT_READER = schema_walk.schema((FOLDER / RESULT).read_text("utf-8"), reader=True)
 
 
 def raw(name: str) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def named(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {node["name"]: node for node in every(schema) if "symbols" in node or "fields" in node}
 
 
-def resolve(datum: dict[str, Any], writer: dict[str, Any], reader: request.Schema) -> dict[str, Any]:
-    compiled = request.schema(json.dumps(writer))
-    return request.decode(result.to_bytes(datum, compiled), compiled, reader)
+def resolve(datum: dict[str, Any], writer: dict[str, Any], reader: schema_walk.Schema) -> dict[str, Any]:
+    compiled = schema_walk.schema(json.dumps(writer))
+    return binary.decode(binary.to_bytes(datum, compiled), compiled, reader)
 
 
 @pytest.mark.parametrize("name", [REQUEST, RESULT])
@@ -72,8 +72,8 @@ def test_symbols_are_those_of_the_code() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("request-*.json")), ids=lambda p: p.stem)
 def test_request_examples_survive_the_wire(path: Path) -> None:
     example = json.loads(path.read_text("utf-8"))
-    datum = result.request(example)
-    read = request.decode(result.to_bytes(datum, REQUEST_READER), REQUEST_READER, REQUEST_READER)
+    datum = json_request.request(example)
+    read = binary.decode(binary.to_bytes(datum, REQUEST_READER), REQUEST_READER, REQUEST_READER)
     assert read == datum
     assert example.items() <= read.items()
     request.request(
@@ -92,7 +92,7 @@ def test_request_examples_survive_the_wire(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("result-*.json")), ids=lambda p: p.stem)
 def test_result_examples_survive_the_wire(path: Path) -> None:
     example = json.loads(path.read_text("utf-8"))
-    assert request.decode(result.to_bytes(example, RESULT_READER), RESULT_READER, RESULT_READER) == example
+    assert binary.decode(binary.to_bytes(example, RESULT_READER), RESULT_READER, RESULT_READER) == example
 
 
 def test_there_is_an_example_of_each_task_and_outcome() -> None:
@@ -114,7 +114,7 @@ def test_field_order_and_promotions_are_the_writers_business() -> None:
     field(writer, "top_k")["type"] = "int"
     field(writer, "id")["type"] = {"type": "string", "logicalType": "uuid"}
     writer["fields"].reverse()
-    datum = result.request({"id": "no uuid at all", "text": "t", "threshold": 0.5, "top_k": 3})
+    datum = json_request.request({"id": "no uuid at all", "text": "t", "threshold": 0.5, "top_k": 3})
     read = resolve(datum, writer, REQUEST_READER)
     assert (read["id"], read["threshold"], read["top_k"]) == ("no uuid at all", 0.5, 3)
 
@@ -127,7 +127,7 @@ def test_a_newer_writer_of_requests_resolves() -> None:
     writer["fields"].insert(
         1, {"name": "notes", "type": {"type": "array", "items": notes}, "default": "not even the right type"}
     )
-    datum = result.request({"id": "1", "text": "hello", "labels": ["a"]})
+    datum = json_request.request({"id": "1", "text": "hello", "labels": ["a"]})
     read = resolve(datum | {"notes": [{"by": "x"}, {"by": "y"}], "long_text": "WINDOW_VOTE"}, writer, REQUEST_READER)
     assert read == datum | {"long_text": "TRUNCATE"}
 
@@ -136,7 +136,7 @@ def test_a_task_of_the_future_is_refused_and_not_answered_as_another() -> None:
     writer = raw(REQUEST)
     named(writer)["Task"]["symbols"].append("SUMMARIZE")
     with pytest.raises(Rejection, match="SUMMARIZE") as caught:
-        resolve(result.request({"id": "1", "text": "hello"}) | {"task": "SUMMARIZE"}, writer, REQUEST_READER)
+        resolve(json_request.request({"id": "1", "text": "hello"}) | {"task": "SUMMARIZE"}, writer, REQUEST_READER)
     assert caught.value.reason is Reason.SCHEMA
 
 

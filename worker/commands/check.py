@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from worker import settings as settings_module
-from worker.avro.registry import Codecs, open_codecs, schema_folder
+from worker.avro.codec import Codecs, open_codecs, schema_folder
 from worker.commands import connection
 from worker.commands.connection import Reports, TopicMissing, say
 from worker.errors import BrokerAway, FatalError, SettingsError, WorkerError

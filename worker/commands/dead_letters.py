@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from rich.console import Console
 
-from worker.avro.registry import Codecs, open_codecs
+from worker.avro.codec import Codecs, open_codecs
 from worker.commands import connection
 from worker.commands.connection import Reports, say
 from worker.commands.tail import describe, json_line

@@ -12,8 +12,8 @@ from typing import Final, Self
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
 from worker.app import App
-from worker.avro import result
-from worker.avro.registry import Codecs
+from worker.avro import json_request
+from worker.avro.codec import Codecs
 from worker.errors import FatalError
 from worker.inference.engine import Engine
 from worker.kafka import client_config
@@ -78,7 +78,7 @@ class Loopback:
         """
         topics = self._settings.topics
         for request in requests:
-            datum = result.request({"id": request.id, "text": request.text, "labels": list(request.labels)})
+            datum = json_request.request({"id": request.id, "text": request.text, "labels": list(request.labels)})
             self._producer.produce(topics.input[0], self._codecs.encode_request(datum)[0], request.id)
         self._producer.flush()
         answered = 0

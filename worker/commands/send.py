@@ -21,8 +21,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from worker.avro import result
-from worker.avro.registry import Codecs, open_codecs
+from worker.avro import json_request
+from worker.avro.codec import Codecs, open_codecs
 from worker.commands import connection
 from worker.commands.connection import Reports, TopicMissing, say
 from worker.errors import FatalError, Reason, Rejection, SettingsError
@@ -166,7 +166,7 @@ def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
         ) from None
     if not isinstance(parsed, dict):
         raise Rejection(Reason.INVALID, "encode", 'no JSON object; write {"id": ..., "text": ..., ...}')
-    datum = result.request(parsed)
+    datum = json_request.request(parsed)
     value, headers = codecs.encode_request(datum)
     return str(datum["id"]).encode(), value, headers
 

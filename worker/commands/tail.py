@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
-from worker.avro.registry import Codecs, open_codecs
+from worker.avro.codec import Codecs, open_codecs
 from worker.commands import connection
 from worker.commands.connection import Reports, TopicMissing, say
 from worker.errors import BrokerAway, RegistryAway, Rejection

@@ -24,8 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from worker.avro import result
-from worker.avro.registry import Codecs
+from worker.avro import json_request
+from worker.avro.codec import Codecs
 from worker.errors import FatalError, Reason
 from worker.kafka import client_config
 from worker.kafka.embedded import EmbeddedBroker
@@ -89,14 +89,14 @@ def _renamed(sample: Sample, turn: int) -> Sample:
 
 
 def _sample(codecs: Codecs, request: dict[str, Any]) -> Sample:
-    value, _ = codecs.encode_request(result.request(request))
+    value, _ = codecs.encode_request(json_request.request(request))
     # The samples' ids begin with the language of their text.
     return Sample(request["id"], request["id"].partition("-")[0], request["text"], value)
 
 
 def _malformed(codecs: Codecs) -> Iterator[Sample]:
     def request(**fields: Any) -> bytes:
-        datum = result.request({"id": "wrong", "text": "A perfectly good text.", "labels": ["a", "b"]}) | fields
+        datum = json_request.request({"id": "wrong", "text": "A perfectly good text.", "labels": ["a", "b"]}) | fields
         return codecs.encode_request(datum)[0]
 
     whole = request()

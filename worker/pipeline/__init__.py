@@ -1,4 +1,6 @@
-"""What happens to a record, a file a step. Read them in this order:
+"""What happens to a record, a file a step.
+
+Read the files in this order:
 
 ::
 

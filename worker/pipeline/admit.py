@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from worker.avro.registry import Codecs
+from worker.avro.codec import Codecs
 from worker.avro.request import Defaults, Limits
 from worker.avro.request import request as read_request
 from worker.errors import FatalError, Reason, RegistryAway, Rejection

@@ -18,8 +18,8 @@ from typing import Final
 import structlog
 from confluent_kafka import KafkaError
 
-from worker.avro.registry import Codecs
-from worker.avro.request import SCHEMA_ID_HEADER
+from worker.avro.codec import Codecs
+from worker.avro.framing import SCHEMA_ID_HEADER
 from worker.avro.result import result as result_datum
 from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection
 from worker.kafka.transactional import Unpublishable

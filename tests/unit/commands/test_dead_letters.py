@@ -11,8 +11,8 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.brokers.registry import LoopbackRegistry
-from worker.avro import result
-from worker.avro.registry import Codecs
+from worker.avro import json_request
+from worker.avro.codec import Codecs
 from worker.commands import dead_letters
 from worker.commands.connection import TopicMissing
 from worker.commands.dead_letters import NoSuchLetter, list_letters, select, show
@@ -23,7 +23,7 @@ from worker.rules.dead_letter import PREFIX
 from worker.rules.replay import Selection
 from worker.settings import Settings, load
 
-REQUEST = result.request({"id": "1", "text": "Tōkyō 東京", "labels": ["a"]})
+REQUEST = json_request.request({"id": "1", "text": "Tōkyō 東京", "labels": ["a"]})
 SAID = {
     "reason": "inference",
     "stage": "inference",

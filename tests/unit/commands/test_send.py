@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from tests.brokers.registry import LoopbackRegistry
-from worker.avro.registry import Codecs
+from worker.avro.codec import Codecs
 from worker.commands import send as send_module
 from worker.commands.send import send
 from worker.errors import BrokerAway, RegistryAway, SettingsError

@@ -11,14 +11,14 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.brokers.registry import LoopbackRegistry
-from worker.avro import result
-from worker.avro.registry import Codecs, schema_folder
+from worker.avro import json_request
+from worker.avro.codec import Codecs, schema_folder
 from worker.commands import tail as tail_module
 from worker.commands.tail import tail
 from worker.kafka.embedded import EmbeddedBroker
 
 RESULT = json.loads((schema_folder() / "examples" / "result-classification.json").read_text("utf-8"))
-REQUEST = result.request({"id": "1", "text": "Tōkyō 東京", "labels": ["a"]})
+REQUEST = json_request.request({"id": "1", "text": "Tōkyō 東京", "labels": ["a"]})
 
 
 class Broker:
