@@ -25,7 +25,7 @@ import transformers
 from worker import demo
 from worker.inference.engine import Engine
 from worker.inference.forwards import encoder
-from worker.inference.loading import Checkpoint
+from worker.inference.model import Checkpoint
 from worker.inference.precision import Processor
 from worker.messages import LongText, Pooling, Request, Task, Work
 

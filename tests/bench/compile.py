@@ -30,7 +30,8 @@ from worker import bench
 from worker.inference.engine import Engine
 from worker.inference.forwards import encoder
 from worker.inference.forwards.encoder import Packed
-from worker.inference.loading import Checkpoint, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
 
 PRECISIONS = ("bf16", "fp32")
 

@@ -28,7 +28,8 @@ from worker import bench as workbench
 from worker.errors import CheckpointError
 from worker.inference.engine import Engine
 from worker.inference.forwards import encoder
-from worker.inference.loading import Checkpoint, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
 
 ENGINE: Final = "engine"
 WORKER: Final = "whole worker"

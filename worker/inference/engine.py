@@ -22,7 +22,7 @@ from worker.inference.budget import TokenBudget
 from worker.inference.forwards import encoder
 from worker.inference.forwards.encoder import Packed
 from worker.inference.forwards.padded import Padded
-from worker.inference.loading import Checkpoint
+from worker.inference.model import Checkpoint
 from worker.inference.rows import flatten
 from worker.inference.scores import embed, score
 from worker.inference.tokens import Tokens

@@ -35,7 +35,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from worker.errors import CheckpointError, Reason, Rejection
-from worker.inference.loading import Checkpoint
+from worker.inference.model import Checkpoint
 from worker.messages import Encoded, LongText, Request, Row, Task
 
 TokenIds = npt.NDArray[np.int32]

@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from worker.inference.forwards import linear as denses
 from worker.inference.forwards.linear import Activation, Dense
-from worker.inference.loading import Checkpoint
+from worker.inference.model import Checkpoint
 from worker.messages import Pooling, Row
 
 Step = Callable[[Tensor], Tensor]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from worker.inference.forwards.linear_int8 import quantise
-from worker.inference.loading import Checkpoint, Precision
+from worker.inference.model import Checkpoint
+from worker.inference.precision import Precision
 from worker.messages import Pooling, Row
 
 

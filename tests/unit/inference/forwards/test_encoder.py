@@ -13,7 +13,8 @@ from worker.inference.forwards import encoder
 from worker.inference.forwards.encoder import Packed
 from worker.inference.forwards.linear import Dense, OneDnn, Plain
 from worker.inference.forwards.padded import Padded
-from worker.inference.loading import Checkpoint, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
 from worker.inference.precision import Processor
 from worker.messages import Pooling, Row
 

@@ -19,7 +19,9 @@ from tests import families
 from worker import demo
 from worker.errors import CheckpointError
 from worker.inference import selftest
-from worker.inference.loading import Checkpoint, Precision, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
+from worker.inference.precision import Precision
 from worker.inference.scores import LabelOrder
 from worker.inference.selftest import SurePair
 
