@@ -29,6 +29,7 @@ from tests.bench.broker import machine
 from worker import bench
 from worker.inference.engine import Engine
 from worker.inference.forwards import encoder
+from worker.inference.forwards.attention import RowAttention
 from worker.inference.forwards.encoder import Packed
 from worker.inference.loading import load
 from worker.inference.model import Checkpoint
@@ -45,7 +46,7 @@ class Layer(nn.Module):
         def plain(linear: nn.Linear, activation: Any) -> Any:
             return linear if activation is None else nn.Sequential(linear, activation)
 
-        parts: Any = encoder._bert_layer(layer, plain)
+        parts: Any = encoder.bert_layer(layer, plain)
         self.qkv, self.out, self.up, self.down = parts.qkv, parts.out, parts.up, parts.down
         self.norm_attention, self.norm_output = parts.norm_attention, parts.norm_output
         options: Any = {"freezing": frozen}
@@ -61,12 +62,12 @@ class Layer(nn.Module):
         x = self.norm_attention(self.out(context) + x)
         return self.norm_output(self.down(self.up(x)) + x)
 
-    def forward(self, x: Tensor, spans: Any, heads: int, *, first_only: bool = False) -> Any:
+    def forward(self, x: Tensor, attention: RowAttention, heads: int, *, first_only: bool = False) -> Any:
         """As `worker.inference.forwards.encoder` has it."""
         query, key, value = self.before_compiled(x).view(len(x), 3, heads, -1).unbind(1)
         if first_only:
-            query, x = query[spans.first], x[spans.first]
-        return self.after_compiled(spans.attend(query, key, value, first_only=first_only).flatten(1), x)
+            query, x = query[attention.first], x[attention.first]
+        return self.after_compiled(attention(query, key, value, first_only=first_only).flatten(1), x)
 
 
 class Compiled(Packed):

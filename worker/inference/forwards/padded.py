@@ -1,6 +1,6 @@
-"""The padded forward: transformers' own model over rows padded to the longest of the slice. Serves every architecture.
+"""The padded forward: transformers' own model over rows padded to the longest of the slice. For every architecture.
 
-The engine hands over slices of rows of similar length, so little of a slice is padding.
+The engine hands it slices of rows of similar length, so little of a slice is padding.
 """
 
 from __future__ import annotations
