@@ -250,7 +250,7 @@ class App:
             self.close()
 
     def _step(self, loop: Loop) -> None:
-        """One turn of the loop, watched."""
+        """One step of the loop, watched."""
         if self._label_sets is not None:
             self._label_sets.refresh()
         loop.step()

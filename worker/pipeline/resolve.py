@@ -121,7 +121,7 @@ class Resolver:
     # What arrives -----------------------------------------------------------------------------------------------------
 
     def computed(self, result: BatchResult) -> Counts:
-        """Decide on every job of a batch that came back."""
+        """Decide on every job of a batch that was computed."""
         retried = revoked = 0
         for finished in result.finished:
             job = finished.job
