@@ -18,8 +18,8 @@ from rich.text import Text
 from worker import settings as settings_module
 from worker.avro.registry import Codecs, open_codecs, schema_folder
 from worker.commands import connection
-from worker.commands.connection import Reports, TopicMissing, say
-from worker.errors import BrokerAway, FatalError, SettingsError, WorkerError
+from worker.commands.connection import Reports, say
+from worker.errors import BrokerAway, FatalError, SettingsError, TopicMissing, WorkerError
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
 from worker.rules import retry_headers

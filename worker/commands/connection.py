@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from worker import settings as settings_module
-from worker.errors import BrokerAway, FatalError, WorkerError
+from worker.errors import BrokerAway, FatalError, TopicMissing
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
 from worker.settings import KafkaSettings, Settings
@@ -27,10 +27,6 @@ _Client = TypeVar("_Client")
 _TELL_EVERY_S: Final = 30.0
 # librdkafka's embedded broker calls its cluster so. Nothing else tells it: it grants transactions, but they are hollow.
 _EMBEDDED: Final = "mockCluster"
-
-
-class TopicMissing(WorkerError):  # noqa: N818 (a state of the cluster)
-    """The broker knows no such topic, or does not let us see it."""
 
 
 def load_settings(config: Path | None) -> Settings:

@@ -23,7 +23,7 @@ from worker.avro.registry import Codecs, open_codecs
 from worker.commands import connection
 from worker.commands.connection import Reports, say
 from worker.commands.tail import describe, json_line
-from worker.errors import BrokerAway, Reason, RegistryAway, SettingsError, WorkerError
+from worker.errors import BrokerAway, NoSuchDeadLetter, Reason, RegistryAway, SettingsError
 from worker.kafka import client_config
 from worker.messages import Headers, Partition, Position, Record
 from worker.rules.replay import Letter, Selection
@@ -39,10 +39,6 @@ _COLUMNS: Final = ("position", "reason", "stage", "origin", "age", "attempts", "
 _LEAST_MESSAGE_CHARS: Final = 20
 _AGE: Final = re.compile(r"(\d{1,5})([smhd])", re.ASCII)
 _UNIT_S: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-
-
-class NoSuchLetter(WorkerError):  # noqa: N818 (a state of the topic)
-    """No record lies at the position asked for."""
 
 
 # What is asked for ----------------------------------------------------------------------------------------------------
@@ -373,7 +369,7 @@ def show(config: Path | None, position: str) -> None:
 
     Raises:
         SettingsError: the settings or the position are wrong.
-        NoSuchLetter: nothing lies there.
+        NoSuchDeadLetter: nothing lies there.
         BrokerAway, TopicMissing: there is nothing to read.
     """
     number, offset = _position(position)
@@ -384,12 +380,12 @@ def show(config: Path | None, position: str) -> None:
         found = held.get(number, Extent(0, 0))
         if not found.begin <= offset < found.end:
             where = f"holds {found.begin} to {found.end - 1}" if found.begin < found.end else "is empty"
-            raise NoSuchLetter(
+            raise NoSuchDeadLetter(
                 f"{reader.topic} has no record {position}: its partition {number} {where if held else 'does not exist'}"
             )
         message = next(reader.read({number: offset}, held, lambda: False), None)
     if message is None or message.offset() != offset:
-        raise NoSuchLetter(
+        raise NoSuchDeadLetter(
             f"{reader.topic} has no record {position}: only a transaction's marker, or a record that was deleted"
         )
     try:

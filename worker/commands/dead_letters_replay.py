@@ -42,9 +42,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from worker.commands import connection
 from worker.commands.connection import Reports, say
 from worker.commands.dead_letters import DeadLetterReader, Extent, Listing, first_offsets, letter_of, reading
-from worker.errors import BrokerAway, FatalError, Fenced, SettingsError, TransactionAborted
+from worker.errors import BrokerAway, FatalError, Fenced, SettingsError, TransactionAborted, Unpublishable
 from worker.kafka import client_config
-from worker.kafka.transactional import TransactionalPublisher, Unpublishable
+from worker.kafka.transactional import TransactionalPublisher
 from worker.messages import Outgoing, Partition, Position
 from worker.rules.offsets import Release
 from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed

@@ -24,8 +24,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from worker.avro import result
 from worker.avro.registry import Codecs, open_codecs
 from worker.commands import connection
-from worker.commands.connection import Reports, TopicMissing, say
-from worker.errors import FatalError, Reason, Rejection, SettingsError
+from worker.commands.connection import Reports, say
+from worker.errors import FatalError, Reason, Rejection, SettingsError, TopicMissing
 from worker.kafka import client_config
 from worker.messages import Headers
 from worker.settings import Settings

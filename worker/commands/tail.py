@@ -18,8 +18,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 
 from worker.avro.registry import Codecs, open_codecs
 from worker.commands import connection
-from worker.commands.connection import Reports, TopicMissing, say
-from worker.errors import BrokerAway, RegistryAway, Rejection
+from worker.commands.connection import Reports, say
+from worker.errors import BrokerAway, RegistryAway, Rejection, TopicMissing
 from worker.kafka import client_config
 from worker.messages import Headers
 from worker.settings import Settings

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from worker.errors import BrokerAway, FatalError, Fenced, TransactionAborted, WorkerError
+from worker.errors import BrokerAway, FatalError, Fenced, TransactionAborted, Unpublishable, WorkerError
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
 from worker.kafka.consumer import Consumer, is_fatal
@@ -31,16 +31,6 @@ from worker.telemetry.log import Repeats
 log = structlog.get_logger("worker.kafka")
 
 Clock = Callable[[], float]
-
-
-class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
-    """The broker or client refuses this one record for what it is, most often its size."""
-
-    def __init__(self, position: Position, output: Outgoing, error: KafkaError) -> None:
-        super().__init__(f"{error.name()}: {error.str()}")
-        self.position = position
-        self.output = output
-        self.code: int = error.code()
 
 
 class Publisher(Protocol):
@@ -121,7 +111,7 @@ class _Receipts:
         if error.code() in _OF_THE_RECORD:
             self.refused = True
             if self.singly:
-                self.unpublishable = Unpublishable(position, output, error)
+                self.unpublishable = Unpublishable(position, output, error.code(), f"{error.name()}: {error.str()}")
 
     @property
     def why(self) -> str:
@@ -173,7 +163,7 @@ class _Connection:
             except KafkaException as error:
                 found: KafkaError = error.args[0]
                 if found.code() in _OF_THE_RECORD:
-                    raise Unpublishable(position, output, found) from error
+                    raise Unpublishable(position, output, found.code(), f"{found.name()}: {found.str()}") from error
                 raise
             else:
                 receipts.sent.append((position, output))

@@ -14,10 +14,9 @@ from tests.brokers.registry import LoopbackRegistry
 from worker.avro import result
 from worker.avro.registry import Codecs
 from worker.commands import dead_letters
-from worker.commands.connection import TopicMissing
-from worker.commands.dead_letters import NoSuchLetter, list_letters, select, show
+from worker.commands.dead_letters import list_letters, select, show
 from worker.commands.dead_letters_replay import campaign_of, replay
-from worker.errors import FatalError, SettingsError
+from worker.errors import FatalError, NoSuchDeadLetter, SettingsError, TopicMissing
 from worker.kafka.embedded import EmbeddedBroker
 from worker.rules.dead_letter import PREFIX
 from worker.rules.replay import Selection
@@ -228,7 +227,7 @@ def test_a_terminal_gets_indented_json(
 )
 def test_nothing_lies_there(broker: Broker, position: str, message: str) -> None:
     broker.bury()
-    with pytest.raises(NoSuchLetter, match=message):
+    with pytest.raises(NoSuchDeadLetter, match=message):
         show(None, position)
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from tests.brokers.memory import Clock, MemoryBroker, fatal, retriable
 from tests.delivery.doubles import OUTPUT, partition
-from worker.errors import BrokerAway, TransactionAborted
+from worker.errors import BrokerAway, TransactionAborted, Unpublishable
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RenewingPublisher
-from worker.kafka.transactional import TransactionalPublisher, Unpublishable
+from worker.kafka.transactional import TransactionalPublisher
 from worker.messages import Outgoing, Partition, Position
 from worker.rules.offsets import Release
 
