@@ -25,9 +25,11 @@ from worker.avro.result import result as result_datum
 from worker.errors import BrokerAway, RegistryAway, Stalled
 from worker.http.health import Health, HealthServer
 from worker.kafka import client_config
+from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RenewingPublisher
-from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.kafka.publisher import Publisher
+from worker.kafka.transactional import TransactionalPublisher
 from worker.label_sets.topic import LabelSets
 from worker.messages import Encoded, Job, ModelIdentity, Outcome, Outgoing, Record, Request
 from worker.pipeline.batch import BatchPolicy

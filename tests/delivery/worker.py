@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry
 from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
 from worker.http.health import Health
+from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RenewingPublisher
-from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.kafka.publisher import Publisher
+from worker.kafka.transactional import TransactionalPublisher
 from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.infer import InferenceStage
 from worker.pipeline.loop import KafkaStage

@@ -36,7 +36,7 @@ DYING = """
 import os, signal, sys
 from confluent_kafka import Producer
 from worker import cli
-from worker.kafka import transactional
+from worker.kafka import producer
 
 moment, left = sys.argv[1], int(sys.argv[2])
 
@@ -51,7 +51,7 @@ class DyingProducer(Producer):
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-transactional.Producer = DyingProducer
+producer.Producer = DyingProducer
 sys.exit(cli.main(sys.argv[3:]))
 """
 

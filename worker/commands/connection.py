@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from worker import settings as settings_module
-from worker.errors import BrokerAway, FatalError, TopicMissing
-from worker.kafka import client_config
+from worker.errors import BrokerAway, TopicMissing
+from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
 from worker.settings import KafkaSettings, Settings
 
@@ -59,10 +59,10 @@ class Reports:
 
     def __call__(self, error: KafkaError) -> None:
         """Take an error from librdkafka: called inside ``poll`` and ``flush``, on the thread that calls them."""
-        if error.fatal():
+        if client_errors.is_fatal(error):
             self._fatal = error
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 (librdkafka's local codes are spelt so)
-            return  # the sum of what was reported before it
+        if error.code() == client_errors.ALL_BROKERS_DOWN:
+            return
         self.cause = error.str()
         now = time.monotonic()
         if self._tell is not None and now - self._told.get(error.name(), -_TELL_EVERY_S) >= _TELL_EVERY_S:
@@ -72,7 +72,7 @@ class Reports:
     def check(self) -> None:
         """Raise FatalError if librdkafka has said that its client cannot go on."""
         if self._fatal is not None:
-            raise FatalError(f"the Kafka client cannot go on: {self._fatal.name()}: {self._fatal.str()}")
+            raise client_errors.cannot_go_on("Kafka client", self._fatal)
 
 
 def connect(kind: Callable[[Properties], _Client], config: Properties, reports: Reports) -> _Client:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from rich.console import Console
 
 from worker.avro.registry import Codecs, open_codecs
@@ -25,6 +25,7 @@ from worker.commands.connection import Reports, say
 from worker.commands.tail import describe, json_line
 from worker.errors import BrokerAway, NoSuchDeadLetter, Reason, RegistryAway, SettingsError
 from worker.kafka import client_config
+from worker.kafka.client_errors import PARTITION_END
 from worker.messages import Headers, Partition, Position, Record
 from worker.rules.replay import Letter, Selection
 from worker.settings import Settings
@@ -183,7 +184,7 @@ class DeadLetterReader:
             if message is None:
                 continue
             error, number, offset = message.error(), cast("int", message.partition()), cast("int", message.offset())
-            if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 (spelt so)
+            if error is not None and error.code() != PARTITION_END:
                 self._reports(error)
                 continue
             end = extents[number].end

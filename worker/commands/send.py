@@ -25,8 +25,8 @@ from worker.avro import result
 from worker.avro.registry import Codecs, open_codecs
 from worker.commands import connection
 from worker.commands.connection import Reports, say
-from worker.errors import FatalError, Reason, Rejection, SettingsError, TopicMissing
-from worker.kafka import client_config
+from worker.errors import Reason, Rejection, SettingsError, TopicMissing
+from worker.kafka import client_config, client_errors
 from worker.messages import Headers
 from worker.settings import Settings
 
@@ -139,7 +139,7 @@ class _Sending:
             except KafkaException as error:
                 found: KafkaError = error.args[0]
                 if found.code() != KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise FatalError(f"the producer cannot go on: {found.name()}: {found.str()}") from error
+                    raise client_errors.cannot_go_on("producer", found) from error
                 raise Rejection(
                     Reason.TOO_LARGE,
                     "encode",

@@ -15,11 +15,11 @@ import structlog
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from worker.errors import BrokerAway, FatalError, Fenced
+from worker.errors import BrokerAway
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
+from worker.kafka.client_errors import ErrorLog
 from worker.messages import Headers, Partition, Position, Record
-from worker.telemetry.log import Repeats
 
 log = structlog.get_logger("worker.kafka")
 
@@ -52,11 +52,10 @@ class Consumer:
         self._from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
         self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
         self._uncommitted: dict[Partition, int] = {}
-        self._fatal: KafkaError | None = None
+        self._errors = ErrorLog("consumer")
         self._partition = lru_cache(maxsize=1024)(Partition)  # few, and made for every record
-        self._repeats = Repeats()
         self._client = client_config.open_client(
-            Client, {**client_config.with_callbacks(config, self._on_error), "on_commit": self._on_commit}
+            Client, {**client_config.with_callbacks(config, self._errors), "on_commit": self._on_commit}
         )
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
@@ -90,8 +89,7 @@ class Consumer:
         records = [] if first is None else [self._record(first)]
         if first is not None and max_records > 1:
             records += [self._record(message) for message in self._client.consume(max_records - 1, 0)]
-        if self._fatal is not None:
-            raise _fatal(self._fatal)
+        self._errors.check()
         found = [r for r in records if r is not None and self._epochs.get(r.position.partition) == r.position.epoch]
         for record in found:
             self._next[record.position.partition] = record.position.offset + 1
@@ -242,7 +240,7 @@ class Consumer:
     def _record(self, message: Message) -> Record | None:
         error = message.error()
         if error is not None:
-            self._on_error(error)
+            self._errors(error)
             return None
         topic, number, offset = message.topic(), message.partition(), message.offset()
         partition = self._partition(str(topic), int(number if number is not None else -1))
@@ -306,15 +304,6 @@ class Consumer:
         # Not the offset that failed: one that was asked for after it may be committed by now.
         self._uncommitted |= {partition: self._asked[partition] for partition in failed if partition in self._asked}
 
-    def _on_error(self, error: KafkaError) -> None:
-        # Most of what arrives here mends itself (a broker restarting): librdkafka goes on by itself, and we report.
-        fatal = is_fatal(error)
-        if fatal:
-            self._fatal = error
-        held = 0 if fatal else self._repeats.admit(error.name())
-        if held is not None:
-            log.warning("consumer_error", code=error.name(), error=error.str(), fatal=fatal, held_back=held)
-
 
 def _headers(raw: Any) -> Headers:
     if not raw:  # most records have none
@@ -324,14 +313,3 @@ def _headers(raw: Any) -> Headers:
 
 def _positions(partitions: Iterable[Partition]) -> list[TopicPartition]:
     return [TopicPartition(p.topic, p.number) for p in partitions]
-
-
-def is_fatal(error: KafkaError) -> bool:
-    """Whether a client that reports this can never go on. What a consumer polls has the code and not the flag."""
-    return error.fatal() or error.code() == KafkaError._FATAL  # noqa: SLF001 (librdkafka's local codes are spelt so)
-
-
-def _fatal(error: KafkaError) -> FatalError:
-    fenced = error.code() in {KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID}
-    kind = Fenced if fenced else FatalError
-    return kind(f"the consumer cannot go on: {error.name()}: {error.str()}")

@@ -16,7 +16,7 @@ import structlog
 
 from worker.errors import BrokerAway, FatalError, TransactionAborted
 from worker.kafka.consumer import Consumer
-from worker.kafka.transactional import Clock
+from worker.kafka.publisher import Clock
 from worker.rules.offsets import Release
 
 log = structlog.get_logger("worker.kafka")

@@ -13,11 +13,12 @@ from types import MappingProxyType
 from typing import Final
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
 from worker.errors import SettingsError
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
+from worker.kafka.client_errors import PARTITION_END
 
 log = structlog.get_logger("worker.kafka")
 
@@ -89,7 +90,7 @@ class LabelSets:
             return
         error = message.error()
         if error is not None:
-            if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (librdkafka's local codes are spelt so)
+            if error.code() == PARTITION_END:
                 self._behind.discard(message.partition() or 0)
             else:
                 log.warning("label_sets_error", code=error.name(), error=error.str())  # librdkafka goes on by itself

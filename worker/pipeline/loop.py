@@ -28,7 +28,7 @@ import structlog
 from worker.errors import BrokerAway, FatalError, Reason, RegistryAway, Rejection
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
-from worker.kafka.transactional import Publisher
+from worker.kafka.publisher import Publisher
 from worker.messages import (
     Answered,
     Batch,

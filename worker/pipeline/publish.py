@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError
 
 from worker.errors import BrokerAway, DeadLetterLimit, FatalError, Reason, TransactionAborted, Unpublishable
 from worker.kafka.consumer import Consumer
-from worker.kafka.transactional import Publisher
+from worker.kafka.publisher import Publisher
 from worker.messages import Fault, FaultKind, Outgoing, Partition, Position, Record
 from worker.pipeline.infer import Done
 from worker.pipeline.policies import BATCHES_IN_HAND, BUSY_POLL_S, Clocks, Policies
