@@ -22,7 +22,7 @@ from tests.brokers.kafka import Kafka
 from tests.conftest import TopicFactory
 from tests.faults.verifier import count, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
-from worker.commands.dead_letters import list_letters
+from worker.commands.dead_letters import list_dead_letters
 from worker.rules.dead_letter import PREFIX
 from worker.rules.replay import Selection
 
@@ -265,7 +265,7 @@ def test_times_are_found_though_letters_are_not_in_the_order_of_time(
             monkeypatch.setenv(name, value)
 
     def listed(selection: Selection) -> dict[str, int]:
-        list_letters(None, selection, limit=None, stop_requested=lambda: False)
+        list_dead_letters(None, selection, limit=None, stop_requested=lambda: False)
         rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
         return {row["position"]: row["timestamp"] for row in rows}
 

@@ -13,8 +13,8 @@ from confluent_kafka import Producer
 from tests.brokers.registry import LoopbackRegistry
 from worker.avro import result
 from worker.avro.registry import Codecs
-from worker.commands import dead_letters
-from worker.commands.dead_letters import list_letters, select, show
+from worker.commands import dead_letter_listing
+from worker.commands.dead_letters import list_dead_letters, select, show
 from worker.commands.dead_letters_replay import campaign_of, replay
 from worker.errors import FatalError, NoSuchDeadLetter, SettingsError, TopicMissing
 from worker.kafka.embedded import EmbeddedBroker
@@ -73,7 +73,7 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def listed(capfd: pytest.CaptureFixture[str], selection: Selection | None = None, limit: int | None = None) -> Any:
-    list_letters(None, selection or Selection(), limit=limit, stop_requested=lambda: False)
+    list_dead_letters(None, selection or Selection(), limit=limit, stop_requested=lambda: False)
     return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
@@ -154,7 +154,7 @@ def test_a_terminal_gets_a_table_and_no_commands_of_a_stranger(
 ) -> None:
     on_a_terminal(monkeypatch)
     broker.bury(message="[red]two\nlines\x1b[2J\x9b1m" + "!" * 100, reason="crash")
-    list_letters(None, Selection(), limit=None, stop_requested=lambda: False)
+    list_dead_letters(None, Selection(), limit=None, stop_requested=lambda: False)
     out, err = capfd.readouterr()
     assert "\x1b" not in out
     assert "\x9b" not in out
@@ -169,7 +169,7 @@ def test_a_terminal_gets_a_table_and_no_commands_of_a_stranger(
 def test_a_topic_that_is_not_there_is_an_error(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XNLI_TOPICS__DEAD_LETTER", "missing")
     with pytest.raises(TopicMissing, match="'missing' is not there"):
-        list_letters(None, Selection(), limit=None, stop_requested=lambda: False)
+        list_dead_letters(None, Selection(), limit=None, stop_requested=lambda: False)
 
 
 # show -----------------------------------------------------------------------------------------------------------------
@@ -273,8 +273,8 @@ def test_an_age_is_no_bound_of_a_replay_and_the_time_to_write_is_told() -> None:
     ("seconds", "age"), [(0, "0s"), (119, "119s"), (120, "2m"), (7_199, "119m"), (7_200, "2h"), (172_800, "2d")]
 )
 def test_ages_are_shown_as_they_are_asked_for(seconds: int, age: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.commands.dead_letters.time.time", lambda: 1_000_000.0 + seconds)
-    assert dead_letters._age(1_000_000_000) == age
+    monkeypatch.setattr("worker.commands.dead_letter_listing.time.time", lambda: 1_000_000.0 + seconds)
+    assert dead_letter_listing._age(1_000_000_000) == age
 
 
 # replay: the rest is proved on real Kafka -----------------------------------------------------------------------------
