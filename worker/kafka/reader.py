@@ -108,6 +108,7 @@ class Reader:
             self._ends[number] = message.offset() or 0
         else:
             self._errors(error)
+            self._errors.check()
         return None
 
     def read(
