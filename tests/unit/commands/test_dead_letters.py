@@ -46,9 +46,7 @@ class Broker:
         self.topic = topic
         self._client = Producer({"bootstrap.servers": embedded.bootstrap_servers, "log_level": 0})
 
-    def dead_letter(
-        self, value: bytes | None = b"v", key: bytes | None = b"k", partition: int = 0, **said: str
-    ) -> None:
+    def add(self, value: bytes | None = b"v", key: bytes | None = b"k", partition: int = 0, **said: str) -> None:
         headers = [(f"{PREFIX}{name}", text.encode()) for name, text in (SAID | said).items()]
         self.produce(value, key, partition=partition, headers=headers, timestamp=1234)
 
@@ -102,7 +100,7 @@ def go(*, dry_run: bool = False, limit: int | None = None, to: str | None = None
 
 
 def test_a_dead_letter_in_a_list(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    broker.dead_letter(partition=2)
+    broker.add(partition=2)
     assert listed(capfd) == [
         {
             "position": "2:0",
@@ -127,7 +125,7 @@ def test_all_partitions_are_listed_to_their_ends_and_what_is_selected_only(
 ) -> None:
     for partition in range(4):
         for reason in ("crash", "inference", "crash"):
-            broker.dead_letter(partition=partition, reason=reason, key=str(partition).encode())
+            broker.add(partition=partition, reason=reason, key=str(partition).encode())
     assert len(listed(capfd)) == 12
     assert {row["position"] for row in listed(capfd, Selection(reasons=frozenset({"inference"})))} == {
         f"{partition}:1" for partition in range(4)
@@ -155,7 +153,7 @@ def test_a_terminal_gets_a_table_and_no_commands_of_a_stranger(
     broker: Broker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_a_terminal(monkeypatch)
-    broker.dead_letter(message="[red]two\nlines\x1b[2J\x9b1m" + "!" * 100, reason="crash")
+    broker.add(message="[red]two\nlines\x1b[2J\x9b1m" + "!" * 100, reason="crash")
     list_dead_letters(None, Selection(), limit=None, stop_requested=lambda: False)
     out, err = capfd.readouterr()
     assert "\x1b" not in out
@@ -179,8 +177,8 @@ def test_a_topic_that_is_not_there_is_an_error(broker: Broker, monkeypatch: pyte
 
 def test_a_dead_letter_is_shown_whole(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
     value, _ = Codecs().encode_request(REQUEST)
-    broker.dead_letter(b"before", partition=1)
-    broker.dead_letter(value, partition=1)
+    broker.add(b"before", partition=1)
+    broker.add(value, partition=1)
     found = shown(capfd, "1:1")
     assert found["headers"] == {f"{PREFIX}{name}": text for name, text in SAID.items()}
     assert (found["partition"], found["offset"], found["timestamp"], found["key"]) == (1, 1, 1234, "k")
@@ -188,7 +186,7 @@ def test_a_dead_letter_is_shown_whole(broker: Broker, capfd: pytest.CaptureFixtu
 
 
 def test_a_payload_that_does_not_decode_is_shown_as_it_is(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    broker.dead_letter(b"\xff" * 2000)
+    broker.add(b"\xff" * 2000)
     found = shown(capfd, "0:0")
     assert "the value begins" in found["error"]
     assert base64.b64decode(found["value_base64"]) == b"\xff" * 1024
@@ -204,7 +202,7 @@ def test_a_dead_letter_is_shown_though_the_registry_is_away(
     codecs = Codecs(loopback_registry.url, auto_register=True)
     codecs.open(request_topic="requests")
     value, _ = codecs.encode_request(REQUEST)
-    broker.dead_letter(value)
+    broker.add(value)
     assert shown(capfd, "0:0")["request"] == REQUEST
     loopback_registry.available = False
     found = shown(capfd, "0:0")
@@ -216,7 +214,7 @@ def test_a_terminal_gets_indented_json(
     broker: Broker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_a_terminal(monkeypatch)
-    broker.dead_letter(b"\xff", message="\x1b[2J")
+    broker.add(b"\xff", message="\x1b[2J")
     show(None, "0:0")
     out = capfd.readouterr().out
     assert "\x1b[2J" not in out
@@ -228,7 +226,7 @@ def test_a_terminal_gets_indented_json(
     ("position", "message"), [("0:1", "holds 0 to 0"), ("1:0", "is empty"), ("9:0", "partition 9 does not exist")]
 )
 def test_nothing_lies_there(broker: Broker, position: str, message: str) -> None:
-    broker.dead_letter()
+    broker.add()
     with pytest.raises(NoSuchDeadLetter, match=message):
         show(None, position)
 
@@ -315,10 +313,10 @@ def test_the_dead_letter_topic_is_no_destination() -> None:
 
 
 def test_a_rehearsal_tells_what_would_be_sent_and_what_not(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    broker.dead_letter()
-    broker.dead_letter(replays="3")
-    broker.dead_letter(topic="payments")
-    broker.dead_letter(truncated="9000000")
+    broker.add()
+    broker.add(replays="3")
+    broker.add(topic="payments")
+    broker.add(truncated="9000000")
     assert go(dry_run=True)
     out, err = capfd.readouterr()
     assert [json.loads(line)["to"] for line in out.splitlines()] == [
@@ -333,6 +331,6 @@ def test_a_rehearsal_tells_what_would_be_sent_and_what_not(broker: Broker, capfd
 
 
 def test_without_transactions_nothing_is_replayed(broker: Broker) -> None:
-    broker.dead_letter()
+    broker.add()
     with pytest.raises(FatalError, match="replay needs transactions, and there are none: the embedded broker"):
         go()
