@@ -1,4 +1,4 @@
-"""`xnli-worker dead-letters` on real Kafka: replays that are killed, fenced and refused, and what is dead-lettered again."""
+"""`xnli-worker dead-letters` on real Kafka: replays that are killed, fenced or refused, or dead-lettered again."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class AtLeastOncePublisher:
             self._release, self._reports = release, DeliveryReports(singly=self._singly)
             self._send(release, self._reports, deadline_s)
         left = self._connection.flush(deadline_s)
-        self._connection.errors.check()
+        self._connection.check()
         if left:
             raise BrokerAway(f"{left} of {len(release.outputs)} records are not acknowledged yet")
         if self._reports.failed or not self._all_sent or self._release is not release:
@@ -68,9 +68,9 @@ class AtLeastOncePublisher:
             reports.unpublishable = error  # raised once what is in front of it is reported on
         except KafkaException as error:
             found: KafkaError = error.args[0]
+            self._connection.check()
             if client_errors.is_fatal(found):
                 raise client_errors.cannot_go_on("producer", found) from error
-            self._connection.errors.check()
             raise BrokerAway(f"not produced: {found.str()}") from error
 
     def _fall_short(self, release: Release, reports: DeliveryReports) -> NoReturn:

@@ -52,6 +52,11 @@ def is_fatal(error: KafkaError) -> bool:
     return error.fatal() or error.code() == _FATAL
 
 
+def names_cause(error: KafkaError) -> bool:
+    """False for the bare notice that a fatal error was met before: what it was, a later call or report tells."""
+    return error.code() != _FATAL
+
+
 def is_fencing(error: KafkaError) -> bool:
     """Whether another process took our place, in the group or under the transactional id."""
     return error.code() in _FENCING

@@ -97,6 +97,11 @@ class ProducerConnection:
             pass
         return left
 
+    def check(self) -> None:
+        """Raise FatalError if librdkafka has said that this client cannot go on, after hearing what it has to say."""
+        self.client.poll(0)
+        self.errors.check()
+
     def close(self) -> None:
         """Drop what is queued, for closing would wait for it, and then the client. May be called again."""
         # A client has no close(): it ends, threads and all, when nothing holds it any more.

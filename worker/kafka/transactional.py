@@ -184,7 +184,10 @@ class TransactionalPublisher:
     def _give_up(self, error: KafkaException, deadline_s: float) -> NoReturn:
         """Turn an error of a transactional call into ours. Always raises."""
         found: KafkaError = error.args[0]
-        if client_errors.is_fatal(found) or client_errors.is_fencing(found):
+        is_final = client_errors.is_fatal(found) or client_errors.is_fencing(found)
+        # A bare notice is followed by the abort, whose answer names the cause: who is fenced has to know it. Not so
+        # while a commit is in doubt, for the abort would hide that.
+        if is_final and (client_errors.names_cause(found) or self.in_doubt):
             raise client_errors.cannot_go_on("transactional producer", found) from error
         # Abortable, or retriable with our time used up: in both cases nothing was committed, and abort makes it final.
         self._abort(deadline_s, found.str())
