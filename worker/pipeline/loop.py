@@ -13,7 +13,7 @@ from typing import Final
 
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
-from worker.kafka.transactional import Publisher
+from worker.kafka.publisher import Publisher
 from worker.messages import Partition
 from worker.pipeline.admit import Admission
 from worker.pipeline.clocks import BUSY_POLL_S, Clocks

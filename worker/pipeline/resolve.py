@@ -21,8 +21,7 @@ from confluent_kafka import KafkaError
 from worker.avro.codec import Codecs
 from worker.avro.framing import SCHEMA_ID_HEADER
 from worker.avro.result import result as result_datum
-from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection
-from worker.kafka.transactional import Unpublishable
+from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection, Unpublishable
 from worker.messages import (
     Answered,
     BatchResult,
