@@ -483,16 +483,7 @@ class KafkaStage:
             work = done.work
             self._metrics.token_budget(work.budget)
             self._metrics.stage(Stage.INFERENCE, now_s - done.began_s)
-            self._metrics.inferred(
-                work.seconds,
-                pairs=work.rows,
-                pairs_computed=work.computed,
-                cache_hits=work.cache_hits,
-                computed_tokens=work.tokens,
-                padding_tokens=work.slots - work.tokens,
-                shrinks=work.shrinks,
-                bisections=done.bisections,
-            )
+            self._metrics.inferred(work, done.bisections)
             self._outbox.collected(Collected(done, now_s, retried, revoked))
 
     def _answer(self, answered: Answered, now_s: float) -> bool:

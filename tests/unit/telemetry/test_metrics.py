@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from worker.errors import Reason
-from worker.messages import Batch, Partition, Trigger
+from worker.messages import Batch, Partition, Trigger, Work
 from worker.telemetry.metrics import Metrics, Queue, Rebalance, Stage, TransactionResult
 
 
@@ -49,16 +49,8 @@ def test_counters_exist_at_zero_before_anything_happened(registry: CollectorRegi
 
 def test_what_a_batch_leaves_behind(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.batch(Batch(jobs=(), tokens=100, opened_at_s=0.0, trigger=Trigger.WAIT))
-    metrics.inferred(
-        0.02,
-        pairs=10,
-        pairs_computed=7,
-        cache_hits=2,
-        computed_tokens=90,
-        padding_tokens=10,
-        shrinks=1,
-        bisections=3,
-    )
+    work = Work(rows=10, computed=7, tokens=90, slots=100, cache_hits=2, shrinks=1, forwards=1, seconds=0.02)
+    metrics.inferred(work, 3)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"xnli_worker_{name}", labels)
