@@ -6,25 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import builders
 from worker.avro import request, result
 from worker.avro.registry import REQUEST, RESULT, schema_folder
 from worker.errors import Reason, Rejection
 from worker.messages import (
     Classification,
     Embedding,
-    Encoded,
     Entailment,
     Job,
     Judgement,
     LabelScore,
-    LongText,
     ModelIdentity,
     Outcome,
-    Partition,
     Pooling,
-    Position,
-    Record,
-    Request,
     Task,
 )
 
@@ -33,23 +28,12 @@ MODEL = ModelIdentity("some/model", "abc123")
 
 
 def job(task: Task, timestamp_ms: int = 1_767_225_600_000) -> Job:
-    record = Record(Position(Partition("in", 3), 2**40, 1), b"k", b"v", (), timestamp_ms)
-    request = Request(
-        id="id-1",
-        task=task,
-        text="text",
-        labels=(),
-        hypotheses=(),
-        multi_label=False,
-        language=None,
-        top_k=None,
-        threshold=None,
-        long_text=LongText.TRUNCATE,
-        pooling=Pooling.MEAN,
-        normalize=True,
-        attributes={"a": "b"},
+    at = builders.position(2**40, topic="in", number=3)
+    return builders.job(
+        builders.request(task=task, attributes={"a": "b"}),
+        record=builders.record(at=at, timestamp_ms=timestamp_ms),
+        encoded=builders.encoded(windows=2, truncated=True),
     )
-    return Job(record, request, Encoded((), windows=2, truncated=True, tokens=10), 1)
 
 
 def written(task: Task, outcome: Outcome, timestamp_ms: int = 1_767_225_600_000) -> dict[str, Any]:

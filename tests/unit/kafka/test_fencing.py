@@ -7,23 +7,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.brokers.memory import Clock, MemoryBroker, fatal, retriable
-from tests.delivery.doubles import OUTPUT, partition
+from tests.builders import IgnoreRebalances, outgoing
+from tests.delivery.doubles import partition
 from worker.errors import BrokerAway, TransactionAborted
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RenewingPublisher
 from worker.kafka.transactional import TransactionalPublisher, Unpublishable
-from worker.messages import Outgoing, Partition, Position
+from worker.messages import Partition, Position
 from worker.rules.offsets import Release
 
 P0 = partition(0)
-
-
-class Deaf:
-    def assigned(self, epochs: object) -> None: ...
-
-    def revoked(self, partitions: object) -> None: ...
-
-    def lost(self, partitions: object) -> None: ...
 
 
 @pytest.fixture
@@ -36,7 +29,7 @@ def broker() -> Iterator[MemoryBroker]:
 @pytest.fixture
 def consumer(broker: MemoryBroker) -> Consumer:
     consumer = Consumer({"partition.assignment.strategy": "cooperative-sticky"})
-    consumer.subscribe([P0.topic], Deaf())
+    consumer.subscribe([P0.topic], IgnoreRebalances())
     broker.assign(P0)
     consumer.poll(1, 0)
     return consumer
@@ -71,7 +64,7 @@ def publish(renewing: RenewingPublisher, asked: Release, calls: list[Callable[[]
 
 def release(consumer: Consumer) -> Release:
     epoch = consumer.assignment[P0]
-    return Release(((Position(P0, 0, epoch), Outgoing(OUTPUT, None, b"answer", ())),), {P0: 1}, {P0: epoch})
+    return Release(((Position(P0, 0, epoch), outgoing(b"answer")),), {P0: 1}, {P0: epoch})
 
 
 def test_a_call_that_never_returns_costs_a_producer_and_no_more(
@@ -114,9 +107,7 @@ def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
     broker.broker_limit_bytes = 100
     epoch = consumer.assignment[P0]
     values = [b"small", b"x" * 200, b"small", b"small"]
-    outputs = tuple(
-        (Position(P0, offset, epoch), Outgoing(OUTPUT, None, value, ())) for offset, value in enumerate(values)
-    )
+    outputs = tuple((Position(P0, offset, epoch), outgoing(value)) for offset, value in enumerate(values))
     asked = Release(outputs, {P0: 4}, {P0: epoch})
     with pytest.raises(TransactionAborted):
         publish(renewing, asked, calls)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import builders
 from worker.errors import Reason
 from worker.messages import Fault, FaultKind, Headers, Outgoing, Partition, Position, Record
 from worker.rules.dead_letter import PREFIX, Obituary, dead_letter, is_truncated, truncated
@@ -79,8 +81,7 @@ def test_a_second_death_replaces_the_headers_and_keeps_the_first_origin(
     record: Record, first: Fault, second: Fault
 ) -> None:
     letter = dead_letter(record, first, 1, OBITUARY)
-    again = Record(Position(Partition("requests", 0), 7, 1), letter.key, letter.value, letter.headers, 5)
-    other = dead_letter(again, second, 3, Obituary("dead", "other-group", "worker-1"))
+    other = dead_letter(builders.read_back(letter), second, 3, Obituary("dead", "other-group", "worker-1"))
     before, after = _ours(letter), _ours(other)
     assert len(other.headers) == len(letter.headers)
     for name in ("topic", "partition", "offset", "timestamp"):
@@ -92,8 +93,7 @@ def test_a_second_death_replaces_the_headers_and_keeps_the_first_origin(
 @given(records, faults)
 def test_a_record_that_dies_on_a_detour_names_where_it_was_first_read(record: Record, fault: Fault) -> None:
     sent = send_round(record, "group.retry.5s", 2, 10)
-    read = Record(Position(Partition(sent.topic, 0), 99, 1), sent.key, sent.value, sent.headers, record.timestamp_ms)
-    letter = dead_letter(read, fault, 2, OBITUARY)
+    letter = dead_letter(builders.read_back(sent, now_ms=record.timestamp_ms), fault, 2, OBITUARY)
     assert letter.headers == dead_letter(record, fault, 2, OBITUARY).headers
 
 
@@ -101,7 +101,7 @@ def test_a_record_that_dies_on_a_detour_names_where_it_was_first_read(record: Re
 def test_a_truncated_letter_is_small_and_identifies_the_whole(
     record: Record, fault: Fault, value: bytes, header: bytes
 ) -> None:
-    whole = Record(record.position, record.key, value, (*record.headers, ("big", header)), record.timestamp_ms)
+    whole = replace(record, value=value, headers=(*record.headers, ("big", header)))
     letter = dead_letter(whole, fault, 1, OBITUARY)
     small = truncated(letter, keep_bytes=100)
     assert is_truncated(small)
@@ -118,8 +118,8 @@ def test_a_truncated_letter_is_small_and_identifies_the_whole(
 def test_a_truncated_letter_is_small_whatever_its_headers(sizes: list[tuple[int, int]]) -> None:
     """Names, too, may be what is too large: Kafka bounds them by the record alone."""
     headers = tuple(("n" * name, b"v" * value) for name, value in sizes)
-    record = Record(Position(Partition("requests", 2), 7, 1), None, b"", headers, 0)
-    letter = dead_letter(record, Fault(FaultKind.MESSAGE, Reason.INVALID, "decode", "Error", ""), 1, OBITUARY)
+    fault = Fault(FaultKind.MESSAGE, Reason.INVALID, "decode", "Error", "")
+    letter = dead_letter(builders.record(headers=headers), fault, 1, OBITUARY)
     small = truncated(letter)
     kept = [header for header in small.headers if not header[0].startswith(PREFIX)]
     assert kept == [(name, (value or b"")[:4096]) for name, value in headers if len(name) <= 256][:64]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests import builders
 from tests.delivery.doubles import partition, record
 from worker.messages import Outgoing, Position, Record
 from worker.rules.offsets import Ledger
@@ -10,7 +11,7 @@ P0, P1 = partition(0), partition(1)
 
 
 def output(text: str = "") -> Outgoing:
-    return Outgoing("results", None, text.encode(), ())
+    return builders.outgoing(text.encode())
 
 
 def at(offset: int, *, number: int = 0, epoch: int = 1) -> Position:
@@ -100,8 +101,8 @@ def test_a_reader_that_breaks_its_contract_is_told_so(wrong: Record) -> None:
 def test_bytes_in_hand_are_those_of_keys_values_and_headers() -> None:
     ledger = Ledger()
     ledger.assign(P0, 1)
-    ledger.track(Record(at(0), b"key", b"value", (("name", b"text"), ("none", None)), 0))
-    ledger.track(Record(at(1), None, None, (), 0))
+    ledger.track(builders.record(b"value", at=at(0), headers=(("name", b"text"), ("none", None))))
+    ledger.track(builders.record(None, at=at(1), key=None))
     assert ledger.held_bytes == 3 + 5 + 4 + 4 + 4
     ledger.resolve(at(0), output())
     ledger.acknowledge(ledger.release())

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.messages import Fault, FaultKind, Headers, Outgoing, Partition, Position, Record
+from tests.builders import position, read_back, record
+from worker.messages import Fault, FaultKind, Headers, Outgoing
 from worker.rules.dead_letter import PREFIX, Obituary, dead_letter, truncated
 from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed
 
@@ -15,16 +16,10 @@ OBITUARY = Obituary("dead", "group", "worker-1")
 FAULT = Fault(FaultKind.MESSAGE, "inference", "inference", "ValueError", "no", "at line 1")
 
 
-def read(output: Outgoing, offset: int, now_ms: int) -> Record:
-    """What a consumer makes of a record that was produced."""
-    at_ms = now_ms if output.timestamp_ms is None else output.timestamp_ms
-    return Record(Position(Partition(output.topic, 0), offset, 0), output.key, output.value, output.headers, at_ms)
-
-
 def letter(headers: dict[str, str] | None = None, key: bytes | None = b"k", timestamp_ms: int = 1_000) -> Letter:
     said = {"reason": "inference", "topic": "requests", "partition": "3", "offset": "7", "replays": "0"}
     ours: Headers = tuple((f"{PREFIX}{name}", text.encode()) for name, text in (said | (headers or {})).items())
-    return Letter(Record(Position(Partition("dead", 0), 5, 0), key, b"v", ours, timestamp_ms))
+    return Letter(record(b"v", at=position(5, topic="dead"), key=key, headers=ours, timestamp_ms=timestamp_ms))
 
 
 def send_again(of: Letter, *, to: str | None = None, max_replays: int = 3) -> Outgoing:
@@ -50,10 +45,10 @@ def test_what_dies_again_keeps_its_first_origin_its_count_and_its_size(
     headers: Headers, key: bytes | None, value: bytes, lives: int
 ) -> None:
     """Death and replay in turn, until the guard ends it."""
-    record = Record(Position(Partition("requests", 3), 77, 0), key, value, headers, 1_234)
+    living = record(value, at=position(77, number=3), key=key, headers=headers, timestamp_ms=1_234)
     sizes = set()
     for replays in range(lives + 1):
-        dead = Letter(read(dead_letter(record, FAULT, 5, OBITUARY), offset=replays, now_ms=9_000 + replays))
+        dead = Letter(read_back(dead_letter(living, FAULT, 5, OBITUARY), offset=replays, now_ms=9_000 + replays))
         sizes.add(sum(len(name) + len(text or b"") for name, text in dead.record.headers))
         assert (dead.record.key, dead.record.value, dead.record.headers[: len(headers)]) == (key, value, headers)
         assert (dead.said["topic"], dead.number("partition"), dead.number("offset")) == ("requests", 3, 77)
@@ -64,15 +59,15 @@ def test_what_dies_again_keeps_its_first_origin_its_count_and_its_size(
             break
         again = send_again(dead, max_replays=lives)
         assert (again.topic, again.key, again.value) == ("requests", key, value)
-        record = read(again, offset=1_000 + replays, now_ms=5_000)
-        assert record.timestamp_ms == 5_000  # the old time would let it expire on arrival
-        assert record.headers[: len(headers)] == headers
+        living = read_back(again, offset=1_000 + replays, now_ms=5_000)
+        assert living.timestamp_ms == 5_000  # the old time would let it expire on arrival
+        assert living.headers[: len(headers)] == headers
     assert len(sizes) == 1
 
 
 def test_a_replayed_record_tells_its_origin_and_its_count_and_nothing_else_of_its_death() -> None:
-    record = Record(Position(Partition("requests", 3), 77, 0), b"k", b"v", (("trace", b"1"),), 1_234)
-    again = send_again(Letter(read(dead_letter(record, FAULT, 5, OBITUARY), 0, 0)))
+    died = record(at=position(77, number=3), headers=(("trace", b"1"),), timestamp_ms=1_234)
+    again = send_again(Letter(read_back(dead_letter(died, FAULT, 5, OBITUARY))))
     assert again.headers == (
         ("trace", b"1"),
         ("xnli.dlq.topic", b"requests"),
@@ -91,8 +86,8 @@ def test_a_detour_through_a_retry_topic_is_not_begun_in_the_middle() -> None:
 
 def test_a_truncated_letter_stays() -> None:
     whole = dead_letter(letter().record, FAULT, 1, OBITUARY)
-    assert refused(Letter(read(truncated(whole), 0, 0))) is Cause.TRUNCATED
-    assert refused(Letter(read(truncated(whole), 0, 0)), to="elsewhere") is Cause.TRUNCATED
+    assert refused(Letter(read_back(truncated(whole)))) is Cause.TRUNCATED
+    assert refused(Letter(read_back(truncated(whole))), to="elsewhere") is Cause.TRUNCATED
 
 
 @pytest.mark.parametrize("origin", ["payments", "dead", "", "requests "])

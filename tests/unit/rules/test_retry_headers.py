@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.messages import Headers, Outgoing, Partition, Position, Record
+from tests.builders import position, read_back, record
+from worker.messages import Headers, Outgoing, Record
 from worker.rules.retry_headers import PREFIX, come_back, detour_of, origin_of, send_round, topics, without
 
 foreign: st.SearchStrategy[Headers] = st.lists(
@@ -17,7 +20,7 @@ foreign: st.SearchStrategy[Headers] = st.lists(
 
 def _read_again(sent: Outgoing, offset: int) -> Record:
     assert sent.timestamp_ms is None, "retention would count from the request's own time"
-    return come_back(Record(Position(Partition(sent.topic, 0), offset, 7), sent.key, sent.value, sent.headers, 77))
+    return come_back(read_back(sent, offset=offset))
 
 
 @given(
@@ -26,18 +29,18 @@ def _read_again(sent: Outgoing, offset: int) -> Record:
 def test_a_record_comes_back_from_any_number_of_detours_as_it_was(
     headers: Headers, rounds: int, value: bytes | None, at_ms: int
 ) -> None:
-    record = first = Record(Position(Partition("requests", 3), 41, 1), b"key", value, headers, at_ms)
+    read = first = record(value, at=position(41, number=3), headers=headers, timestamp_ms=at_ms)
     sizes = []
     for attempt in range(2, 2 + rounds):
-        sent = send_round(record, "g.retry.5s", attempt, not_before_ms=10_000 * attempt)
-        record = _read_again(sent, offset=attempt)
+        sent = send_round(read, "g.retry.5s", attempt, not_before_ms=10_000 * attempt)
+        read = _read_again(sent, offset=attempt)
         sizes.append(len(sent.headers))
-        detour = detour_of(record)
+        detour = detour_of(read)
         assert detour is not None
         assert (detour.attempt, detour.not_before_ms) == (attempt, 10_000 * attempt)
-    assert origin_of(record) == (first.position.partition, first.position.offset)
-    assert (record.key, record.value, record.timestamp_ms) == (first.key, first.value, first.timestamp_ms)
-    assert without(record.headers) == first.headers
+    assert origin_of(read) == (first.position.partition, first.position.offset)
+    assert (read.key, read.value, read.timestamp_ms) == (first.key, first.value, first.timestamp_ms)
+    assert without(read.headers) == first.headers
     assert len(set(sizes)) == 1  # it does not grow
 
 
@@ -48,10 +51,10 @@ def test_a_record_comes_back_from_any_number_of_detours_as_it_was(
 )
 def test_headers_somebody_else_wrote_are_no_failure(fields: dict[str, bytes]) -> None:
     headers = tuple((PREFIX + name, value) for name, value in fields.items())
-    record = Record(Position(Partition("g.retry.5s", 0), 1, 1), None, b"", headers, 0)
-    detour_of(record)
-    origin_of(record)
-    come_back(record)
+    read = record(at=position(topic="g.retry.5s"), headers=headers)
+    detour_of(read)
+    origin_of(read)
+    come_back(read)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +67,12 @@ def test_headers_somebody_else_wrote_are_no_failure(fields: dict[str, bytes]) ->
     ids=lambda value: str(value)[:20],
 )
 def test_a_detour_that_nobody_can_have_taken_counts_as_none(field: str, value: int) -> None:
-    first = Record(Position(Partition("requests", 3), 41, 1), b"key", b"value", (), 5)
-    sent = send_round(first, "g.retry.5s", 2, not_before_ms=10)
+    sent = send_round(record(at=position(41, number=3)), "g.retry.5s", 2, not_before_ms=10)
     headers = dict(sent.headers) | {PREFIX + field: b"%d" % value}
-    record = Record(Position(Partition(sent.topic, 0), 7, 1), sent.key, sent.value, tuple(headers.items()), 77)
-    assert detour_of(record) is None
-    assert come_back(record) is record
-    assert origin_of(record) == (record.position.partition, record.position.offset)
+    read = replace(read_back(sent), headers=tuple(headers.items()))
+    assert detour_of(read) is None
+    assert come_back(read) is read
+    assert origin_of(read) == (read.position.partition, read.position.offset)
 
 
 def test_topics_are_named_after_group_and_delay_shortest_first() -> None:
