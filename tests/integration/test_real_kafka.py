@@ -133,6 +133,7 @@ def test_three_nodes_lose_nothing_when_one_is_killed_and_returns(
     assert _read(kafka_cluster, name, 300) == [b"%d" % number for number in range(300)]
 
 
+@pytest.mark.acceptance
 def test_a_suspended_node_is_replaced_and_catches_up(kafka_cluster: KafkaCluster, cluster_topic: TopicFactory) -> None:
     name = cluster_topic()
     leader = kafka_cluster.leader(name, 0)
