@@ -109,6 +109,7 @@ def test_a_missing_topic_is_not_created_by_asking(kafka: Kafka) -> None:
     assert missing not in admin.list_topics(timeout=30).topics
 
 
+@pytest.mark.acceptance  # the fault matrix plays this with workers
 def test_three_nodes_lose_nothing_when_one_is_killed_and_returns(
     kafka_cluster: KafkaCluster, cluster_topic: TopicFactory
 ) -> None:
