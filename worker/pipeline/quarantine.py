@@ -6,8 +6,8 @@ metadata of committed offsets, and a quarantined partition's records are admitte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -32,6 +32,14 @@ MARK_TIMEOUT_S: Final = 15.0
 COMMIT_TIMEOUT_S: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What a partition left with: the mark that is committed, and what it was before we marked it."""
+
+    mark: Mark
+    former: Mark
+
+
 class Quarantine:
     """Counts starts without progress, and knows which partitions are quarantined. Kafka thread only.
 
@@ -50,7 +58,7 @@ class Quarantine:
         self._partitions = partitions
         self._window = window
         self._horizon = horizon
-        self._left: dict[Partition, Mark] = {}  # our marks on partitions that went: nobody died
+        self._left: dict[Partition, _Left] = {}  # of partitions that went while we live: nobody died
         self._watched = 0  # partitions with a counted start or a quarantine
 
     def __bool__(self) -> bool:
@@ -59,37 +67,35 @@ class Quarantine:
     # Rebalances -------------------------------------------------------------------------------------------------------
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
-        """Raise the count of starts, or begin a quarantine, before anything of the partitions is read."""
-        marks: dict[Partition, tuple[int, Mark]] = {}
+        """Look at what a predecessor left beside the committed offsets, before anything of the partitions is read."""
         try:
             known = self._consumer.committed(partitions, MARK_TIMEOUT_S)
-            if unknown := sorted(set(partitions) - known.keys()):
-                log.warning(
-                    "starts_not_counted",
-                    error="no stable offset is committed",
-                    partitions=[str(partition) for partition in unknown],
-                )
-            for partition, (offset, metadata) in known.items():
-                marks[partition] = offset, self._begin(partition, offset, parse(metadata))
-            self._commit(marks)
         except BrokerAway as error:
-            # Not counted this time: a record that kills takes one more start to be found.
+            # Nothing is counted this time: a record that kills takes one more start to be found.
             log.warning("starts_not_counted", error=str(error))
+            return
+        if unknown := sorted(set(partitions) - known.keys()):
+            log.warning(
+                "starts_not_counted",
+                error="no stable offset is committed",
+                partitions=[str(partition) for partition in unknown],
+            )
+        for partition, (offset, metadata) in known.items():
+            self._begin(self._partitions.accounts[partition], offset, parse(metadata))
 
-    def _begin(self, partition: Partition, offset: int, former: Mark) -> Mark:
-        # A mark that is as we left it tells of no death: the partition was lost, in an outage perhaps, not us.
-        is_ours = self._left.pop(partition, Mark()) == former != Mark()
-        mark = replace(former, suspect=False) if is_ours else begin(former, offset, self._window)
-        assigned = self._partitions.accounts[partition]
+    def _begin(self, assigned: AssignedPartition, offset: int, former: Mark) -> None:
+        left = self._left.pop(assigned.partition, None)
+        if left is not None and left.mark == former != Mark():
+            # It is as we left it: the partition was lost, in an outage perhaps, and nobody died.
+            former = left.former
+        mark = begin(former, offset, self._window)
         self._watched += 1
         if mark.quarantined:
-            assigned.quarantined = Quarantined(mark.until, condemned=mark.suspect)
-            log.error("quarantined", partition=str(partition), offset=offset, mark=render(mark))
+            assigned.quarantined = Quarantined(mark.until, mark.deaths)
+            log.error("quarantined", partition=str(assigned.partition), offset=offset, mark=render(mark))
         else:
-            before = replace(mark, starts=mark.starts - 1)
-            until = offset + (self._window if before.starts else self._horizon)
-            assigned.counted_start = CountedStart(before, mark, offset, until)
-        return mark
+            until = offset + (self._window if mark.starts else self._horizon)
+            assigned.counted_start = CountedStart(mark, offset, until)
 
     def hand_over(self, partitions: set[Partition]) -> None:
         """Take this start's marks back: a partition handed over in good order says nothing against its next record."""
@@ -97,10 +103,10 @@ class Quarantine:
         for partition in partitions & self._partitions.accounts.keys():
             assigned = self._partitions.accounts[partition]
             start, quarantined = assigned.counted_start, assigned.quarantined
-            if start is not None:
+            if start is not None and start.is_counted:
                 marks[partition] = start.committed, Mark() if start.has_progress else start.former
             elif quarantined is not None and quarantined.marked_at is not None:
-                marks[partition] = quarantined.marked_at, Mark(until=quarantined.until)
+                marks[partition] = quarantined.marked_at, quarantined.unmarked
         try:
             self._commit(marks)
         except BrokerAway as error:
@@ -112,13 +118,26 @@ class Quarantine:
         if assigned is None:
             return
         if (start := assigned.counted_start) is not None:
-            self._left[partition] = start.mark
+            self._left[partition] = _Left(start.mark, start.former)
             self._watched -= 1
         if (quarantined := assigned.quarantined) is not None:
-            self._left[partition] = Mark(until=quarantined.until, suspect=quarantined.marked_at is not None)
+            self._left[partition] = _Left(quarantined.mark, quarantined.unmarked)
             self._watched -= 1
 
     # Reading ----------------------------------------------------------------------------------------------------------
+
+    def count_starts(self, partitions: Iterable[Partition]) -> None:
+        """Records of these partitions are about to be in hand: from now on this start counts."""
+        marks: dict[Partition, tuple[int, Mark]] = {}
+        for partition in partitions:
+            start = self._partitions.accounts[partition].counted_start
+            if start is not None and not start.is_counted:
+                start.is_counted = True
+                marks[partition] = start.committed, start.mark
+        try:
+            self._commit(marks)
+        except BrokerAway as error:
+            log.warning("starts_not_counted", error=str(error))
 
     def admits(self, assigned: AssignedPartition, record: Record) -> bool:
         """False for a record too far ahead of what is committed while this start counts: it is read again later.
@@ -146,6 +165,9 @@ class Quarantine:
     def take(self, quarantined: Quarantined, record: Record) -> None:
         """Take the next record of a quarantined partition in hand; no more is fetched until it is answered."""
         position = record.position
+        # What killed a predecessor was there before it died.
+        if (end := self._consumer.end(position.partition)) is not None:
+            quarantined.until = min(quarantined.until, max(end, position.offset + 1))
         self._consumer.hold(position.partition, position.offset + 1)
         quarantined.record = record
 
@@ -158,7 +180,8 @@ class Quarantine:
     def mark(self, quarantined: Quarantined, record: Record) -> None:
         """Mark the record that is about to be decoded and computed. Raises BrokerAway."""
         position = record.position
-        self._commit({position.partition: (position.offset, Mark(until=quarantined.until, suspect=True))})
+        mark = Mark(until=quarantined.until, deaths=quarantined.deaths + 1)
+        self._commit({position.partition: (position.offset, mark)})
         quarantined.marked_at = position.offset
 
     # Committing -------------------------------------------------------------------------------------------------------
@@ -172,7 +195,7 @@ class Quarantine:
             if quarantined is not None and behind < quarantined.until:
                 marks[partition] = render(Mark(until=quarantined.until))
             elif start is not None and behind < start.until:
-                marks[partition] = render(start.mark)
+                marks[partition] = render(Mark(starts=1))
         return marks
 
     def progressed(self, batch: CommitBatch) -> None:
@@ -185,7 +208,7 @@ class Quarantine:
                 self._advance(assigned, start, behind)
             if (quarantined := assigned.quarantined) is None:
                 continue
-            quarantined.marked_at = None
+            quarantined.marked_at, quarantined.deaths = None, 0
             if behind >= quarantined.until:
                 assigned.quarantined = None
                 self._watched -= 1
@@ -253,8 +276,8 @@ class OneAtATime:
         record = quarantined.record
         if record is None or self._admission.is_waiting:
             return
-        if quarantined.condemned:
-            quarantined.record, quarantined.condemned = None, False
+        if quarantined.unmarked.condemned:
+            quarantined.record = None
             self._resolver.killed(record)
             return
         try:
