@@ -38,6 +38,7 @@ class Quarantined:
 
     until: int
     deaths: int
+    not_before_s: float  # of the monotonic clock; the next record is left alone until then
     record: Record | None = None  # read, and not admitted yet
     marked_at: int | None = None  # the offset of the record that is marked, until it is answered
 

@@ -16,6 +16,7 @@ from worker.errors import BrokerAway, RegistryAway
 from worker.kafka.consumer import Consumer
 from worker.messages import CommitBatch, Partition, Record
 from worker.pipeline.admit import Admission
+from worker.pipeline.clocks import Clocks
 from worker.pipeline.handoff import Handoff
 from worker.pipeline.partition import AssignedPartition, CountedStart, Partitions, Quarantined
 from worker.pipeline.resolve import Resolver
@@ -30,6 +31,9 @@ WINDOW_BATCHES: Final = 2
 # offsets are not stable and the answer waits.
 MARK_TIMEOUT_S: Final = 15.0
 COMMIT_TIMEOUT_S: Final = 2.0
+# A record that was marked when the process died is left alone for so long after a start. What kills from outside again
+# and again, faster than this, comes before it is marked a second time, so it condemns nobody.
+SUSPECT_DELAY_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +52,17 @@ class Quarantine:
     Args:
         consumer: where records come from and marks are committed.
         partitions: the assigned partitions.
+        clocks: what time it is.
         window: how far beyond the committed offset a partition is read while a start counts, and how long a quarantine
             lasts: so the culprit of a start that dies lies in it.
         horizon: how far beyond it a worker may have read when it died of whose start nobody counts any more.
     """
 
-    def __init__(self, consumer: Consumer, partitions: Partitions, window: int, horizon: int) -> None:
+    def __init__(
+        self, consumer: Consumer, partitions: Partitions, clocks: Clocks, *, window: int, horizon: int
+    ) -> None:
         self._consumer = consumer
+        self._clocks = clocks
         self._partitions = partitions
         self._window = window
         self._horizon = horizon
@@ -91,7 +99,8 @@ class Quarantine:
         mark = begin(former, offset, self._window)
         self._watched += 1
         if mark.quarantined:
-            assigned.quarantined = Quarantined(mark.until, mark.deaths)
+            delay_s = SUSPECT_DELAY_S if mark.deaths and not mark.condemned else 0.0
+            assigned.quarantined = Quarantined(mark.until, mark.deaths, self._clocks.monotonic_s() + delay_s)
             log.error("quarantined", partition=str(assigned.partition), offset=offset, mark=render(mark))
         else:
             until = offset + (self._window if mark.starts else self._horizon)
@@ -170,6 +179,22 @@ class Quarantine:
             quarantined.until = min(quarantined.until, max(end, position.offset + 1))
         self._consumer.hold(position.partition, position.offset + 1)
         quarantined.record = record
+
+    def is_waiting(self, quarantined: Quarantined) -> bool:
+        """True if the record of a quarantined partition is read and may be tried."""
+        return quarantined.record is not None and self._clocks.monotonic_s() >= quarantined.not_before_s
+
+    @property
+    def deadline_s(self) -> float:
+        """When the next quarantined record may be tried, or is looked after; infinity if none is in hand."""
+        return min(
+            (
+                quarantined.not_before_s
+                for quarantined in self.quarantines()
+                if quarantined.record is not None or quarantined.marked_at is not None
+            ),
+            default=float("inf"),
+        )
 
     def quarantines(self) -> Iterator[Quarantined]:
         """The quarantines of all assigned partitions."""
@@ -257,7 +282,7 @@ class OneAtATime:
         quarantines = list(self._quarantine.quarantines())
         marked = [quarantined for quarantined in quarantines if quarantined.marked_at is not None]
         # While a record is marked, only that one.
-        waiting = next((q for q in marked or quarantines if q.record is not None), None)
+        waiting = next((q for q in marked or quarantines if self._quarantine.is_waiting(q)), None)
         if marked:
             # It is computed, or waits for its next attempt or its commit: no neighbour's crash may be laid to it.
             if waiting is not None:

@@ -11,10 +11,11 @@ the committed offset, which survives the process and follows the partition to an
    (this start), and to none once everything is answered that a predecessor can have had in hand. A partition handed
    over in good order gets its former count back.
 2. So a count of `STARTS` at an assignment says that as many starts in a row died with records behind this very offset
-   in hand, and answered none of them. The partition is quarantined: its records are read one at a time, each computed with
-   nothing beside it, and *marked* by a commit before anything of it is decoded.
+   in hand, and answered none of them. The partition is quarantined: its records are read one at a time, each computed
+   with nothing beside it, and *marked* by a commit before anything of it is decoded.
 3. A mark found on assignment says that the process died while that record was alone in its hands. It is tried once
-   more, alone again. A record under `DEATHS` marks is condemned: it becomes a dead letter unread.
+   more, alone again, and not before the process has lived for some seconds. A record under `DEATHS` marks is
+   condemned: it becomes a dead letter unread.
 4. While a start counts, a partition is read no further than a window beyond its committed offset. So a killer that made
    a start die lies in the window in which the quarantine looks for it. It costs six restarts at most: its first death,
    one after which answers to the records before it moved the offset, `STARTS` without progress, `DEATHS` marked.

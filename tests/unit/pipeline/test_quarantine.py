@@ -9,6 +9,7 @@ import pytest
 from tests.brokers.memory import Clock, MemoryBroker
 from tests.delivery.doubles import Killed, answered, partition, reason
 from tests.delivery.worker import BATCH, Worker
+from worker.pipeline.quarantine import SUSPECT_DELAY_S
 from worker.rules.crash_count import STARTS, Mark, parse
 
 P0 = partition(0)
@@ -40,7 +41,8 @@ def quarantined(broker: MemoryBroker) -> Worker:
 def busy(worker: Worker) -> None:
     """Let it take in hand what there is, and answer nothing."""
     worker.stuck = True
-    for _ in range(20):
+    deadline_s = worker.clock() + SUSPECT_DELAY_S + 1
+    while worker.clock() < deadline_s:
         worker.loop.step()
 
 
