@@ -23,9 +23,11 @@ from worker.avro.request import Defaults, Limits
 from worker.errors import BrokerAway, RegistryAway, Stalled
 from worker.http.health import Health, HealthServer
 from worker.kafka import client_config
+from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
-from worker.kafka.fencing import RenewingPublisher
-from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.kafka.fencing import RecoveringPublisher
+from worker.kafka.publisher import Publisher
+from worker.kafka.transactional import TransactionalPublisher
 from worker.label_sets.topic import LabelSets
 from worker.messages import Encoded, ModelIdentity, Request
 from worker.pipeline.admit import Admission, Encode, ReadRequest, RequestReader
@@ -251,7 +253,7 @@ class App:
             self.close()
 
     def _step(self, loop: Loop) -> None:
-        """One turn of the loop, watched."""
+        """One step of the loop, watched."""
         if self._label_sets is not None:
             self._label_sets.refresh()
         loop.step()
@@ -342,7 +344,7 @@ class App:
         if self._settings.delivery.guarantee == "exactly_once":
             # Of group and instance: a restart under the same name fences its predecessor and ends what it left open.
             config = client_config.producer(kafka, transactional_id=f"{kafka.group_id}-{instance}")
-            return RenewingPublisher(
+            return RecoveringPublisher(
                 lambda: TransactionalPublisher(config, consumer, time.monotonic),
                 consumer,
                 time.monotonic,

@@ -120,28 +120,28 @@ def _group(commands: Any, name: str, text: str) -> Any:
 
 
 def _add_dead_letters(commands: Any) -> None:
-    listing = _command(commands, "list", _list_letters, "a table on a terminal, JSON lines in a pipe")
+    listing = _command(commands, "list", _list_dead_letters, "a table on a terminal, JSON lines in a pipe")
     _add_selection(listing)
-    listing.add_argument("--limit", type=_positive, default=None, metavar="N", help="stop after N letters")
+    listing.add_argument("--limit", type=_positive, default=None, metavar="N", help="stop after N dead letters")
 
-    show = _command(commands, "show", _show_letter, "one letter whole: headers, key and payload")
+    show = _command(commands, "show", _show_dead_letter, "one dead letter whole: headers, key and payload")
     show.add_argument("position", metavar="PARTITION:OFFSET", help="where it lies in the dead-letter topic")
     _add_config(show)
 
-    replay = _command(commands, "replay", _replay, "send letters as requests again, each once; resumes if broken off")
+    replay = _command(commands, "replay", _replay, "send dead letters as requests, each once; resumes if broken off")
     _add_selection(replay)
     replay.add_argument("--to", metavar="TOPIC", help="destination (default: the topic each request came from)")
     replay.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
     replay.add_argument("--limit", type=_positive, default=None, metavar="N", help="send at most N in this run")
     replay.add_argument("--rate", type=_positive, default=None, metavar="N", help="send at most N a second")
     replay.add_argument(
-        "--max-replays", type=_positive, default=3, metavar="N", help="refuse letters replayed N times (default: 3)"
+        "--max-replays", type=_positive, default=3, metavar="N", help="refuse those replayed N times (default: 3)"
     )
     replay.add_argument(
         "--campaign",
         metavar="NAME",
         help="keeps the progress under this name (default: one derived from filters and --to; other filters are "
-        "another campaign, and may send the same letter again)",
+        "another campaign, and may send the same again)",
     )
 
 
@@ -165,8 +165,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", action="append", default=[], metavar="R", help="this reason; may be given again")
-    parser.add_argument("--since", metavar="TIME", help="letters of this time or later: ISO 8601, or an age (list)")
-    parser.add_argument("--until", metavar="TIME", help="letters before this time")
+    parser.add_argument("--since", metavar="TIME", help="those of this time or later: ISO 8601, or an age (list)")
+    parser.add_argument("--until", metavar="TIME", help="those before this time")
     parser.add_argument("--topic", metavar="TOPIC", help="requests that first came from this topic")
     parser.add_argument("--partition", type=_natural, metavar="N", help="requests that first came from this partition")
     parser.add_argument("--key", metavar="KEY", help="requests with this key")
@@ -249,15 +249,15 @@ def _selection(arguments: argparse.Namespace, *, ages: bool) -> Selection:
     )
 
 
-def _list_letters(arguments: argparse.Namespace) -> int:
-    from worker.commands.dead_letters import list_letters  # noqa: PLC0415
+def _list_dead_letters(arguments: argparse.Namespace) -> int:
+    from worker.commands.dead_letters import list_dead_letters  # noqa: PLC0415
 
     selection = _selection(arguments, ages=True)
-    list_letters(arguments.config, selection, limit=arguments.limit, stop_requested=StopFlag())
+    list_dead_letters(arguments.config, selection, limit=arguments.limit, stop_requested=StopFlag())
     return DONE
 
 
-def _show_letter(arguments: argparse.Namespace) -> int:
+def _show_dead_letter(arguments: argparse.Namespace) -> int:
     from worker.commands.dead_letters import show  # noqa: PLC0415
 
     show(arguments.config, arguments.position)

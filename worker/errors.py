@@ -12,6 +12,9 @@
     │   └── DeviceAway           the device reported an error that another attempt may not meet
     ├── OutOfDeviceMemory        a forward did not fit: shrink the token budget, then try again
     ├── TransactionAborted       the open transaction is void; its messages may be produced again in a new one
+    ├── Unpublishable            one output is refused for what it is, most often its size: something takes its place
+    ├── TopicMissing             the broker knows no such topic, or does not let this user see it
+    ├── NoSuchDeadLetter         no record lies at the position that a person asked for
     └── FatalError               this process cannot go on: exit code 1, its supervisor starts another
         ├── Fenced               a newer instance took this one's transactional id or group membership
         ├── DeadLetterLimit      more dead letters than the operator allows
@@ -23,6 +26,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.messages import Output, Position
 
 
 class Reason(StrEnum):
@@ -85,6 +92,27 @@ class OutOfDeviceMemory(WorkerError):  # noqa: N818
 
 class TransactionAborted(WorkerError):  # noqa: N818
     """The transaction was aborted; nothing of it is visible to a read_committed reader."""
+
+
+class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
+    """The broker or the client refuses this one output for what it is, most often its size.
+
+    ``code`` is librdkafka's code of the refusal, a `confluent_kafka.KafkaError` value.
+    """
+
+    def __init__(self, position: Position, output: Output, code: int, message: str) -> None:
+        super().__init__(message)
+        self.position = position
+        self.output = output
+        self.code = code
+
+
+class TopicMissing(WorkerError):  # noqa: N818 (a state of the cluster)
+    """The broker knows no such topic, or does not let us see it."""
+
+
+class NoSuchDeadLetter(WorkerError):  # noqa: N818 (a state of the topic)
+    """No record lies at the position asked for."""
 
 
 class FatalError(WorkerError):

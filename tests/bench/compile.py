@@ -1,4 +1,4 @@
-"""Whether torch.compile pays: the packed forward against the same with its dense steps compiled, taking turns.
+"""Whether torch.compile pays: the packed forward against the same with its linear steps compiled, in alternating runs.
 
     python -m tests.bench.compile [--shape base] [--messages 12] [--runs 5] [--threads 1]
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import time
 from functools import partial
@@ -26,11 +27,14 @@ from torch._dynamo import config as dynamo_config
 from torch._inductor import config as inductor_config
 
 from tests.bench.broker import machine
-from worker import bench
+from worker.commands.bench import MAX_TOKENS, alternating_runs
+from worker.commands.workload import SHAPES, make_checkpoint, workload
 from worker.inference.engine import Engine
 from worker.inference.forwards import encoder
+from worker.inference.forwards.attention import RowAttention
 from worker.inference.forwards.encoder import Packed
-from worker.inference.loading import Checkpoint, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
 
 PRECISIONS = ("bf16", "fp32")
 
@@ -44,7 +48,7 @@ class Layer(nn.Module):
         def plain(linear: nn.Linear, activation: Any) -> Any:
             return linear if activation is None else nn.Sequential(linear, activation)
 
-        parts: Any = encoder._bert_layer(layer, plain)
+        parts: Any = encoder.bert_layer(layer, plain)
         self.qkv, self.out, self.up, self.down = parts.qkv, parts.out, parts.up, parts.down
         self.norm_attention, self.norm_output = parts.norm_attention, parts.norm_output
         options: Any = {"freezing": frozen}
@@ -60,12 +64,12 @@ class Layer(nn.Module):
         x = self.norm_attention(self.out(context) + x)
         return self.norm_output(self.down(self.up(x)) + x)
 
-    def forward(self, x: Tensor, spans: Any, heads: int, *, first_only: bool = False) -> Any:
+    def forward(self, x: Tensor, attention: RowAttention, heads: int, *, first_only: bool = False) -> Any:
         """As `worker.inference.forwards.encoder` has it."""
         query, key, value = self.before_compiled(x).view(len(x), 3, heads, -1).unbind(1)
         if first_only:
-            query, x = query[spans.first], x[spans.first]
-        return self.after_compiled(spans.attend(query, key, value, first_only=first_only).flatten(1), x)
+            query, x = query[attention.first], x[attention.first]
+        return self.after_compiled(attention(query, key, value, first_only=first_only).flatten(1), x)
 
 
 class Compiled(Packed):
@@ -85,8 +89,8 @@ def measure(directory: Path, precision: str, arguments: argparse.Namespace) -> d
         "compiled": Compiled(checkpoint, frozen=False),
         "frozen": Compiled(checkpoint, frozen=True),
     }
-    engines = {name: Engine(checkpoint, max_tokens=bench.MAX_TOKENS, forward=f) for name, f in forwards.items()}
-    batch = [(request, engines["ours"].encode(request)) for request in bench.workload(arguments.messages)]
+    engines = {name: Engine(checkpoint, max_tokens=MAX_TOKENS, forward=f) for name, f in forwards.items()}
+    batch = [(request, engines["ours"].encode(request)) for request in workload(arguments.messages)]
 
     def run(name: str) -> float:
         with inductor_config.patch(freezing=name == "frozen"):  # the tracer asks for it here, not in the options
@@ -95,8 +99,8 @@ def measure(directory: Path, precision: str, arguments: argparse.Namespace) -> d
             return time.perf_counter() - began_s
 
     first = {name: run(name) for name in engines}
-    seconds = bench.alternate({name: partial(run, name) for name in engines}, runs=arguments.runs)
-    middle = {name: bench.median(times) for name, times in seconds.items()}
+    seconds = alternating_runs({name: partial(run, name) for name in engines}, runs=arguments.runs)
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
     torch._dynamo.reset()  # what a start of the process would find is on disk
     again = {name: run(name) for name in engines}
     work = engines["ours"].run(batch)[1]
@@ -118,7 +122,7 @@ def measure(directory: Path, precision: str, arguments: argparse.Namespace) -> d
 def main() -> None:
     """Print one line of JSON for each precision."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=bench.SHAPES, default="base")
+    parser.add_argument("--shape", choices=SHAPES, default="base")
     parser.add_argument("--messages", type=int, default=12)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -127,7 +131,7 @@ def main() -> None:
     dynamo_config.recompile_limit = 64  # "frozen" has two graphs for each layer
     with tempfile.TemporaryDirectory(prefix="xnli-bench-") as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
-        directory = bench.make_checkpoint(bench.SHAPES[arguments.shape], Path(folder) / "model")
+        directory = make_checkpoint(SHAPES[arguments.shape], Path(folder) / "model")
         for precision in PRECISIONS:
             report = measure(directory, precision, arguments)
             print(json.dumps({"precision": precision, **report, "torch": torch.__version__, "machine": machine()}))

@@ -83,7 +83,8 @@ def _bare(kafka: Kafka, source: str, messages: int) -> Run:
     return Run(_rate(kafka, target), float(done.stdout))
 
 
-def _worker(kafka: Kafka, source: str, messages: int, guarantee: str) -> Run:
+def worker_run(kafka: Kafka, source: str, messages: int, guarantee: str, *, checkout: Path = ROOT) -> Run:
+    """One worker answers all requests of a topic. ``checkout`` is where its code lies."""
     target = _topic(kafka, guarantee)
     environment = {
         "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
@@ -93,7 +94,10 @@ def _worker(kafka: Kafka, source: str, messages: int, guarantee: str) -> Run:
         "XNLI_TOPICS__DEAD_LETTER": _topic(kafka, "dead"),
         "XNLI_DELIVERY__GUARANTEE": guarantee,
     }
-    with tempfile.TemporaryDirectory() as folder, WorkerProcess(environment, Path(folder) / "worker.log") as worker:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        WorkerProcess(environment, Path(folder) / "worker.log", checkout=checkout) as worker,
+    ):
         wait_until(lambda: count(kafka.bootstrap_servers, target) > 0, 60, "a first result", worker)
         before, began_s = count(kafka.bootstrap_servers, target), _cpu_s(worker.process.pid)
         # Seldom: to ask is to connect, and the peer runs undisturbed.
@@ -115,6 +119,14 @@ def _topic(kafka: Kafka, hint: str) -> str:
     return name
 
 
+def requests_topic(kafka: Kafka, messages: int) -> str:
+    """A topic with so many requests."""
+    source = _topic(kafka, "requests")
+    texts = ((f"k{i}", request(f"k{i}", f"plain {i} " + "word " * 30)) for i in range(messages))
+    send(kafka.bootstrap_servers, source, texts)
+    return source
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--messages", type=int, default=100_000)
@@ -126,9 +138,7 @@ def main() -> int:
         cluster.start()
     kafka = cluster or Kafka(str(given))
     try:
-        source = _topic(kafka, "requests")
-        texts = ((f"k{i}", request(f"k{i}", f"plain {i} " + "word " * 30)) for i in range(arguments.messages))
-        send(kafka.bootstrap_servers, source, texts)
+        source = requests_topic(kafka, arguments.messages)
         runs: dict[str, list[Run]] = {"bare loop": [], "at_least_once": [], "exactly_once": []}
         for number in range(arguments.runs):
             for name in list(runs) if number % 2 == 0 else list(reversed(runs)):
@@ -136,7 +146,7 @@ def main() -> int:
                 run = (
                     _bare(kafka, source, arguments.messages)
                     if bare
-                    else _worker(kafka, source, arguments.messages, name)
+                    else worker_run(kafka, source, arguments.messages, name)
                 )
                 runs[name].append(run)
                 print(f"run {number + 1}: {name:14} {run.rate:9.0f} /s {run.cpu_us:6.1f} us", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The engine against what a user would run instead, on the same pairs, taking turns. Prints a table; ends with JSON.
+"""The engine against what a user would run instead, on the same pairs, in alternating runs. Prints a table, then JSON.
 
 ``python -m tests.bench.engine --shape base --plot bench.svg`` also draws a chart; ``--from bench.json`` draws it of an
 earlier run's JSON, measuring nothing. Peers that are not installed are left out (``pip install xnli-worker[peers]`` has
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import importlib.metadata
 import json
+import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -22,14 +25,15 @@ from typing import Any
 import torch
 
 from tests.bench import peers
-from worker import bench
+from worker.commands.bench import MAX_TOKENS, alternating_runs, device_name, roofline
+from worker.commands.workload import SHAPES, answer, make_checkpoint, workload
 from worker.inference.engine import Engine
 from worker.inference.loading import load
 from worker.inference.precision import Processor
 from worker.messages import Request
 
 BATCHES = (8, 32, 128)  # sizes a peer may choose from
-FLOOR = "GEMM floor"
+ROOFLINE = "GEMM roofline"
 PIPELINE = "pipeline, default"
 LABELS = (2, 4, 8, 16, 32, 64)
 PACKAGES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino")
@@ -61,7 +65,7 @@ PEERS = (
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=bench.SHAPES, default="base")
+    parser.add_argument("--shape", choices=SHAPES, default="base")
     parser.add_argument("--messages", type=int, default=48)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--device", default="cpu")
@@ -76,7 +80,7 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="xnli-bench-") as directory:
-        report = measure(arguments, bench.make_checkpoint(bench.SHAPES[arguments.shape], Path(directory)))
+        report = measure(arguments, make_checkpoint(SHAPES[arguments.shape], Path(directory)))
     show(report, arguments)
 
 
@@ -93,27 +97,27 @@ def show(report: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """All subjects in turns, then the engine's own claims."""
-    requests = bench.workload(arguments.messages)
+    """All subjects in alternating runs, then the engine's own claims."""
+    requests = workload(arguments.messages)
     wanted = [*(arguments.only or [""])]
     device = torch.device(arguments.device)
     precisions = [precision for precision in ours(device) if chosen(f"ours {precision}", wanted)]
     engines = {precision: open_engine(directory, device, precision) for precision in precisions}
     subjects: dict[str, Callable[[], object]] = {
-        f"ours {precision}": partial(bench.answer, engine, requests) for precision, engine in engines.items()
+        f"ours {precision}": partial(answer, engine, requests) for precision, engine in engines.items()
     }
-    work = bench.answer(next(iter(engines.values())), requests)
+    work = answer(next(iter(engines.values())), requests)
     pairs, tokens = sum(done.computed for done in work), sum(done.tokens for done in work)
     for precision in ("fp32", "bf16"):
-        if chosen(f"{FLOOR} {precision}", wanted):
+        if chosen(f"{ROOFLINE} {precision}", wanted):
             checkpoint = load(str(directory), device=str(device), precision=precision, self_test="off", progress=False)
-            subjects[f"{FLOOR} {precision}"] = bench.floor(checkpoint, tokens)
+            subjects[f"{ROOFLINE} {precision}"] = roofline(checkpoint, tokens)
     sizes: dict[str, int] = {}
     for peer in PEERS:
         if chosen(peer.name, wanted) and peers.installed(peer.package) and (peer.cuda or device.type == "cpu"):
             sizes[peer.name], subjects[peer.name] = tune(peer, directory, device, requests)
     note(f"{pairs} pairs, {tokens} tokens; {len(subjects)} subjects")
-    seconds = bench.alternate(subjects, runs=arguments.runs)
+    seconds = alternating_runs(subjects, runs=arguments.runs)
     return {
         "shape": arguments.shape,
         "messages": arguments.messages,
@@ -122,7 +126,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
         "seconds": seconds,
         "batch_sizes": sizes,
         "claims": claims(next(reversed(engines.values())), arguments.messages, arguments.runs),
-        "machine": {"date": dt.datetime.now(dt.UTC).date().isoformat(), **bench.machine(device, PACKAGES)},
+        "machine": {"date": dt.datetime.now(dt.UTC).date().isoformat(), **machine(device)},
     }
 
 
@@ -142,7 +146,7 @@ def chosen(name: str, wanted: Sequence[str]) -> bool:
 def open_engine(directory: Path, device: torch.device, precision: str) -> Engine:
     """The engine with the worker's default settings."""
     checkpoint = load(str(directory), device=str(device), precision=precision, self_test="off", progress=False)
-    engine = Engine(checkpoint, max_tokens=16384)
+    engine = Engine(checkpoint, max_tokens=MAX_TOKENS)
     engine.warm_up()
     return engine
 
@@ -154,7 +158,7 @@ def tune(
     options = {"device": str(device)} if peer.cuda else {}
     made = {batch: peer.make(directory, requests, batch=batch, **options) for batch in peer.batches}
     if len(made) > 1:
-        seconds = bench.alternate({str(batch): run for batch, run in made.items()}, runs=1)
+        seconds = alternating_runs({str(batch): run for batch, run in made.items()}, runs=1)
         best = int(min(seconds, key=lambda batch: seconds[batch][0]))
     else:
         (best,) = made
@@ -167,13 +171,13 @@ def claims(engine: Engine, messages: int, runs: int) -> dict[str, float]:
 
     The latter is the time of a pair at n labels a message to that at two, for the same texts: at most 1 is linear.
     """
-    single = bench.workload(messages // 2)
+    single = workload(messages // 2)
     subjects = {"single": single, "twice": [request for request in single for _ in range(2)]}
-    subjects |= {str(n): bench.workload(4, labels=(n, n), seed=1) for n in LABELS}
-    seconds = bench.alternate(
-        {name: partial(bench.answer, engine, requests) for name, requests in subjects.items()}, runs=runs
+    subjects |= {str(n): workload(4, labels=(n, n), seed=1) for n in LABELS}
+    seconds = alternating_runs(
+        {name: partial(answer, engine, requests) for name, requests in subjects.items()}, runs=runs
     )
-    middle = {name: bench.median(times) for name, times in seconds.items()}
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "half_repeated": middle["twice"] / (2 * middle["single"]),
         **{f"time_per_pair_{n}_labels": middle[str(n)] / n / (middle[str(LABELS[0])] / LABELS[0]) for n in LABELS},
@@ -182,7 +186,7 @@ def claims(engine: Engine, messages: int, runs: int) -> dict[str, float]:
 
 def rows(report: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     """Name, median seconds, pairs a second, and times the pipeline's default; slowest first."""
-    middle = {name: bench.median(times) for name, times in report["seconds"].items()}
+    middle = {name: statistics.median(times) for name, times in report["seconds"].items()}
     base = middle.get(PIPELINE, float("nan"))
     return [
         (name, taken, report["pairs"] / taken, base / taken)
@@ -212,7 +216,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     mpl.rcParams.update({"font.size": 12, "svg.fonttype": "path", "svg.hashsalt": "xnli"})
     shown = rows(report)
     names = [name if batch is None else f"{name}, batches of {batch}" for name, batch in _batched(report, shown)]
-    colours = ["#d9dee7" if FLOOR in name else "#1d4ed8" if _is_ours(name) else "#94a3b8" for name, *_ in shown]
+    colours = ["#d9dee7" if ROOFLINE in name else "#1d4ed8" if _is_ours(name) else "#94a3b8" for name, *_ in shown]
     figure, axes = plt.subplots(figsize=(10, 0.4 * len(shown) + 1), layout="constrained")
     bars = axes.barh(names, [ratio for *_, ratio in shown], color=colours, height=0.72)
     axes.bar_label(bars, [f"{ratio:.1f}x   {rate:.0f} pairs/s" for _, _, rate, ratio in shown], padding=4, fontsize=11)
@@ -240,6 +244,32 @@ def _batched(report: dict[str, Any], shown: Sequence[tuple[str, float, float, fl
     """Names with the batch size that measured best, of the peers that had a choice."""
     sizes = report["batch_sizes"]
     return [(name, sizes[name] if sizes.get(name, 1) > 1 else None) for name, *_ in shown]
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """Where and with what it is measured: device, processor, threads, and the versions of `PACKAGES` that are there."""
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES if _is_there(package)}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "device": device_name(device),
+        "processor": processor or platform.processor(),
+        "fast_formats": str(Processor.probe()),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _is_there(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def note(text: str) -> None:

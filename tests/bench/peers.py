@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from worker.bench import zero_shot_pipeline
+from worker.commands.bench import zero_shot_pipeline
 from worker.messages import Request
 
 Subject = Callable[[], None]

@@ -35,9 +35,9 @@ from tests.bench.broker import broker, machine, new_topic
 from tests.brokers.kafka import Kafka
 from tests.faults.verifier import group_lag, send
 from tests.faults.workers import REAL, SCRIPTED, WorkerProcess, wait_until
-from worker import bench
 from worker.avro import json_request
 from worker.avro.codec import Codecs
+from worker.commands.workload import DEMO_CHECKPOINT, SHAPES, make_checkpoint, workload
 
 DEMO, FAST = "demo", "fast"
 MESSAGES = {"base": 300, "small": 2000, DEMO: 5000, FAST: 30_000}  # at most a minute of one thread with AMX
@@ -99,7 +99,7 @@ def observe(kafka: Kafka, shape: str, messages: int, folder: Path) -> tuple[list
     """Let a worker answer a backlog that is there when it starts; its batches and its stages' seconds."""
     source, target, dead = (new_topic(kafka, hint, PARTITIONS) for hint in ("requests", "results", "dead"))
     codecs = Codecs()
-    requests = bench.workload(messages)
+    requests = workload(messages)
     # "plain" tells the scripted model to look for nothing else in the text.
     data = (json_request.request({"id": r.id, "text": f"plain {r.text}", "labels": list(r.labels)}) for r in requests)
     send(kafka.bootstrap_servers, source, ((datum["id"], codecs.encode_request(datum)[0]) for datum in data))
@@ -116,9 +116,9 @@ def observe(kafka: Kafka, shape: str, messages: int, folder: Path) -> tuple[list
     if shape == FAST:
         environment |= WAITING
     elif shape == DEMO:
-        environment["XNLI_MODEL__NAME"] = str(bench.DEMO_CHECKPOINT)
+        environment["XNLI_MODEL__NAME"] = str(DEMO_CHECKPOINT)
     else:
-        environment["XNLI_MODEL__NAME"] = str(bench.make_checkpoint(bench.SHAPES[shape], folder / shape))
+        environment["XNLI_MODEL__NAME"] = str(make_checkpoint(SHAPES[shape], folder / shape))
     module = SCRIPTED if shape == FAST else REAL
     with WorkerProcess(environment, folder / "worker.log", module) as worker:
         worker.wait_for("rebalance", 120)

@@ -100,7 +100,7 @@ class MemoryBroker:
         """While this lasts, `worker.kafka` connects here."""
         with (
             patch("worker.kafka.consumer.Client", lambda config: MemoryConsumer(self, config)),
-            patch("worker.kafka.transactional.Producer", lambda config: MemoryProducer(self, config)),
+            patch("worker.kafka.producer.Producer", lambda config: MemoryProducer(self, config)),
         ):
             yield
 

@@ -21,9 +21,11 @@ from tests.delivery.doubles import Codec, Engine, answered, encode
 from worker.app import open_loop
 from worker.http.health import Health
 from worker.kafka import client_config
+from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer as WorkerConsumer
 from worker.kafka.embedded import EmbeddedBroker
-from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.kafka.publisher import Publisher
+from worker.kafka.transactional import TransactionalPublisher
 from worker.label_sets.topic import LabelSets
 from worker.messages import Output, OutputKind
 from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy

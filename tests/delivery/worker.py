@@ -12,9 +12,11 @@ from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
 from worker.app import open_loop
 from worker.http.health import Health
+from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
-from worker.kafka.fencing import RenewingPublisher
-from worker.kafka.transactional import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from worker.kafka.fencing import RecoveringPublisher
+from worker.kafka.publisher import Publisher
+from worker.kafka.transactional import TransactionalPublisher
 from worker.messages import Record, Request
 from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.clocks import Clocks
@@ -61,7 +63,7 @@ class Worker:
             self.consumer = Consumer({"partition.assignment.strategy": strategy})
             self.publisher: Publisher
             if self.guarantee == "exactly_once":
-                self.publisher = RenewingPublisher(self._producer, self.consumer, clock, contested=self.contested)
+                self.publisher = RecoveringPublisher(self._producer, self.consumer, clock, contested=self.contested)
             else:
                 self.publisher = AtLeastOncePublisher({}, self.consumer, clock)
         self.publisher.start(1.0)

@@ -20,12 +20,22 @@ TETHER = ROOT / "tests" / "brokers" / "tether.py"
 
 
 class WorkerProcess:
-    """A worker as a process. Ends with the block; its log is a file whose events can be read back."""
+    """A worker as a process. Ends with the block; its log is a file whose events can be read back.
+
+    ``checkout`` is where its code lies: this checkout, or one of another commit.
+    """
 
     def __init__(
-        self, environment: Mapping[str, str], log_path: Path, module: tuple[str, ...] | str = SCRIPTED
+        self,
+        environment: Mapping[str, str],
+        log_path: Path,
+        module: tuple[str, ...] | str = SCRIPTED,
+        *,
+        checkout: Path = ROOT,
     ) -> None:
+        self._checkout = checkout
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
+        inherited["PYTHONPATH"] = str(checkout)
         self._environment = inherited | {"XNLI_HTTP__PORT": "0", "XNLI_MODEL__NAME": "scripted"} | dict(environment)
         worker = [sys.executable, "-m", *([module] if isinstance(module, str) else module)]
         # A test run that is killed takes its workers with it.
@@ -37,7 +47,9 @@ class WorkerProcess:
     def _start(self) -> subprocess.Popen[bytes]:
         self.starts += 1
         with self.log_path.open("ab") as log_file:
-            return subprocess.Popen(self._command, env=self._environment, cwd=ROOT, stdout=log_file, stderr=log_file)
+            return subprocess.Popen(
+                self._command, env=self._environment, cwd=self._checkout, stdout=log_file, stderr=log_file
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,8 @@ from tests.golden import workload
 from tests.golden.reference import Reference
 from worker.inference.engine import Engine
 from worker.inference.forwards import encoder
-from worker.inference.loading import Precision, load
+from worker.inference.loading import load
+from worker.inference.precision import Precision
 from worker.inference.scores import softmax
 from worker.messages import Classification, Embedding, Entailment, Outcome, Pooling, Request, Task
 

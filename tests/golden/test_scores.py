@@ -23,8 +23,9 @@ from tests.golden.reference import Reference
 from worker.inference.engine import Engine
 from worker.inference.forwards import encoder
 from worker.inference.forwards.padded import Padded
-from worker.inference.loading import Checkpoint, Precision, load
-from worker.inference.precision import Processor
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
+from worker.inference.precision import Precision, Processor
 from worker.messages import Classification, Embedding, Entailment, Outcome, Pooling, Request
 
 FILE = Path(__file__).with_name("scores.json")

@@ -1,4 +1,4 @@
-"""`xnli-worker dead-letters` on real Kafka: replays that are killed, fenced and refused, and letters that come back."""
+"""`xnli-worker dead-letters` on real Kafka: replays that are killed, fenced or refused, or dead-lettered again."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tests.brokers.kafka import Kafka
 from tests.conftest import TopicFactory
 from tests.faults.verifier import count, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
-from worker.commands.dead_letters import list_letters
+from worker.commands.dead_letters import list_dead_letters
 from worker.rules.dead_letter import PREFIX
 from worker.rules.replay import Selection
 
 pytestmark = pytest.mark.kafka
 
 ROOT = Path(__file__).parents[2]
-LETTERS = 2_000
+DEAD_LETTERS = 2_000
 
 # The command, with a producer that kills the process at its commit of number argv[2], before or after it happens.
 DYING = """
 import os, signal, sys
 from confluent_kafka import Producer
 from worker import cli
-from worker.kafka import transactional
+from worker.kafka import producer
 
 moment, left = sys.argv[1], int(sys.argv[2])
 
@@ -51,7 +51,7 @@ class DyingProducer(Producer):
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-transactional.Producer = DyingProducer
+producer.Producer = DyingProducer
 sys.exit(cli.main(sys.argv[3:]))
 """
 
@@ -65,7 +65,7 @@ class Scene:
     dead_letters: str
     environment: Mapping[str, str]
 
-    def bury(self, numbers: Iterable[int], *, value: bytes = b"v", at_ms: int = 1_000, **said: str) -> None:
+    def add(self, numbers: Iterable[int], *, value: bytes = b"v", at_ms: int = 1_000, **said: str) -> None:
         """Dead letters as workers write them: in transactions, some of them aborted, on all partitions."""
         producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers, "transactional.id": self.dead_letters})
         producer.init_transactions(30)
@@ -131,35 +131,35 @@ def once(numbers: Iterable[int]) -> Counter[bytes]:
     return Counter(b"k%d" % number for number in numbers)
 
 
-def test_a_replay_that_is_killed_again_and_again_sends_each_letter_once(scene: Scene) -> None:
-    scene.bury(range(LETTERS))
+def test_a_replay_that_is_killed_again_and_again_sends_each_dead_letter_once(scene: Scene) -> None:
+    scene.add(range(DEAD_LETTERS))
     draw = random.Random(7)
     for quarter in (1, 2, 3):
         with scene.start("replay", "--rate", "1500") as process:
-            scene.wait_for(quarter * LETTERS // 4)
+            scene.wait_for(quarter * DEAD_LETTERS // 4)
             time.sleep(draw.random() / 4)  # somewhere within the next transactions
             assert process.poll() is None
             process.kill()
     code, (tally,), err = scene.run("replay", "--rate", "1500")
     assert "goes on where it stood" in err
     assert (code, tally["complete"]) == (0, True)
-    assert 0 < tally["replayed"] < LETTERS / 2
-    assert scene.keys() == once(range(LETTERS))
+    assert 0 < tally["replayed"] < DEAD_LETTERS / 2
+    assert scene.keys() == once(range(DEAD_LETTERS))
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_replay_that_dies_at_its_commit_sends_each_letter_once(scene: Scene, moment: str) -> None:
-    scene.bury(range(LETTERS))
+def test_a_replay_that_dies_at_its_commit_sends_each_dead_letter_once(scene: Scene, moment: str) -> None:
+    scene.add(range(DEAD_LETTERS))
     code, _, _ = scene.run("replay", program=("-c", DYING, moment, "3"))
     assert code == -signal.SIGKILL
     code, (tally,), _ = scene.run("replay")
     assert code == 0
-    assert tally["replayed"] == LETTERS - (1_500 if moment == "after" else 1_000)
-    assert scene.keys() == once(range(LETTERS))
+    assert tally["replayed"] == DEAD_LETTERS - (1_500 if moment == "after" else 1_000)
+    assert scene.keys() == once(range(DEAD_LETTERS))
 
 
 def test_a_run_that_was_overtaken_sends_nothing_more(scene: Scene) -> None:
-    scene.bury(range(LETTERS))
+    scene.add(range(DEAD_LETTERS))
     with scene.start("replay", "--rate", "1500") as first:
         scene.wait_for(0)
         first.send_signal(signal.SIGSTOP)
@@ -169,11 +169,11 @@ def test_a_run_that_was_overtaken_sends_nothing_more(scene: Scene) -> None:
     assert first.returncode == 1
     assert "another run of campaign" in err
     assert json.loads(out)["complete"] is False
-    assert scene.keys() == once(range(LETTERS))
+    assert scene.keys() == once(range(DEAD_LETTERS))
 
 
 def test_a_replay_that_is_told_to_stop_says_so_and_goes_on_later(scene: Scene) -> None:
-    scene.bury(range(300))
+    scene.add(range(300))
     with scene.start("replay", "--rate", "100") as process:
         scene.wait_for(0)
         process.terminate()
@@ -187,9 +187,9 @@ def test_a_replay_that_is_told_to_stop_says_so_and_goes_on_later(scene: Scene) -
 def test_what_is_sent_and_what_the_next_run_sends(scene: Scene) -> None:
     # Nobody joins the campaign's group, so its protocol must not matter; in the other tests it is the classic one.
     scene = replace(scene, environment={**scene.environment, "XNLI_KAFKA__GROUP_PROTOCOL": "consumer"})
-    scene.bury(range(20), replays="2")
-    scene.bury(range(20, 25), replays="3")
-    scene.bury(range(25, 30), topic="payments")
+    scene.add(range(20), replays="2")
+    scene.add(range(20, 25), replays="3")
+    scene.add(range(25, 30), topic="payments")
     before_ms = int(time.time() * 1000)
     code, (tally,), err = scene.run("replay")
     assert code == 1  # something was left
@@ -207,15 +207,15 @@ def test_what_is_sent_and_what_the_next_run_sends(scene: Scene) -> None:
         assert message.value() == b"v"
         assert message.timestamp()[1] >= before_ms
 
-    scene.bury(range(30, 40))
+    scene.add(range(30, 40))
     assert scene.run("replay")[1][0]["replayed"] == 10
     assert scene.run("replay", "--replays", "3", "--max-replays", "4")[1][0]["replayed"] == 5
     assert scene.keys() == once([*range(25), *range(30, 40)])
 
 
 def test_other_filters_are_another_campaign_and_pass_nothing_over_for_it(scene: Scene) -> None:
-    scene.bury(range(30), reason="inference")
-    scene.bury(range(30, 60), reason="crash")
+    scene.add(range(30), reason="inference")
+    scene.add(range(30, 60), reason="crash")
     _, (tally,), _ = scene.run("replay", "--reason", "crash")
     assert (tally["replayed"], tally["passed_over"]) == (30, 30)
     assert scene.run("replay", "--reason", "inference")[1][0]["replayed"] == 30
@@ -224,7 +224,7 @@ def test_other_filters_are_another_campaign_and_pass_nothing_over_for_it(scene: 
 
 def test_a_few_first_and_then_the_rest_to_a_topic_of_choice(scene: Scene, topic: TopicFactory) -> None:
     elsewhere = topic("elsewhere")
-    scene.bury(range(50))
+    scene.add(range(50))
     arguments = ("replay", "--to", elsewhere)
     _, would, err = scene.run(*arguments, "--dry-run")
     assert Counter(row["to"] for row in would) == {elsewhere: 50}
@@ -238,9 +238,9 @@ def test_a_few_first_and_then_the_rest_to_a_topic_of_choice(scene: Scene, topic:
 
 def test_what_the_destination_refuses_for_its_size_is_left_and_told(scene: Scene, topic: TopicFactory) -> None:
     small = topic("small", config={"max.message.bytes": "20000"})
-    scene.bury(range(5))
-    scene.bury(range(5, 7), value=random.Random(7).randbytes(50_000))
-    scene.bury(range(7, 12))
+    scene.add(range(5))
+    scene.add(range(5, 7), value=random.Random(7).randbytes(50_000))
+    scene.add(range(7, 12))
     code, (tally,), err = scene.run("replay", "--to", small)
     assert code == 1
     assert (tally["replayed"], tally["refused"]) == (10, {"too_large": 2})
@@ -249,29 +249,29 @@ def test_what_the_destination_refuses_for_its_size_is_left_and_told(scene: Scene
 
 
 def test_a_destination_that_is_not_there_is_no_progress(scene: Scene) -> None:
-    scene.bury(range(5))
+    scene.add(range(5))
     code, _, err = scene.run("replay", "--to", f"missing-{scene.requests}")
     assert code == 1
     assert "is not there" in err
     assert len(scene.run("replay", "--to", f"missing-{scene.requests}", "--dry-run")[1]) == 5
 
 
-def test_times_are_found_though_letters_are_not_in_the_order_of_time(
+def test_times_are_found_though_dead_letters_are_not_in_the_order_of_time(
     scene: Scene, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker's time index gives the place to begin, and must not skip a letter."""
+    """The broker's time index gives the place to begin, and must not skip a dead letter."""
     for name, value in scene.environment.items():
         if name.startswith("XNLI_"):
             monkeypatch.setenv(name, value)
 
     def listed(selection: Selection) -> dict[str, int]:
-        list_letters(None, selection, limit=None, stop_requested=lambda: False)
+        list_dead_letters(None, selection, limit=None, stop_requested=lambda: False)
         rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
         return {row["position"]: row["timestamp"] for row in rows}
 
     draw = random.Random(7)
     for begin in range(0, 300, 30):
-        scene.bury(range(begin, begin + 30), at_ms=draw.randrange(5_000))
+        scene.add(range(begin, begin + 30), at_ms=draw.randrange(5_000))
     at_ms = listed(Selection())
     assert len(at_ms) == 300
     for bound_ms in [0, *draw.sample(sorted(at_ms.values()), 5), 9_000]:
@@ -280,7 +280,7 @@ def test_times_are_found_though_letters_are_not_in_the_order_of_time(
 
 
 def test_a_list_does_not_wait_for_a_transaction_that_is_open(scene: Scene) -> None:
-    scene.bury(range(10))
+    scene.add(range(10))
     worker = Producer(
         {"bootstrap.servers": scene.kafka.bootstrap_servers, "transactional.id": f"{scene.requests}-open"}
     )
@@ -306,7 +306,7 @@ def test_a_request_that_dies_again_comes_back_with_its_first_origin_until_it_is_
     (sent,) = scene.replayed()
     with WorkerProcess(environment, tmp_path / "worker.log") as worker:
         for replays in range(3):
-            # Each letter is followed by the marker of its transaction.
+            # Each is followed by the marker of its transaction.
             scene.wait_for(2 * replays + 1, scene.dead_letters)
             rows = scene.run("list", "--replays", str(replays))[1]
             assert [row["origin"] for row in rows] == [

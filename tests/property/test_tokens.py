@@ -19,7 +19,8 @@ from tests import families
 from tests.families import tokenizers
 from tests.families.text import SENTENCES
 from worker.errors import Reason, Rejection
-from worker.inference.loading import Checkpoint, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
 from worker.inference.tokens import Tokens
 from worker.messages import LongText, Pooling, Request, Task
 

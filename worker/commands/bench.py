@@ -1,7 +1,8 @@
 """`xnli-worker bench`: how fast this machine answers, next to transformers' pipeline and to the bare matrix products.
 
-The engine's part needs torch and transformers alone, so that it also runs on a GPU box that has nothing else; with
-``kafka`` the whole worker takes part too (`worker.commands.loopback`).
+The engine's part needs torch and transformers alone, so that it also runs on a GPU box that has nothing else. With
+``kafka`` the whole worker takes part too (`worker.commands.loopback`). The programs of ``tests/bench`` measure with the
+same workload, roofline and alternating runs.
 """
 
 from __future__ import annotations
@@ -10,45 +11,37 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import torch
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from worker import __version__
-from worker import bench as workbench
+from worker.commands.workload import DEMO_CHECKPOINT, SHAPES, TEMPLATE, answer, make_checkpoint, workload
 from worker.errors import CheckpointError
 from worker.inference.engine import Engine
 from worker.inference.forwards import encoder
-from worker.inference.loading import Checkpoint, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
+from worker.inference.precision import Processor
+from worker.messages import Request
 
 ENGINE: Final = "engine"
 WORKER: Final = "whole worker"
 PIPELINE: Final = "transformers' pipeline"
-FLOOR: Final = "matrix products alone"
+ROOFLINE: Final = "matrix products alone"
 
-# Where the number of messages is not given: as many as the engine answers in about so long.
-_ROUND_S: Final = 1.0
-_PROBE: Final = 16
+MAX_TOKENS: Final = 16384  # of a forward, as the settings have it by default
+# Where the number of messages is not given: as many as the engine answers in about a second, within these.
+_FEWEST_MESSAGES: Final = 16
 _MOST_MESSAGES: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What to measure: how to name it, arguments of `worker.inference.loading.load`, and the token budget."""
-
-    shown: str
-    name: str
-    arguments: dict[str, Any]
-    max_tokens: int = workbench.MAX_TOKENS
 
 
 def bench(
@@ -69,7 +62,7 @@ def bench(
     Args:
         config: TOML file that names the model; without it, and without the environment's ``XNLI_MODEL__NAME``, the
             demo's checkpoint.
-        shape: a name in `worker.bench.SHAPES`, to measure random weights of that shape. No setting is read then.
+        shape: a name in `SHAPES`, to measure random weights of that shape. No setting is read then.
         device: in place of the settings' ``model.device``.
         precision: in place of the settings' ``model.precision``.
         threads: of torch on the CPU; None: torch's own choice.
@@ -85,158 +78,194 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers'
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="xnli-bench-") as scratch, _progress(console) as progress:
-        bar = progress.add_task("loading", total=None)
-        model = _random(shape, Path(scratch)) if shape is not None else _configured(config)
-        given = {name: value for name, value in (("device", device), ("precision", precision)) if value is not None}
-        report = _measure(
-            replace(model, arguments=model.arguments | given),
-            messages,
-            runs,
-            peer=peer,
-            kafka=kafka,
-            on_progress=partial(progress.update, bar),
-        )
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
+    given = {name: value for name, value in (("device", device), ("precision", precision)) if value is not None}
+    with tempfile.TemporaryDirectory(prefix="xnli-bench-") as scratch, Console(stderr=True).status("measuring"):
+        if shape is None:
+            arguments, max_tokens = _configured(config)
+            shown = arguments["name"]
+        else:
+            arguments = {"name": str(make_checkpoint(SHAPES[shape], Path(scratch) / shape))}
+            shown, max_tokens = f"random weights of {shape} shape", MAX_TOKENS
+        # The self-test asks for the right answers; here they do not matter.
+        checkpoint = load(**arguments | given, self_test="off")
+        report = _measure(shown, checkpoint, max_tokens, messages, runs, peer=peer, kafka=kafka)
     if as_json or not sys.stdout.isatty():
         print(json.dumps(report))  # noqa: T201 (this is the command's output)
     else:
         _print_table(Console(), report)
 
 
-def _random(shape: str, scratch: Path) -> Model:
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
-    name = str(workbench.make_checkpoint(workbench.SHAPES[shape], scratch / shape))
-    return Model(f"random weights of {shape} shape", name, {})
-
-
-def _configured(config: Path | None) -> Model:
+def _configured(config: Path | None) -> tuple[dict[str, Any], int]:
+    """The arguments of `worker.inference.loading.load` and the token budget, from the settings."""
     from worker import settings  # noqa: PLC0415 (its libraries need not be there to measure a shape)
 
-    presets = {"kafka": {"bootstrap_servers": "none"}, "model": {"name": str(workbench.DEMO_CHECKPOINT)}}
+    presets = {"kafka": {"bootstrap_servers": "none"}, "model": {"name": str(DEMO_CHECKPOINT)}}
     loaded = settings.load(config, defaults=presets)
-    model = loaded.model
-    arguments = {
-        "revision": model.revision,
-        "device": model.device,
-        "precision": model.precision,
-        "max_length": model.max_length,
-        "labels": model.labels,
-        "default_language": model.default_language,
-    }
-    return Model(model.name, model.name, arguments, loaded.batch.max_tokens)
+    names = ("name", "revision", "device", "precision", "max_length", "labels", "default_language")
+    return {name: getattr(loaded.model, name) for name in names}, loaded.batch.max_tokens
 
 
 def _measure(
-    model: Model, messages: int | None, runs: int, *, peer: bool, kafka: bool, on_progress: Callable[..., None]
+    shown: str, checkpoint: Checkpoint, max_tokens: int, messages: int | None, runs: int, *, peer: bool, kafka: bool
 ) -> dict[str, Any]:
-    # The self-test asks for the right answers; here they do not matter.
-    checkpoint = load(model.name, **model.arguments, self_test="off")
     if checkpoint.order is None:
-        raise CheckpointError(f"{model.name} does not classify: name a checkpoint that was fine-tuned on NLI")
-    engine = Engine(checkpoint, max_tokens=model.max_tokens)
+        raise CheckpointError(f"{shown} does not classify: name a checkpoint that was fine-tuned on NLI")
+    engine = Engine(checkpoint, max_tokens=max_tokens)
     engine.warm_up()
-    requests = workbench.workload(messages or _enough(engine))
-    work = workbench.answer(engine, requests)
-    tokens = sum(done.tokens for done in work)
-    subjects: dict[str, Callable[[], object]] = {ENGINE: partial(workbench.answer, engine, requests)}
+    requests = workload(messages or _second_of(engine))
+    work = answer(engine, requests)
+    pairs, tokens = sum(done.rows for done in work), sum(done.tokens for done in work)
+    subjects: dict[str, Callable[[], object]] = {ENGINE: partial(answer, engine, requests)}
     if encoder.supports(checkpoint):
-        subjects[FLOOR] = workbench.floor(checkpoint, tokens)
+        subjects[ROOFLINE] = roofline(checkpoint, tokens)
     if peer:
         directory = Path(str(checkpoint.model.name_or_path))  # where its files lie, a hub's too
-        subjects[PIPELINE] = workbench.zero_shot_pipeline(directory, requests, device=str(checkpoint.device))
-    with _loopback(engine) if kafka else nullcontext() as worker:
-        if worker is not None:
-            subjects[WORKER] = partial(worker.answer, requests)
-        on_progress(description="measuring", total=len(subjects) * (runs + 1))
-        seconds = workbench.alternate(subjects, runs=runs, done=partial(on_progress, advance=1))
-    pairs = sum(done.rows for done in work)
+        subjects[PIPELINE] = zero_shot_pipeline(directory, requests, device=str(checkpoint.device))
+    with ExitStack() as stack:
+        if kafka:
+            from worker.commands.loopback import loopback  # noqa: PLC0415 (Kafka's libraries may be absent otherwise)
+
+            subjects[WORKER] = partial(stack.enter_context(loopback(engine)), requests)
+        seconds = alternating_runs(subjects, runs=runs)
+    middle = {name: median(times) for name, times in seconds.items()}
     return {
-        "model": {"name": model.shown, "revision": checkpoint.identity.revision},
+        "model": {"name": shown, "revision": checkpoint.identity.revision},
         "workload": {"messages": len(requests), "pairs": pairs, "tokens": tokens},
         "padding_share": 1 - tokens / sum(done.slots for done in work),
         "subjects": {
             name: {
-                "seconds": times,
-                "median_s": workbench.median(times),
-                "messages_per_s": len(requests) / workbench.median(times),
-                "pairs_per_s": pairs / workbench.median(times),
-                "tokens_per_s": tokens / workbench.median(times),
-                "engine_is_faster_by": workbench.median(times) / workbench.median(seconds[ENGINE]),
+                "seconds": seconds[name],
+                "median_s": taken_s,
+                "messages_per_s": len(requests) / taken_s,
+                "pairs_per_s": pairs / taken_s,
+                "tokens_per_s": tokens / taken_s,
+                "engine_is_faster_by": taken_s / middle[ENGINE],
             }
-            for name, times in seconds.items()
+            for name, taken_s in middle.items()
         },
-        "machine": _machine(checkpoint),
+        "machine": {
+            "device": device_name(checkpoint.device),
+            "precision": checkpoint.precision.value,
+            "fast_formats": str(Processor.probe()),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "xnli-worker": __version__,
+        },
     }
 
 
-def _enough(engine: Engine) -> int:
+def _second_of(engine: Engine) -> int:
     """How many messages take about a second: a power of two, so that the next run likely takes as many."""
-    probe = workbench.workload(_PROBE)
-    workbench.answer(engine, probe)  # the first run of new shapes is slower
+    probe = workload(_FEWEST_MESSAGES)
+    answer(engine, probe)  # the first run of new shapes is slower
     began_s = time.perf_counter()
-    workbench.answer(engine, probe)
-    count = _PROBE
-    while count < _MOST_MESSAGES and (time.perf_counter() - began_s) * count / _PROBE < _ROUND_S:
+    answer(engine, probe)
+    taken_s = time.perf_counter() - began_s
+    count = _FEWEST_MESSAGES
+    while count < _MOST_MESSAGES and taken_s * count / _FEWEST_MESSAGES < 1:
         count *= 2
     return count
 
 
-def _loopback(engine: Engine) -> AbstractContextManager[Any]:
-    from worker.commands.loopback import Loopback  # noqa: PLC0415 (Kafka's libraries need not be there otherwise)
+def zero_shot_pipeline(
+    directory: Path, requests: Sequence[Request], *, device: str, **options: Any
+) -> Callable[[], None]:
+    """What a user has without this worker: transformers' pipeline, one call a message, as each has its own labels.
 
-    return Loopback(engine)
+    ``options`` are the pipeline's, such as ``batch_size`` and ``dtype``; its defaults are one pair a forward and the
+    format that the weights are stored in.
+    """
+    make: Any = transformers.pipeline  # Any: its overloads do not know this task's pipeline
+    pipe = make("zero-shot-classification", model=str(directory), device=device, **options)
+
+    def run() -> None:
+        for request in requests:
+            pipe(request.text, list(request.labels), hypothesis_template=TEMPLATE)
+
+    return run
 
 
-def _machine(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "precision": checkpoint.precision.value,
-        **workbench.machine(checkpoint.device),
-        "xnli-worker": __version__,
-    }
+def roofline(checkpoint: Checkpoint, tokens: int) -> Callable[[], None]:
+    """The matrix products that classifying so many tokens cannot do without, and nothing else: no engine is faster.
+
+    Four in each layer, in the checkpoint's weight format; of the last layer only the first, since of what follows only
+    each row's CLS is needed. So many tokens at a time as measured fastest.
+
+    Raises:
+        ValueError: the checkpoint is no encoder of the BERT family, whose products these are.
+    """
+    if not encoder.supports(checkpoint):
+        raise ValueError(f"the matrix products of {checkpoint.family} are others")
+    config: Any = checkpoint.model.config
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    inner = config.hidden_dim if checkpoint.family == "distilbert" else config.intermediate_size
+    device, dtype = checkpoint.device, checkpoint.model.dtype
+    rows = 2048 if device.type == "cpu" else 16384
+    qkv, *others = (3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)
+    # Weights of their own for each layer: what a cache holds of one product must not serve the next.
+    weights = [
+        torch.randn(shape, dtype=dtype, device=device)
+        for layer in range(layers)
+        for shape in (qkv, *(others if layer < layers - 1 else ()))
+    ]
+    states = {width: torch.randn((rows, width), dtype=dtype, device=device) for width in (hidden, inner)}
+
+    @torch.inference_mode()
+    def multiply() -> None:
+        for start in range(0, tokens, rows):
+            count = min(rows, tokens - start)
+            for weight in weights:
+                torch.mm(states[weight.shape[1]][:count], weight.T)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return multiply
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
+def alternating_runs(subjects: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, list[float]]:
+    """Seconds that each subject took in each of ``runs`` rounds, after one round that is not timed.
+
+    A round runs every subject once. A machine's speed drifts, and the subjects of one round meet the same machine.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(runs + 1):
+        for name, subject in subjects.items():
+            began_s = time.perf_counter()
+            subject()
+            seconds[name].append(time.perf_counter() - began_s)
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's product name, or torch's name of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _print_table(console: Console, report: dict[str, Any]) -> None:
-    machine, workload, subjects = report["machine"], report["workload"], report["subjects"]
+    machine, work, subjects = report["machine"], report["workload"], report["subjects"]
     table = Table(title=f"{report['model']['name']} on {machine['device']} in {machine['precision']}")
     table.add_column("")
     for heading in ("messages/s", "pairs/s", "tokens/s", "engine is faster by", "slowest to fastest run"):
         table.add_column(heading, justify="right")
     for name, figures in sorted(subjects.items(), key=lambda item: -item[1]["median_s"]):
-        rates = [workload[unit] / figures["median_s"] for unit in ("messages", "pairs", "tokens")]
-        times = [f"{seconds:.3g} s" for seconds in (max(figures["seconds"]), min(figures["seconds"]))]
+        rates = [figures[f"{unit}_per_s"] for unit in ("messages", "pairs", "tokens")]
         table.add_row(
             name,
             *(f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}" for rate in rates),
             "" if name == ENGINE else f"{figures['engine_is_faster_by']:.2f}x",
-            " to ".join(times),
-            style="bold green" if name == ENGINE else "dim" if name == FLOOR else None,
+            f"{max(figures['seconds']):.3g} s to {min(figures['seconds']):.3g} s",
+            style="bold green" if name == ENGINE else "dim" if name == ROOFLINE else None,
         )
     console.print(table)
     console.print(
-        f"{workload['messages']} messages with 2 to 12 labels each: {workload['pairs']} pairs, {workload['tokens']} "
+        f"{work['messages']} messages with 2 to 12 labels each: {work['pairs']} pairs, {work['tokens']} "
         f"tokens, {report['padding_share']:.1%} padding",
         style="dim",
     )
-    if FLOOR in subjects:
-        share = subjects[FLOOR]["engine_is_faster_by"]
+    if ROOFLINE in subjects:
+        share = subjects[ROOFLINE]["engine_is_faster_by"]
         console.print(f"the engine runs at {share:.0%} of what the model's matrix products alone would allow here")
-    left_out = {"device", "precision"}
-    console.print(
-        ", ".join(f"{name} {value}" for name, value in machine.items() if name not in left_out and value),
-        style="dim",
-        markup=False,
-    )
+    versions = {name: value for name, value in machine.items() if name not in {"device", "precision"} and value}
+    console.print(", ".join(f"{name} {value}" for name, value in versions.items()), style="dim", markup=False)

@@ -18,9 +18,9 @@ from rich.text import Text
 from worker import settings as settings_module
 from worker.avro.codec import Codecs, open_codecs, schema_folder
 from worker.commands import connection
-from worker.commands.connection import Reports, TopicMissing, say
-from worker.errors import BrokerAway, FatalError, SettingsError, WorkerError
-from worker.kafka import client_config
+from worker.commands.connection import Reports, say
+from worker.errors import BrokerAway, FatalError, SettingsError, TopicMissing, WorkerError
+from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
 from worker.rules import retry_headers
 from worker.settings import Settings
@@ -217,7 +217,7 @@ def _transactions(trial: _Trial) -> str:
             found: KafkaError = error.args[0]
             producer.poll(0)
             said = f"{found.name()}: {found.str()}" + (f" ({reports.cause})" if reports.cause else "")
-            if found.retriable():
+            if client_errors.is_retriable(found):
                 raise BrokerAway(
                     f"the transaction coordinator is not ready after {_TRANSACTIONS_TIMEOUT_S:g} s: {said}; a cluster "
                     "of fewer than 3 brokers needs transaction.state.log.replication.factor and .min.isr that it can "

@@ -1,24 +1,26 @@
-"""What `send`, `tail` and `check` share: settings, clients that are quiet, and whether a topic is there."""
+"""What the commands that talk to Kafka share: settings, quiet clients, and whether a topic is there."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from worker import settings as settings_module
-from worker.errors import BrokerAway, FatalError, WorkerError
-from worker.kafka import client_config
+from worker.errors import BrokerAway
+from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
+from worker.kafka.reader import Reader
+from worker.kafka.topics import partition_numbers
 from worker.settings import KafkaSettings, Settings
 
 if TYPE_CHECKING:
-    from confluent_kafka import Consumer, Producer
     from confluent_kafka.admin._metadata import ClusterMetadata  # where the class is typed
 
 _Client = TypeVar("_Client")
@@ -27,10 +29,6 @@ _Client = TypeVar("_Client")
 _TELL_EVERY_S: Final = 30.0
 # librdkafka's embedded broker calls its cluster so. Nothing else tells it: it grants transactions, but they are hollow.
 _EMBEDDED: Final = "mockCluster"
-
-
-class TopicMissing(WorkerError):  # noqa: N818 (a state of the cluster)
-    """The broker knows no such topic, or does not let us see it."""
 
 
 def load_settings(config: Path | None) -> Settings:
@@ -63,10 +61,10 @@ class Reports:
 
     def __call__(self, error: KafkaError) -> None:
         """Take an error from librdkafka: called inside ``poll`` and ``flush``, on the thread that calls them."""
-        if error.fatal():
+        if client_errors.is_fatal(error):
             self._fatal = error
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 (librdkafka's local codes are spelt so)
-            return  # the sum of what was reported before it
+        if error.code() == client_errors.ALL_BROKERS_DOWN:
+            return
         self.cause = error.str()
         now = time.monotonic()
         if self._tell is not None and now - self._told.get(error.name(), -_TELL_EVERY_S) >= _TELL_EVERY_S:
@@ -76,7 +74,7 @@ class Reports:
     def check(self) -> None:
         """Raise FatalError if librdkafka has said that its client cannot go on."""
         if self._fatal is not None:
-            raise FatalError(f"the Kafka client cannot go on: {self._fatal.name()}: {self._fatal.str()}")
+            raise client_errors.cannot_go_on("Kafka client", self._fatal)
 
 
 def connect(kind: Callable[[Properties], _Client], config: Properties, reports: Reports) -> _Client:
@@ -89,24 +87,28 @@ def connect(kind: Callable[[Properties], _Client], config: Properties, reports: 
     return client_config.open_client(kind, client_config.with_callbacks(config, reports))
 
 
-def metadata(
-    client: Consumer | Producer, kafka: KafkaSettings, reports: Reports, timeout_s: float, topic: str | None = None
-) -> ClusterMetadata:
-    """What the cluster says of ``topic``, or of all topics, which creates none.
+def open_reader(kafka: KafkaSettings, topic: str, reports: Reports, *, client: str, group: str | None = None) -> Reader:
+    """A reader of a topic outside any group, with the worker's own properties: whatever lets the worker in lets us in.
+
+    Args:
+        kafka: The settings.
+        topic: The topic.
+        reports: Hears of errors.
+        client: What the broker's logs call it, behind the group's name.
+        group: Whose committed offsets it may read, and move by a transaction; None: it asks for none.
+    """
+    config = client_config.reader(client_config.consumer(kafka), group or kafka.group_id)
+    return Reader(connect(Consumer, config | {"client.id": f"{kafka.group_id}-{client}"}, reports), topic, reports)
+
+
+def metadata(client: Consumer | Producer, kafka: KafkaSettings, reports: Reports, timeout_s: float) -> ClusterMetadata:
+    """What the cluster says of itself and of all topics, which creates none.
 
     Raises:
         BrokerAway: no broker answered in time.
     """
-    try:
-        named = {} if topic is None else {"topic": topic}
-        found: ClusterMetadata = client.list_topics(timeout=timeout_s, **named)
-    except KafkaException as error:
-        client.poll(0)  # delivers to `reports` what went wrong meanwhile
-        raise BrokerAway(
-            f"no answer from kafka.bootstrap_servers = {kafka.bootstrap_servers!r} in {timeout_s:g} s "
-            f"({reports.cause or error.args[0].str()}); start the broker, or correct the setting, or those of TLS and "
-            "SASL in kafka.properties"
-        ) from None
+    with _answers(client, kafka, reports, timeout_s):
+        found: ClusterMetadata = client.list_topics(timeout=timeout_s)
     return found
 
 
@@ -124,8 +126,39 @@ def partitions(
         BrokerAway: no broker answered in time.
         TopicMissing: it is not there.
     """
-    found = metadata(client, kafka, reports, timeout_s, topic).topics[topic]
-    if found.error is not None or not found.partitions:
-        why = found.error.str() if found.error is not None else "it has no partitions"
-        raise TopicMissing(f"topic {topic!r} is not there ({why}); create it, or correct the setting")
-    return sorted(found.partitions)
+    with _answers(client, kafka, reports, timeout_s):
+        return partition_numbers(client, topic, timeout_s)
+
+
+@contextmanager
+def _answers(client: Consumer | Producer, kafka: KafkaSettings, reports: Reports, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        client.poll(0)  # delivers to `reports` what went wrong meanwhile
+        raise BrokerAway(
+            f"no answer from kafka.bootstrap_servers = {kafka.bootstrap_servers!r} in {timeout_s:g} s "
+            f"({reports.cause or error.args[0].str()}); start the broker, or correct the setting, or those of TLS and "
+            "SASL in kafka.properties"
+        ) from None
+
+
+class Waiting:
+    """Waits for something that is away, and says so: each reason once, however often it is met in a row.
+
+    Args:
+        tell: Gets the reason.
+        retry_s: How long one wait takes.
+    """
+
+    def __init__(self, tell: Callable[[str], None], retry_s: float) -> None:
+        self._tell = tell
+        self._retry_s = retry_s
+        self._told = ""
+
+    def __call__(self, why: str) -> None:
+        """Wait once."""
+        if why != self._told:
+            self._tell(f"{why}; waiting")
+            self._told = why
+        time.sleep(self._retry_s)

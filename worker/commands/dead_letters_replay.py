@@ -1,25 +1,25 @@
 """`xnli-worker dead-letters replay`: dead letters become requests again, each exactly once.
 
-A replay is a *campaign*: a selection of letters and a destination. It reads the dead-letter topic as a consumer group
-of its own does, ``GROUP.replay.CAMPAIGN``, and its progress is that group's committed offsets. The records it sends
-and the progress they stand for are one transaction, so a replay that was broken off, however hard, goes on where it
-stood when the same command is run again, and doubles nothing. Run later, it takes the letters that have come since.
+A replay is a *campaign*: a selection of dead letters and a destination. It reads the dead-letter topic as a consumer
+group of its own does, ``GROUP.replay.CAMPAIGN``, and its progress is that group's committed offsets. The records it
+sends and the progress they stand for are one transaction, so a replay that was broken off, however hard, goes on where
+it stood when the same command is run again, and doubles nothing. Run later, it takes what has come since.
 
 Why a campaign and not one group for all replays: offsets say how far, and not which. A replay of ``--reason inference``
-passes over the other letters, and one shared offset would hide those from the next replay, which asks for them. So
+passes over the others, and one shared offset would hide those from the next replay, which asks for them. So
 each selection has its own offsets; the campaign's name is by default a digest of selection, destination and dead-letter
-topic. The price is said openly: *two campaigns whose selections overlap send the letters in both twice*. The count of
+topic. The price is said openly: *two campaigns whose selections overlap send what is in both twice*. The count of
 replays does not prevent that, it only bounds loops. `--dry-run` shows what a command would send.
 
-For offsets to be the whole truth, an answer about a letter must never change: selections know absolute times
-only (see `select`), and a letter that is refused is passed over like one not selected. What each refusal names as its
-mend is another selection, thus another campaign.
+For offsets to be the whole truth, an answer about a dead letter must never change: selections know absolute times
+only (see `select`), and a dead letter that is refused is passed over like one not selected. What each refusal names as
+its mend is another selection, thus another campaign.
 
 One replay of a campaign runs at a time: the transactional id is the group's name, so a second one fences the first, and
 ends the transaction it left open without waiting for a time-out.
 
 The broker forgets the progress of a campaign that has not been run for ``offsets.retention.minutes`` (seven days by
-default), sooner than the letters themselves. Such a campaign begins anew, and says that it "begins".
+default), sooner than the dead letters themselves. Such a campaign begins anew, and says that it "begins".
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-from worker.commands import connection
-from worker.commands.connection import Reports, say
-from worker.commands.dead_letters import DeadLetterReader, Extent, Listing, first_offsets, letter_of, reading
-from worker.errors import BrokerAway, FatalError, Fenced, SettingsError, TransactionAborted
+from worker.commands import connection, dead_letter_topic
+from worker.commands.connection import Reports, Waiting, say
+from worker.commands.dead_letter_listing import Listing
+from worker.commands.dead_letter_topic import DeadLetterTopic
+from worker.commands.json_lines import write_tally
+from worker.commands.progress import progress_bar
+from worker.errors import BrokerAway, FatalError, Fenced, SettingsError, TransactionAborted, Unpublishable
 from worker.kafka import client_config
-from worker.kafka.transactional import TransactionalPublisher, Unpublishable
+from worker.kafka.reader import Extent
+from worker.kafka.transactional import TransactionalPublisher
 from worker.messages import CommitBatch, Output, Partition, Position
-from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed
+from worker.rules.replay import Cause, DeadLetterRecord, Refusal, Selection, replayed
 from worker.settings import Settings
 from worker.telemetry import log
 
@@ -63,7 +63,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the letters that were read in this run."""
+    """What became of the dead letters that were read in this run."""
 
     replayed: int = 0
     refused: Counter[Cause] = field(default_factory=Counter)
@@ -72,7 +72,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """Which letters go where. ``group`` names its progress."""
+    """Which dead letters go where. ``group`` names its progress."""
 
     selection: Selection
     to: str | None
@@ -86,7 +86,7 @@ def campaign_of(
 ) -> Campaign:
     """The campaign a command line asks for.
 
-    ``max_replays`` has no part in the default name: with a higher one the same letters would else be sent again.
+    ``max_replays`` has no part in the default name: with a higher one the same dead letters would else be sent again.
 
     Raises:
         SettingsError: the name or the destination will not do.
@@ -114,15 +114,15 @@ def replay(
     dry_run: bool,
     stop_requested: Callable[[], bool],
 ) -> bool:
-    """Send the selected letters that the campaign has not decided yet, up to where the topic ends now.
+    """Send the selected dead letters that the campaign has not decided yet, up to where the topic ends now.
 
-    The tally goes to stdout: JSON in a pipe, a sentence on a terminal; refused letters go to stderr, a line each.
+    The tally goes to stdout: JSON in a pipe, a sentence on a terminal; each refusal goes to stderr as a line.
 
     Args:
         config: The settings' file.
-        selection: Which letters.
-        to: Destination; None for each letter's origin.
-        max_replays: Letters replayed so often before are refused.
+        selection: Which dead letters.
+        to: Destination; None for the origin of each.
+        max_replays: Dead letters replayed so often before are refused.
         campaign: Its name; None for one derived from selection and destination.
         limit: Send at most so many in this run.
         rate: Send at most so many a second.
@@ -130,7 +130,7 @@ def replay(
         stop_requested: Ends the run between two transactions.
 
     Returns:
-        True if no selected letter was refused and the run was not broken off; of a dry run always.
+        True if no selected dead letter was refused and the run was not broken off; of a dry run always.
 
     Raises:
         SettingsError: the settings or the arguments are wrong.
@@ -140,12 +140,12 @@ def replay(
     settings = connection.load_settings(config)
     asked = campaign_of(settings, selection, to, max_replays, campaign)
     log.configure("error", "console", sys.stderr)
-    with reading(settings, "replay", asked.group) as reader:
+    with dead_letter_topic.opened(settings, "replay", asked.group) as topic:
         if dry_run:
-            return _rehearse(reader, settings, asked, limit, stop_requested)
-        if connection.is_embedded(reader.cluster()):
+            return _rehearse(topic, settings, asked, limit, stop_requested)
+        if connection.is_embedded(topic.cluster()):
             raise _no_transactions("the embedded broker of librdkafka only pretends to have them")
-        run = _Run(reader, settings, asked, limit, rate, stop_requested)
+        run = _Run(topic, settings, asked, limit, rate, stop_requested)
         try:
             run.run()
         finally:
@@ -154,10 +154,10 @@ def replay(
     return run.complete and not run.tally.refused
 
 
-def _starts(reader: DeadLetterReader, asked: Campaign, extents: dict[int, Extent]) -> tuple[dict[int, int], bool]:
+def _starts(topic: DeadLetterTopic, asked: Campaign, extents: dict[int, Extent]) -> tuple[dict[int, int], bool]:
     """Where the campaign goes on in each partition, and whether it has any progress."""
-    starts = first_offsets(reader, extents, asked.selection)
-    progress = reader.committed(list(extents))
+    starts = topic.first_offsets(extents, asked.selection)
+    progress = topic.progress(extents)
     for number, offset in progress.items():
         # An offset behind the end is of a topic that was deleted and created again.
         if offset <= extents[number].end:
@@ -166,23 +166,23 @@ def _starts(reader: DeadLetterReader, asked: Campaign, extents: dict[int, Extent
 
 
 def _rehearse(
-    reader: DeadLetterReader,
+    topic: DeadLetterTopic,
     settings: Settings,
     asked: Campaign,
     limit: int | None,
     stop_requested: Callable[[], bool],
 ) -> bool:
-    extents = reader.extents()
-    starts, _ = _starts(reader, asked, extents)
+    extents = topic.extents()
+    starts, _ = _starts(topic, asked, extents)
     listing, count = Listing("to"), Counter[bool]()
-    for message in reader.read(starts, extents, stop_requested):
+    for dead_letter in topic.read(starts, extents, stop_requested):
         if count[True] == limit:
             break
-        letter = letter_of(message)
-        if asked.selection.takes(letter):
-            decided = replayed(letter, to=asked.to, inputs=settings.topics.input, max_replays=asked.max_replays)
+        if asked.selection.takes(dead_letter):
+            decided = replayed(dead_letter, to=asked.to, inputs=settings.topics.input, max_replays=asked.max_replays)
             goes = isinstance(decided, Output)
-            listing.write(letter, decided.topic if isinstance(decided, Output) else f"refused: {decided.cause}")
+            remark = decided.topic if isinstance(decided, Output) else f"refused: {decided.cause}"
+            listing.write(dead_letter, remark)
             count[goes] += 1
     listing.close()
     say(f"campaign {asked.name} would send {count[True]:,} and refuse {count[False]:,}")
@@ -194,7 +194,7 @@ class _Run:
 
     def __init__(
         self,
-        reader: DeadLetterReader,
+        topic: DeadLetterTopic,
         settings: Settings,
         asked: Campaign,
         limit: int | None,
@@ -203,7 +203,7 @@ class _Run:
     ) -> None:
         self.tally = Tally()
         self.complete = False
-        self._reader = reader
+        self._topic = topic
         self._asked = asked
         self._inputs = settings.topics.input
         self._limit = limit
@@ -218,7 +218,7 @@ class _Run:
         self._behind: dict[Partition, int] = {}
         self._destinations: set[str] = set()
         self._publisher = connection.connect(
-            lambda config: TransactionalPublisher(config, reader, time.monotonic),
+            lambda config: TransactionalPublisher(config, topic.reader, time.monotonic),
             client_config.producer(settings.kafka, transactional_id=asked.group),
             Reports(),
         )
@@ -228,16 +228,16 @@ class _Run:
         if not self._start():
             return
         # Only now is the progress final: what a predecessor left open is ended, and nobody else can move it.
-        extents = self._reader.extents()
-        starts, known = _starts(self._reader, self._asked, extents)
+        extents = self._topic.extents()
+        starts, known = _starts(self._topic, self._asked, extents)
         say(
             f"campaign {self._asked.name} {'goes on where it stood' if known else 'begins'}; "
             "broken off, it goes on when the same command is run again"
         )
         total = sum(max(0, extent.end - starts[number]) for number, extent in extents.items())
-        with _progress(total) as advance:
-            for message in self._reader.read(starts, extents, self._stop_requested):
-                self._take(letter_of(message))
+        with progress_bar("replaying", "sent", total) as advance:
+            for dead_letter in self._topic.read(starts, extents, self._stop_requested):
+                self._take(dead_letter)
                 advance(1, self.tally.replayed)
                 if self.tally.replayed + len(self._outputs) == self._limit:
                     break
@@ -265,17 +265,17 @@ class _Run:
                 return True
         return False
 
-    def _take(self, letter: Letter) -> None:
-        position = letter.record.position
-        if not self._asked.selection.takes(letter):
+    def _take(self, dead_letter: DeadLetterRecord) -> None:
+        position = dead_letter.record.position
+        if not self._asked.selection.takes(dead_letter):
             self.tally.passed_over += 1
         else:
-            decided = replayed(letter, to=self._asked.to, inputs=self._inputs, max_replays=self._asked.max_replays)
+            decided = replayed(dead_letter, to=self._asked.to, inputs=self._inputs, max_replays=self._asked.max_replays)
             if isinstance(decided, Refusal):
                 self._refuse(position, decided)
             else:
                 if decided.topic not in self._destinations:
-                    self._reader.destination(decided.topic)
+                    self._topic.require(decided.topic)
                     self._destinations.add(decided.topic)
                 self._outputs[position] = decided
                 self._bytes += len(decided.key or b"") + len(decided.value or b"")
@@ -305,16 +305,13 @@ class _Run:
     def _transact(self, outputs: Mapping[Position, Output], behind: Mapping[Partition, int]) -> None:
         """One transaction, tried until the broker has answered. Raises Unpublishable or FatalError."""
         release = CommitBatch(tuple(outputs.items()), behind, dict.fromkeys(behind, 0))
-        aborts, told = 0, False
+        aborts, wait = 0, Waiting(say, _RETRY_S)
         while release and not self._stop_requested():
             try:
                 while not self._publisher.publish(release, _TIMEOUT_S):
                     time.sleep(_POLL_S)
             except BrokerAway as away:
-                if not told:
-                    say(f"{away}; waiting")
-                told = True
-                time.sleep(_RETRY_S)
+                wait(str(away))
             except TransactionAborted as aborted:
                 aborts += 1
                 if aborts == _MAX_ABORTS:
@@ -344,37 +341,15 @@ def _no_transactions(why: str) -> FatalError:
     )
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, else nothing. The function takes how many more records were read, and how many are sent."""
-    if not sys.stderr.isatty():
-        yield lambda _read, _sent: None
-        return
-    columns = (
-        TextColumn("replaying"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[sent]:,} sent"),
-        TimeRemainingColumn(),
-    )
-    # Rich takes stderr over while the bar is shown, so that refusals appear above it.
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, sent=0)
-        yield lambda read, sent: progress.update(task, advance=read, sent=sent)
-
-
 def _show(tally: Tally, asked: Campaign, *, complete: bool) -> None:
-    if not sys.stdout.isatty():
-        shown = {
-            "campaign": asked.name,
-            "replayed": tally.replayed,
-            "refused": dict(tally.refused),
-            "passed_over": tally.passed_over,
-            "complete": complete,
-        }
-        sys.stdout.write(json.dumps(shown) + "\n")
-        return
     parts = [f"{tally.replayed:,} replayed"]
     parts += [f"{count:,} refused ({cause})" for cause, count in tally.refused.items()]
     parts += [f"{tally.passed_over:,} not selected"] if tally.passed_over else []
-    sys.stdout.write(", ".join(parts) + ("\n" if complete else "; broken off\n"))
+    shown = {
+        "campaign": asked.name,
+        "replayed": tally.replayed,
+        "refused": dict(tally.refused),
+        "passed_over": tally.passed_over,
+        "complete": complete,
+    }
+    write_tally(shown, ", ".join(parts) + ("" if complete else "; broken off"))

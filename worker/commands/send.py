@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from worker.avro import json_request
 from worker.avro.codec import Codecs, open_codecs
 from worker.commands import connection
-from worker.commands.connection import Reports, TopicMissing, say
-from worker.errors import FatalError, Reason, Rejection, SettingsError
-from worker.kafka import client_config
+from worker.commands.connection import Reports, say
+from worker.commands.json_lines import write_tally
+from worker.commands.progress import progress_bar
+from worker.errors import Reason, Rejection, SettingsError, TopicMissing
+from worker.kafka import client_config, client_errors
 from worker.messages import Headers
 from worker.settings import Settings
 
@@ -40,7 +40,7 @@ _SHORTEN: Final = (
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the lines. ``unconfirmed`` have neither a receipt nor a failure; 0 unless cut short."""
+    """What became of the lines. ``unconfirmed`` have neither been delivered nor failed; 0 unless cut short."""
 
     delivered: int = 0
     refused: int = 0  # no requests, or too large: never sent
@@ -49,7 +49,7 @@ class Tally:
 
 
 def send(file: str, config: Path | None) -> bool:
-    """Send every request of ``file`` ("-" is stdin) and wait for the receipts. True if all lines were delivered.
+    """Send every request of ``file`` ("-" is stdin) and wait for the answers. True if all lines were delivered.
 
     Bad lines and failures go to stderr as ``FILE:LINE: what``, the tally to stdout: JSON in a pipe, a sentence on a
     terminal.
@@ -71,9 +71,10 @@ def send(file: str, config: Path | None) -> bool:
             say("reading requests from the terminal, one JSON object a line; end with Ctrl-D")
         tally = Tally()
         try:
-            with _progress(source) as advance:
+            # The bar shows the bytes whose fate is known, of a pipe the number of lines.
+            with progress_bar("sending", "lines", _size_bytes(source)) as move_bar:
                 name = "stdin" if file == "-" else file
-                _Sending(producer, codecs, reports, topic, name, tally, advance).run(source)
+                _Sending(producer, codecs, reports, topic, name, tally, move_bar).run(source)
         finally:
             _show(tally, topic)
     return not tally.refused and not tally.failed
@@ -90,7 +91,7 @@ class _Sending:
         topic: str,
         name: str,
         tally: Tally,
-        advance: Callable[[int], None],
+        move_bar: Callable[[int, int], None],
     ) -> None:
         self._producer = producer
         self._codecs = codecs
@@ -98,10 +99,11 @@ class _Sending:
         self._topic = topic
         self._name = name
         self._tally = tally
-        self._advance = advance
+        self._move_bar = move_bar
+        self._lines = 0  # whose fate is known
 
     def run(self, source: BinaryIO) -> None:
-        """Send all lines and return when each has its receipt, or has failed."""
+        """Send all lines and return when each is delivered, or has failed."""
         for number, line in enumerate(source, 1):
             if line.isspace():
                 self._advance(len(line))
@@ -121,7 +123,7 @@ class _Sending:
     def _produce(self, number: int, line: bytes) -> None:
         key, value, headers = _request(line, self._codecs)
 
-        def receipt(error: KafkaError | None, _: Message) -> None:
+        def delivered(error: KafkaError | None, _: Message) -> None:
             self._tally.unconfirmed -= 1
             self._advance(len(line))
             if error is None:
@@ -133,13 +135,13 @@ class _Sending:
 
         while True:
             try:
-                self._producer.produce(self._topic, value, key, headers=list(headers), on_delivery=receipt)
+                self._producer.produce(self._topic, value, key, headers=list(headers), on_delivery=delivered)
             except BufferError:  # back-pressure: the queue is full until the broker has taken some of it
                 self._producer.poll(0.1)
             except KafkaException as error:
                 found: KafkaError = error.args[0]
                 if found.code() != KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise FatalError(f"the producer cannot go on: {found.name()}: {found.str()}") from error
+                    raise client_errors.cannot_go_on("producer", found) from error
                 raise Rejection(
                     Reason.TOO_LARGE,
                     "encode",
@@ -148,6 +150,10 @@ class _Sending:
             else:
                 self._tally.unconfirmed += 1
                 return
+
+    def _advance(self, size_bytes: int) -> None:
+        self._lines += 1
+        self._move_bar(size_bytes, self._lines)
 
     def _complain(self, number: int, what: str) -> None:
         sys.stderr.write(f"{self._name}:{number}: {what}\n")
@@ -202,38 +208,16 @@ def _wait_aloud(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@contextmanager
-def _progress(source: BinaryIO) -> Iterator[Callable[[int], None]]:
-    """A bar of the bytes whose fate is known, of a pipe the number of lines: on a terminal. Else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    status = os.fstat(source.fileno())
-    total = status.st_size if stat.S_ISREG(status.st_mode) else None
-    columns = (
-        TextColumn("sending"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[lines]:,} lines"),
-        TimeRemainingColumn(),
-    )
-    # Rich takes stderr over while the bar is shown, so that complaints appear above it.
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, lines=0)
-        lines = 0
-
-        def advance(size_bytes: int) -> None:
-            nonlocal lines
-            lines += 1
-            progress.update(task, advance=size_bytes, lines=lines)
-
-        yield advance
+def _size_bytes(source: BinaryIO) -> int | None:
+    """A file's size; None for a pipe, a terminal, or a stream that is no file at all."""
+    try:
+        status = os.fstat(source.fileno())
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _show(tally: Tally, topic: str) -> None:
-    if not sys.stdout.isatty():
-        sys.stdout.write(json.dumps({"topic": topic, **asdict(tally)}) + "\n")
-        return
     parts = [f"{tally.delivered:,} delivered to {topic}"]
     parts += [f"{count:,} {name}" for name, count in asdict(tally).items() if count and name != "delivered"]
-    sys.stdout.write(", ".join(parts) + "\n")
+    write_tally({"topic": topic, **asdict(tally)}, ", ".join(parts))

@@ -6,28 +6,24 @@ anywhere at any time. Partitions added to the topic later are not followed.
 
 from __future__ import annotations
 
-import base64
-import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING
 
 from worker.avro.codec import Codecs, open_codecs
 from worker.commands import connection
-from worker.commands.connection import Reports, TopicMissing, say
-from worker.errors import BrokerAway, RegistryAway, Rejection
-from worker.kafka import client_config
-from worker.messages import Headers
+from worker.commands.connection import Reports, Waiting, say
+from worker.commands.json_lines import describe, json_line
+from worker.errors import BrokerAway, RegistryAway, TopicMissing
+from worker.kafka.reader import Reader
+from worker.messages import Record
 from worker.settings import Settings
 
 _TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 1.0
-# Enough of a value that cannot be decoded to see what it is.
-_SHOWN_BYTES: Final = 1024
 
 
 def tail(
@@ -54,116 +50,58 @@ def tail(
     topic = settings.topics.dead_letter if dead_letters else settings.topics.output
     codecs = open_codecs(settings.schema_registry)
     reports = Reports(say)
-    consumer = connection.connect(Consumer, _properties(settings), reports)
+    reader = connection.open_reader(settings.kafka, topic, reports, client="tail")
     try:
-        start = _start(consumer, settings, reports, topic, from_beginning, stop_requested)
-        consumer.assign(start)
+        start = _starts(reader, settings, reports, stop_requested, from_beginning=from_beginning)
+        reader.assign(start)
         where = "its beginning" if from_beginning else "its end"
         say(f"following {topic} from {where}, partitions: {len(start)}")
         written = 0
         while not stop_requested() and written != count:
-            message = consumer.poll(0.2)
-            reports.check()
-            if message is None:
+            record = reader.poll(0.2)
+            if record is None:
                 continue
-            error = message.error()
-            if error is not None:
-                reports(error)
-                continue
-            shown = _await_registry(message, codecs, stop_requested, dead_letters=dead_letters)
+            shown = _await_registry(record, codecs, stop_requested, dead_letters=dead_letters)
             if shown is not None:
                 # In UTF-8, as JSON is, whatever the locale says.
                 sys.stdout.buffer.write(json_line(shown))
                 sys.stdout.buffer.flush()
                 written += 1
     finally:
-        consumer.close()
+        reader.close()
     return True
 
 
-def _properties(settings: Settings) -> dict[str, Any]:
-    """The worker's consumer, so that whatever lets it in lets us in; its group's name is demanded but never used."""
-    config = client_config.consumer(settings.kafka)
-    config.pop("group.instance.id", None)
-    return {**config, "client.id": f"{settings.kafka.group_id}-tail"}
-
-
-def _start(
-    consumer: Consumer,
+def _starts(
+    reader: Reader,
     settings: Settings,
     reports: Reports,
-    topic: str,
-    from_beginning: bool,
     stop_requested: Callable[[], bool],
-) -> list[TopicPartition]:
+    *,
+    from_beginning: bool,
+) -> dict[int, int]:
     """Where to begin in each partition; nowhere if told to stop before the broker and the topic are there."""
-    told = ""
+    wait = Waiting(say, _RETRY_S)
     while not stop_requested():
         try:
-            numbers = connection.partitions(consumer, settings.kafka, reports, topic, _TIMEOUT_S)
+            numbers = connection.partitions(reader.client, settings.kafka, reports, reader.topic, _TIMEOUT_S)
             if from_beginning:
-                return [TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers]
+                return dict.fromkeys(numbers, OFFSET_BEGINNING)
             # Asked for now: OFFSET_END is looked up some time later, and what arrived in between would be skipped.
-            ends = [consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=_TIMEOUT_S) for n in numbers]
-            return [TopicPartition(topic, number, end) for number, (_, end) in zip(numbers, ends, strict=True)]
-        except (BrokerAway, TopicMissing) as away:
-            waiting_for = str(away)
-        except KafkaException as error:  # a partition whose leader is away
-            waiting_for = error.args[0].str()
-        if waiting_for != told:
-            say(f"{waiting_for}; waiting")
-            told = waiting_for
-        time.sleep(_RETRY_S)
-    return []
+            return {number: extent.end for number, extent in reader.extents(numbers, _TIMEOUT_S).items()}
+        except (BrokerAway, TopicMissing) as away:  # or a partition's leader alone
+            wait(str(away))
+    return {}
 
 
 def _await_registry(
-    message: Message, codecs: Codecs, stop_requested: Callable[[], bool], *, dead_letters: bool
+    record: Record, codecs: Codecs, stop_requested: Callable[[], bool], *, dead_letters: bool
 ) -> dict[str, Any] | None:
     """The record as it is shown; None if told to stop before the registry could name its schema."""
-    told = False
+    wait = Waiting(say, _RETRY_S)
     while not stop_requested():
         try:
-            return describe(message, codecs, dead_letters=dead_letters)
+            return describe(record, codecs, dead_letters=dead_letters)
         except RegistryAway as away:
-            if not told:
-                say(f"{away}; waiting")
-            told = True
-        time.sleep(_RETRY_S)
+            wait(str(away))
     return None
-
-
-def describe(message: Message, codecs: Codecs, *, dead_letters: bool) -> dict[str, Any]:
-    """A record as one JSON object; see `tail`. Raises RegistryAway."""
-    kind, timestamp_ms = message.timestamp()
-    headers = cast("Headers", tuple(message.headers() or ()))  # the client's types allow for what it never returns
-    shown: dict[str, Any] = {
-        "topic": message.topic(),
-        "partition": message.partition(),
-        "offset": message.offset(),
-        "timestamp": timestamp_ms if kind else None,  # 0 is TIMESTAMP_NOT_AVAILABLE
-        "key": text_of(message.key()),
-        "headers": {name: text_of(value) for name, value in headers},
-    }
-    name, read = ("request", codecs.read_request) if dead_letters else ("result", codecs.read_result)
-    value = message.value()
-    try:
-        shown[name] = None if value is None else read(value, headers)
-    except Rejection as rejection:
-        shown["error"] = str(rejection)
-        shown["value_base64"] = base64.b64encode((value or b"")[:_SHOWN_BYTES]).decode()
-    return shown
-
-
-def text_of(value: str | bytes | None) -> str | None:
-    """Bytes as text, those that are no UTF-8 escaped."""
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-
-
-def json_line(shown: dict[str, Any]) -> bytes:
-    """An object as a line of JSON."""
-    try:
-        text = json.dumps(shown, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # a request whose threshold is no number, say; JSON has no word for that, so it becomes text
-        text = json.dumps(json.loads(json.dumps(shown), parse_constant=str), ensure_ascii=False)
-    return text.encode() + b"\n"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 
 class TokenBudget:
-    """A bound that halves when a forward does not fit, and creeps back while forwards succeed.
+    """A bound that halves when a forward does not fit, and grows back while forwards succeed.
 
-    Additive increase and multiplicative decrease, as TCP finds the room in a network: another process on the device
-    may take memory and give it back, and nobody tells us. One sixteenth of the limit returns after every
-    `SUCCESSES_PER_STEP` forwards in a row, so that where the room is gone for good one forward in many fails, and is
-    tried again smaller.
+    It increases additively and decreases multiplicatively, as TCP finds the room in a network: another process on the
+    device may take memory and give it back, and nothing announces that. The budget grows by one sixteenth of the limit
+    after every `SUCCESSES_PER_STEP` successful forwards. Where the memory is gone for good, one forward in many
+    therefore fails, and is tried again smaller.
+
+    Args:
+        limit: the most token slots of a forward, at least 1.
+
+    Raises:
+        ValueError: the limit is below 1.
     """
 
     SUCCESSES_PER_STEP = 64
@@ -27,12 +33,12 @@ class TokenBudget:
         return self._tokens
 
     def shrink(self, failed: int) -> None:
-        """A forward of ``failed`` slots did not fit: allow half of that from now on."""
+        """Record that a forward of ``failed`` slots did not fit: allow half of that from now on."""
         self._tokens = max(1, min(self._tokens, failed) // 2)
         self._successes = 0
 
     def succeed(self) -> None:
-        """A forward fitted."""
+        """Record that a forward fitted."""
         if self._tokens == self._limit:
             return
         self._successes += 1
@@ -41,5 +47,5 @@ class TokenBudget:
             self._tokens = min(self._limit, self._tokens + max(1, self._limit // 16))
 
     def settle(self) -> None:
-        """Take what is allowed now as the limit: the warm-up has found what this device holds."""
+        """Make the present budget the limit: the warm-up has found what this device holds."""
         self._limit = self._tokens

@@ -1,7 +1,7 @@
 """The engine: requests in, outcomes out, on one device.
 
-It does each piece of work once (`worker.inference.rows`), orders rows by length, cuts them into slices that the token
-budget allows, and runs each slice through a `Forward`. Messages play no part in a slice: it mixes pairs of many.
+It computes each distinct row once (`worker.inference.rows`), orders rows by length, cuts them into slices that the
+token budget allows, and runs each slice through a `Forward`. A slice mixes pairs of many messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from worker.inference.budget import TokenBudget
 from worker.inference.forwards import encoder
 from worker.inference.forwards.encoder import Packed
 from worker.inference.forwards.padded import Padded
-from worker.inference.loading import Checkpoint
+from worker.inference.model import Checkpoint
 from worker.inference.rows import flatten
 from worker.inference.scores import embed, score
 from worker.inference.tokens import Tokens
@@ -32,7 +32,7 @@ log = logging.getLogger("worker.inference")
 
 
 class Forward(Protocol):
-    """One pass of rows through the model. `Packed` and `Padded` are the two there are."""
+    """One pass of rows through the model: `Packed` or `Padded`."""
 
     def slots(self, lengths: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Token slots, padding included, that the first one, two, ... rows of these lengths take together."""
@@ -46,7 +46,7 @@ class Forward(Protocol):
 
 @dataclass(slots=True)
 class _Tally:
-    """Work under way."""
+    """What a call has done so far."""
 
     rows: int = 0
     computed: int = 0
@@ -77,7 +77,7 @@ class Engine:
     Args:
         checkpoint: The loaded model.
         max_tokens: Upper bound of the token slots of one forward. The largest single row is always admitted.
-        cache_pairs: How many pairs' logits to keep over batches, the least recently used leaving first; 0 keeps none.
+        cache_pairs: How many pairs' logits to cache over batches, evicting the least recently used; 0 caches none.
         forward: How to run rows; by default packed where the architecture allows it, else padded.
     """
 
@@ -92,7 +92,7 @@ class Engine:
         self._budget = TokenBudget(_room(checkpoint, max_tokens))
         self._cache: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
         self._cache_pairs = cache_pairs
-        self._shrinks = 0  # not told of yet: those of a run that fails after all are told by the next
+        self._shrinks = 0  # not reported yet: a run that fails leaves its own for the next one to report
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -148,7 +148,7 @@ class Engine:
         return [outcomes[i] for i in range(len(requests))], tally.close(self._budget.tokens)
 
     def warm_up(self) -> None:
-        """Run the longest row (on CUDA: as many as the budget allows), so that the first batch meets no surprise.
+        """Run the longest row (on CUDA: as many as the budget allows), so that the first batch is as fast as any.
 
         Kernels are chosen and loaded, and on CUDA the budget shrinks to what the device holds and stays there.
 
@@ -188,12 +188,12 @@ class Engine:
     def _outcome(self, request: Request, encoded: Encoded, results: npt.NDArray[np.float32]) -> Outcome:
         if request.task is Task.EMBED:
             return embed(request, results, _lengths(encoded.rows))
-        if self._checkpoint.order is None:  # encode has refused such a request
-            raise FatalError(f"{self.identity.name} has no classification head, yet a {request.task} request came here")
+        if self._checkpoint.order is None:  # `encode` refuses such a request
+            raise FatalError(f"{self.identity.name} has no classification head, yet {request.task} was encoded")
         return score(request, results, encoded.windows, self._checkpoint.order)
 
     def _logits(self, rows: Sequence[Row], keys: Sequence[bytes], tally: _Tally) -> npt.NDArray[np.float32]:
-        """Logits of distinct rows, those that the cache knows without a forward."""
+        """Logits of distinct rows; those in the cache need no forward."""
         if not self._cache_pairs:
             return self._slices(rows, None, tally)
         found = {key: self._cache[key] for key in keys if key in self._cache}
@@ -224,7 +224,7 @@ class Engine:
             held = int(slots[count - 1])
             try:
                 part = self._forward.logits(chosen) if pooling is None else self._forward.pooled(chosen, pooling)
-            except Exception as error:  # noqa: BLE001 (anything that does not tell of memory is raised again at once)
+            except Exception as error:  # noqa: BLE001 (whatever is not about memory is raised again at once)
                 why = _out_of_memory(error)
             else:
                 parts.append(part)
@@ -235,7 +235,7 @@ class Engine:
                 tally.forwards += 1
                 self._budget.succeed()
                 continue
-            # Here, past the except clause, no traceback keeps the failed forward's tensors alive.
+            # Outside the except clause no traceback keeps the failed forward's tensors alive.
             if self._checkpoint.device.type == "cuda":
                 torch.cuda.empty_cache()
             if count == 1:
@@ -249,11 +249,12 @@ class Engine:
 
 
 def _room(checkpoint: Checkpoint, max_tokens: int) -> int:
-    """``max_tokens``, on a CPU no more than give the largest state of a forward six million numbers.
+    """``max_tokens``; on a CPU at most so many that the largest state of a forward has six million numbers.
 
-    That is a feed-forward layer's, four times the hidden size: 2,048 tokens at base size. With twice as many a forward
-    in bfloat16 took a seventh longer for a token, with half as many a quarter. (Blocks over 32 MiB, moreover, glibc
-    takes from the kernel anew each time, a page fault for every 4 KiB of them; mallopt: M_MMAP_THRESHOLD.)
+    The largest state is that of a feed-forward layer, four times the hidden size wide: 2,048 tokens at base size. A
+    forward in bfloat16 took a seventh longer for a token with twice as many, a quarter longer with half as many.
+    (Besides, glibc takes blocks over 32 MiB from the kernel anew each time, which costs a page fault for every 4 KiB;
+    see mallopt, M_MMAP_THRESHOLD.)
     """
     if checkpoint.device.type != "cpu":
         return max_tokens
@@ -265,10 +266,10 @@ def _lengths(rows: Sequence[Row]) -> npt.NDArray[np.intp]:
 
 
 def _out_of_memory(error: Exception) -> str:
-    """The message of an error that tells of too little memory. Any other error is raised.
+    """The message of an error about too little memory. Any other error is raised.
 
     Raises:
-        FatalError: The device reported an error that stays: every later call of this process would meet it too.
+        FatalError: The device failed for good: every later call of this process would meet the same error.
     """
     text = str(error)
     if (

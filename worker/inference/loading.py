@@ -1,4 +1,4 @@
-"""A checkpoint, loaded safely and with its classes known by name."""
+"""Loading a checkpoint: safely, whole, and with its classes known by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,11 +19,10 @@ from worker.errors import CheckpointError
 from worker.inference import labels as label_names
 from worker.inference import precision as precisions
 from worker.inference import selftest, source
+from worker.inference.model import Checkpoint
 from worker.inference.precision import Precision
 from worker.inference.scores import LabelOrder
-from worker.messages import ModelIdentity
-
-__all__ = ["Checkpoint", "LabelOrder", "Precision", "load"]
+from worker.inference.source import Source
 
 log = logging.getLogger("worker.inference")
 
@@ -32,39 +30,6 @@ _LEAST_TOKENS = 16  # a smaller window holds no hypothesis and text worth scorin
 _UNLIMITED = 10**6  # tokens; nobody trains with so many positions, and transformers writes 10^30 for "not said"
 # Families that count positions from the one after the padding id (transformers: create_position_ids_from_input_ids).
 _POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A model ready to compute, and what must be known of it.
-
-    Attributes:
-        identity: what results call it.
-        model: in eval mode, on ``device``, in ``precision.dtype``, its parameters frozen.
-        tokenizer: as transformers loads it; `worker.inference.tokens.Tokens` is how to use it.
-        order: the classes among the logits; None where there is no classification head: it serves EMBED alone.
-        device: where the model lies.
-        precision: what to compute in.
-        max_length: tokens in one sequence, special ones included.
-        pad_id: the padding token's id.
-        languages: language codes and the embeddings they choose (XLM); empty where the architecture has none.
-        default_language: for requests that name none.
-        hidden_size: length of a token state, hence of an embedding.
-        family: ``config.model_type``, such as "xlm-roberta".
-    """
-
-    identity: ModelIdentity
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    order: LabelOrder | None
-    device: torch.device
-    precision: Precision
-    max_length: int
-    pad_id: int
-    languages: Mapping[str, int]
-    default_language: str | None
-    hidden_size: int
-    family: str
 
 
 def load(
@@ -108,41 +73,48 @@ def load(
     place = precisions.find_device(device)
     found = source.find(name, revision, progress=progress, attempts=attempts, sleep=sleep)
     config = _load_config(found.directory, name)
-    family: str = config.model_type
-    chosen = precisions.choose(precision, place, family)
+    chosen = precisions.choose(precision, place, config.model_type)
     order = _order(config, name, labels)
     if not (sys.stderr.isatty() if progress is None else progress):
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
+    checkpoint = _assemble(
+        found, name, config, order, place, chosen, max_length=max_length, default_language=default_language
+    )
+    if self_test != "off":
+        _run_self_test(checkpoint, self_test)
+    log.info("loaded %s at %s on %s in %s", name, found.identity.revision, place, chosen)
+    return checkpoint
 
+
+def _assemble(
+    found: Source,
+    name: str,
+    config: PreTrainedConfig,
+    order: LabelOrder | None,
+    device: torch.device,
+    precision: Precision,
+    *,
+    max_length: int | None,
+    default_language: str | None,
+) -> Checkpoint:
+    """Read the files and check them against one another. The weights come last: they take the longest."""
+    languages = _languages(config, name, default_language)
     tokenizer = _load_tokenizer(found.directory, name, config.vocab_size)
-    model = _load_model(found.directory, name, config, chosen, place, classify=order is not None)
-    languages = _languages(config)
-    if default_language is not None and languages and default_language not in languages:
-        raise CheckpointError(
-            f'default language "{default_language}" is unknown to {name}: it knows {", ".join(sorted(languages))}'
-        )
-    checkpoint = Checkpoint(
+    length = _max_length(config, tokenizer, name, max_length)
+    return Checkpoint(
         identity=found.identity,
-        model=model,
+        model=_load_model(found.directory, name, config, precision, device, classify=order is not None),
         tokenizer=tokenizer,
         order=order,
-        device=place,
-        precision=chosen,
-        max_length=_max_length(config, tokenizer, name, max_length),
+        device=device,
+        precision=precision,
+        max_length=length,
         pad_id=_pad_id(config, tokenizer),
         languages=languages,
         default_language=default_language,
         hidden_size=config.hidden_size,
-        family=family,
+        family=config.model_type,
     )
-    if order is not None and self_test != "off":
-        fault = selftest.run(checkpoint)
-        if fault is not None and self_test == "refuse":
-            raise CheckpointError(fault)
-        if fault is not None:
-            log.warning("%s", fault)
-    log.info("loaded %s at %s on %s in %s", name, found.identity.revision, place, chosen)
-    return checkpoint
 
 
 def _load_config(directory: Path, name: str) -> PreTrainedConfig:
@@ -266,8 +238,11 @@ def _pad_id(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int
     return 0  # masked away wherever it stands
 
 
-def _languages(config: PreTrainedConfig) -> Mapping[str, int]:
-    """XLM's languages, where it embeds them (``use_lang_emb`` and more than one, as in modeling_xlm.py)."""
+def _languages(config: PreTrainedConfig, name: str, default: str | None) -> Mapping[str, int]:
+    """XLM's languages, where it embeds them (``use_lang_emb`` and more than one, as in modeling_xlm.py).
+
+    ``default`` is the default language; it must be one of them.
+    """
     if not (getattr(config, "use_lang_emb", False) and getattr(config, "n_langs", 1) > 1):
         return MappingProxyType({})
     languages: dict[str, int] = getattr(config, "lang2id", None) or {}
@@ -276,7 +251,20 @@ def _languages(config: PreTrainedConfig) -> Mapping[str, int]:
             f"the checkpoint embeds {config.n_langs} languages but its config.json names none: add lang2id, from codes "
             "to numbers"
         )
+    if default is not None and default not in languages:
+        raise CheckpointError(
+            f'default language "{default}" is unknown to {name}: it knows {", ".join(sorted(languages))}'
+        )
     return MappingProxyType(dict(languages))
+
+
+def _run_self_test(checkpoint: Checkpoint, on_fault: Literal["refuse", "warn"]) -> None:
+    fault = selftest.run(checkpoint)
+    if fault is None:
+        return
+    if on_fault == "refuse":
+        raise CheckpointError(fault)
+    log.warning("%s", fault)
 
 
 def _first_line(error: BaseException) -> str:

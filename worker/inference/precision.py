@@ -15,7 +15,7 @@ log = logging.getLogger("worker.inference")
 
 
 class Precision(StrEnum):
-    """What the model computes in. INT8 keeps float32 weights on load; the forward quantises its linear layers."""
+    """The number format of the computation. INT8 loads float32 weights; the forward quantises its linear layers."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -107,7 +107,7 @@ def choose(wanted: str, device: torch.device, family: str, processor: Processor 
     return precision
 
 
-# Families whose bfloat16 and int8 scores are measured against fp32. The others run in fp32 on a CPU unless told.
+# Families whose bfloat16 and int8 scores are measured against fp32. On a CPU "auto" runs the others in fp32.
 _MEASURED_ON_CPU = frozenset({"xlm-roberta", "roberta", "camembert", "bert", "distilbert"})
 
 

@@ -1,8 +1,8 @@
 """Many requests to one list of distinct rows, and back.
 
-A batch holds requests with different label sets. The model sees rows: one premise-hypothesis pair, or one text to
-embed, each. `flatten` lays the rows of all requests end to end and keeps one of each kind, so that a pair that occurs
-twice in a batch is computed once; `Flat.restore` hands every request its own rows' results.
+A batch holds requests with different label sets. The model sees rows; each is one premise-hypothesis pair, or one text
+to embed. `flatten` lists the rows of all requests and keeps one of each kind, so that a pair that occurs twice in a
+batch is computed once. `Flat.restore` gives every request the results of its own rows.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from worker.messages import Row
 
 
 def row_key(row: Row) -> bytes:
-    """What makes two rows the same to the model: token ids, segment border and language, as a 16-byte BLAKE2b digest.
+    """A 16-byte BLAKE2b digest of what the model tells rows apart by: token ids, segment border and language.
 
-    A digest rather than the ids themselves, because a cache keeps keys for long and a row can have 512 tokens. At 128
-    bits, two rows that collide are not to be expected in the life of any worker.
+    It is a digest and not the ids themselves, because a cache keeps keys for long and a row can have 512 tokens. At 128
+    bits no two different rows of a worker's life are expected to collide.
     """
     digest = blake2b(row.token_ids.tobytes(), digest_size=16)
     digest.update(b"%d/%d" % (row.segment_at, -1 if row.language_id is None else row.language_id))
@@ -42,12 +42,12 @@ class Flat:
     starts: tuple[int, ...]
 
     def restore(self, results: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-        """From one result per distinct row, (rows, width), to one array per request, (its rows, width), in order."""
+        """Turn one result per distinct row, (rows, width), into one array per request, (its rows, width), in order."""
         return [results[self.which[start:stop]] for start, stop in zip(self.starts, self.starts[1:], strict=False)]
 
 
 def flatten(requests: Iterable[Sequence[Row]]) -> Flat:
-    """Lay the rows of several requests end to end and keep one of each kind."""
+    """List the rows of several requests and keep one of each kind."""
     index: dict[bytes, int] = {}
     rows: list[Row] = []
     which: list[int] = []

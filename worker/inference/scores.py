@@ -1,4 +1,4 @@
-"""Logits and token states become outcomes. The rules of zero-shot classification live here, and nowhere else.
+"""Logits and token states become outcomes. The rules of zero-shot classification stand here and nowhere else.
 
 The rule is that of Yin et al., "Benchmarking Zero-shot Text Classification" (2019), in the form that transformers'
 ``ZeroShotClassificationPipeline`` made common: each label becomes a hypothesis, and
@@ -6,22 +6,22 @@ The rule is that of Yin et al., "Benchmarking Zero-shot Text Classification" (20
 - single label: the scores are the softmax, over the labels, of the entailment logit;
 - multi-label, or one label alone: each score is the softmax of (contradiction, entailment), taken at entailment.
 
-Where the pipeline guesses the contradiction class by position, here all classes are found by name (`LabelOrder`). All
+The pipeline guesses the contradiction class by its position; here all classes are found by name (`LabelOrder`). All
 arithmetic is float64 with the maximum subtracted first, so that no logit overflows. Equal scores keep the request's
 order.
 
 Several windows of a long text become one row of logits per hypothesis *before* any rule is applied, so that the score
-and the three probabilities of a label always tell of the same thing:
+and the three probabilities of a label always describe the same logits:
 
 - WINDOW_MAX takes the logits of the window that gives the hypothesis the highest probability of entailment (the first
   of equals). The probability chooses, not the logit, because adding a constant to all logits of a window changes the
   logit but not what the window says.
-- WINDOW_MEAN takes the mean of the logits over the windows: probabilities that are the normalised geometric mean of
+- WINDOW_MEAN takes the mean of the logits over the windows. The probabilities are then the normalised geometric mean of
   the windows' own, as if each window gave independent evidence of equal weight.
 
-An embedding over several windows is the mean of the windows' vectors weighted by their tokens (with MEAN pooling that
-is the mean over all tokens read, those in an overlap counted in each window), or under WINDOW_MAX the largest value of
-each component.
+An embedding over several windows is the mean of the windows' vectors, weighted by their tokens. With MEAN pooling that
+is the mean over all tokens read, where a token in an overlap counts in each window. Under WINDOW_MAX it is the largest
+value of each component.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class LabelOrder:
-    """Which logit says what. ``neutral`` is None for a head of two classes (entailment, not_entailment)."""
+    """Each class's index among the logits. ``neutral`` is None for a head of two (entailment, not_entailment)."""
 
     entailment: int
     neutral: int | None

@@ -11,15 +11,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
 
 import torch
 
 from worker.inference import labels
+from worker.inference.model import Checkpoint
 from worker.inference.scores import LabelOrder
-
-if TYPE_CHECKING:  # checkpoint runs this module
-    from worker.inference.loading import Checkpoint
 
 _ENOUGH = 0.75  # right answers; a permuted order gets a third of the classes right, or none
 

@@ -1,23 +1,23 @@
-"""Requests to token ids: the premise is tokenised once, hypotheses are remembered, only the premise is truncated.
+"""Requests to token ids: the premise is tokenised once, hypotheses are cached, only the premise is truncated.
 
 The ids are those of ``tokenizer(premise, hypothesis, truncation="only_first", max_length=...)``, with two differences
-that are meant:
+on purpose:
 
 - **Special tokens inside a text are text.** transformers reads a literal ``</s>`` or ``[SEP]`` in user text as the
-  separator itself, so that a message could end its own premise, or upset BART, which pools at the last ``</s>``. Here
-  such a string is segmented like any other, as SentencePiece and fastBPE themselves do. (XLM's Python tokenizer knows
-  only all added tokens or none, so there the words that somebody added to the vocabulary are text, too.)
-- **A premise is never dropped without a word.** Where the hypothesis leaves no room for a single premise token,
-  transformers stops truncating or raises, depending on the tokenizer; here the request is invalid.
+  separator itself. A message could thereby end its own premise, or mislead BART, which pools at the last ``</s>``. Here
+  such a string is segmented like any other, as SentencePiece and fastBPE themselves do. (XLM's Python tokenizer
+  recognises either all added tokens or none, so there the words that somebody added to the vocabulary are text too.)
+- **A premise is never dropped silently.** Where the hypothesis leaves no room for a single premise token, transformers
+  stops truncating or raises, depending on the tokenizer; here the request is invalid.
 
-An empty text is encoded as one, between its special tokens.
+An empty text is encoded as no tokens between its special tokens.
 
 XLM's tokenizer prepares every language with Moses' rules for English, because transformers passes no language on from
-``tokenizer(...)``; the request's language chooses the language embedding alone.
+``tokenizer(...)``. The request's language only chooses the language embedding.
 
-Windows: with WINDOW_MAX or WINDOW_MEAN a long text is read through windows of as many tokens as fit beside the longest
-hypothesis of the request, so that all hypotheses see the same windows. A window begins three quarters of a window after
-the one before, hence a quarter is seen twice; the last one ends with the text. Each carries the whole hypothesis.
+Windows: with WINDOW_MAX or WINDOW_MEAN a long text is read through windows. A window has as many tokens as fit beside
+the longest hypothesis of the request, so that all hypotheses see the same windows. It begins three quarters of a window
+after the one before, so a quarter is seen twice; the last one ends with the text. Each carries the whole hypothesis.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from worker.errors import CheckpointError, Reason, Rejection
-from worker.inference.loading import Checkpoint
+from worker.inference.model import Checkpoint
 from worker.messages import Encoded, LongText, Request, Row, Task
 
 TokenIds = npt.NDArray[np.int32]
 
-_WORDS_OF_PYTHON_TOKENIZER = 50_000  # XLM's tokenizer remembers every word it ever met; past this it forgets them all
+_WORDS_OF_PYTHON_TOKENIZER = 50_000  # XLM's tokenizer caches every word without limit; past this the cache is emptied
 
 
 class Tokens:
     """Encodes requests for one checkpoint.
 
-    Shares nothing that changes with the engine, so that one thread may encode while another computes.
+    It shares no mutable state with the engine, so that one thread may encode while another computes.
 
     Args:
         checkpoint: whose tokenizer, window and languages apply.
-        cache_hypotheses: how many hypotheses to remember, each at most a window long.
+        cache_hypotheses: how many hypotheses to cache, each at most a window long.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, cache_hypotheses: int = 10_000) -> None:
@@ -62,7 +62,7 @@ class Tokens:
         self._classifies = checkpoint.order is not None
         self._name = checkpoint.identity.name
         self._single, self._pair = _frame(checkpoint.tokenizer, pair=False), _frame(checkpoint.tokenizer, pair=True)
-        # functools' cache keeps no raised exception, hence no hypothesis longer than the window.
+        # functools' cache keeps no exception, so it holds no hypothesis longer than the window.
         self._tail = functools.lru_cache(maxsize=cache_hypotheses)(self._encode_hypothesis)
 
     def encode(self, request: Request) -> Encoded:
@@ -92,7 +92,7 @@ class Tokens:
             cuts = [text[-room:] if self._left else text[:room] for room in rooms]
             heads, truncated = [[np.concatenate((frame.before, cut))] for cut in cuts], True
         else:
-            # Fewer tokens than a quarter of the model's window say little, and cost a forward each.
+            # Windows of fewer tokens than a quarter of the model's say little, and each costs a row of the forward.
             self._require_room(request, rooms, self._max_length // 4)
             windows = [text[start : start + least] for start in _window_starts(len(text), least)]
             heads, truncated = [[np.concatenate((frame.before, window)) for window in windows]] * len(tails), False
@@ -175,7 +175,7 @@ def _segmenter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], TokenIds]:
     backend = _plain_backend(tokenizer)
 
     def segment(text: str) -> TokenIds:
-        # The batch call lets go of the GIL, so that another thread computes meanwhile; encode() does not.
+        # The batch call releases the GIL, so that another thread computes meanwhile; encode() keeps it.
         return _ids(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     return segment
@@ -188,11 +188,12 @@ def _segment_in_python(tokenizer: Any, text: str) -> TokenIds:
 
 
 def _plain_backend(tokenizer: Any) -> tokenizers.Tokenizer:
-    """A copy of a fast tokenizer's backend to which special tokens are nothing special.
+    """A copy of a fast tokenizer's backend that does not recognise special tokens in a text.
 
-    ``encode_special_tokens`` keeps them from being cut out of the text beforehand. A unigram model would find them
-    still, because they stand among its pieces with the best of scores, where SentencePiece marks them as control
-    symbols that no text matches. So it is built anew with them renamed to what cannot occur: a piece with a blank.
+    ``encode_special_tokens`` keeps them from being cut out of the text beforehand. A unigram model would still find
+    them, because they are among its pieces with the best scores (SentencePiece marks them as control symbols that no
+    text matches). So a unigram model is built anew, with special tokens renamed to what cannot occur: a piece with a
+    blank.
     """
     original: tokenizers.Tokenizer = tokenizer.backend_tokenizer
     if not isinstance(original.model, tokenizers.models.Unigram):

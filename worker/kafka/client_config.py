@@ -61,6 +61,23 @@ def consumer(settings: KafkaSettings) -> Properties:
     return properties
 
 
+def reader(properties: Properties, group: str) -> Properties:
+    """Properties of a consumer whose partitions are assigned by hand; see `worker.kafka.reader`.
+
+    Args:
+        properties: Those of a consumer, or what every client shares.
+        group: librdkafka demands a name. No group is joined, and nothing is committed under it by reading.
+    """
+    return {name: value for name, value in properties.items() if name != "group.instance.id"} | {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+        "enable.partition.eof": True,
+        # We read faster than a model does: after its default of a second the queue would long be empty.
+        "fetch.queue.backoff.ms": 10,
+    }
+
+
 def producer(settings: KafkaSettings, transactional_id: str | None) -> Properties:
     """An idempotent producer that partitions as Java's does; transactional if it is given an id."""
     properties: Properties = {

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any, Protocol
 
-import structlog
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from worker.errors import BrokerAway, FatalError, Fenced
 from worker.kafka import client_config
+from worker.kafka.assignment import Assignment, FetchState, partitions_of, positions_of
 from worker.kafka.client_config import Properties
-from worker.messages import Headers, Partition, Position, Record
-from worker.telemetry.log import Repeats
-
-log = structlog.get_logger("worker.kafka")
+from worker.kafka.client_errors import ErrorLog
+from worker.kafka.offset_commits import OffsetCommits
+from worker.kafka.records import record_of
+from worker.messages import Partition, Record
 
 
 class Listener(Protocol):
@@ -43,21 +41,13 @@ class Consumer:
     def __init__(self, config: Properties) -> None:
         self._incremental = client_config.is_incremental(config)
         self._listener: Listener | None = None
-        self._generations: dict[Partition, int] = {}
-        self._last_generation = 0
+        self._assignment = Assignment()
         self._paused = False
-        self._held: set[Partition] = set()
-        # Where reading goes on. The client's own position is unknown after a seek, and passes over what is held back.
-        self._next: dict[Partition, int] = {}
-        self._from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
-        self._asked: dict[Partition, int] = {}  # the last offset of each partition whose commit was asked for
-        self._uncommitted: dict[Partition, int] = {}
-        self._fatal: KafkaError | None = None
-        self._partition = lru_cache(maxsize=1024)(Partition)  # few, and made for every record
-        self._repeats = Repeats()
-        self._client = client_config.open_client(
-            Client, {**client_config.with_callbacks(config, self._on_error), "on_commit": self._on_commit}
-        )
+        self._errors = ErrorLog("consumer")
+        config = client_config.with_callbacks(config, self._errors)
+        self._client = client_config.open_client(Client, config | {"on_commit": self._on_commit})
+        from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
+        self._commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         """Join the group. The first `poll` connects."""
@@ -68,8 +58,8 @@ class Consumer:
 
     @property
     def assignment(self) -> Mapping[Partition, int]:
-        """Owned partitions and their generations."""
-        return self._generations
+        """Owned partitions and their generations: a live view."""
+        return self._assignment
 
     @property
     def paused(self) -> bool:
@@ -85,57 +75,57 @@ class Consumer:
             FatalError: librdkafka says that this client cannot go on (`Fenced`: another took its place in the group).
         """
         # consume(n, t) waits for all n or for t to pass; waiting for the first alone keeps a lone record's latency low.
-        first = self._client.poll(timeout_s)
+        message = self._client.poll(timeout_s)
         # Stamped at once: a rebalance inside consume() would otherwise give it the generation of a later assignment.
-        records = [] if first is None else [self._record(first)]
-        if first is not None and max_records > 1:
-            records += [self._record(message) for message in self._client.consume(max_records - 1, 0)]
-        if self._fatal is not None:
-            raise _fatal(self._fatal)
-        found = [
-            r for r in records if r is not None and self._generations.get(r.position.partition) == r.position.generation
-        ]
-        for record in found:
-            self._next[record.position.partition] = record.position.offset + 1
-        return found
+        first = None if message is None else self._record(message)
+        more: list[Record | None] = []
+        if message is not None and max_records > 1:
+            more = [self._record(message) for message in self._client.consume(max_records - 1, 0)]
+        self._errors.check()
+        if first is not None and self._assignment.get(first.position.partition) != first.position.generation:
+            first = None  # its partition left inside consume(); what else came was stamped after that
+        return [record for record in (first, *more) if record is not None]
 
     def pause(self) -> None:
         """Fetch nothing more, of partitions assigned later too, until `resume`."""
         if not self._paused:
             self._paused = True
-            self._client.pause(_positions(self._generations))
+            self._client.pause(positions_of(self._assignment))
 
     def resume(self) -> None:
         """Fetch again."""
         if self._paused:
             self._paused = False
-            self._go_on([partition for partition in self._generations if partition not in self._held])
+            self._go_on([assigned for assigned in self._assignment.known.values() if not assigned.held])
 
     def hold(self, partition: Partition, offset: int) -> None:
         """Fetch nothing more of one partition until `unhold`, and go on there at ``offset``, even if read before.
 
         What was fetched behind ``offset`` is dropped, so a partition that waits holds no memory.
         """
-        self._held.add(partition)
-        self._next[partition] = offset
+        assigned = self._assignment.known[partition]
+        assigned.held = True
+        assigned.next_offset = offset
         position = TopicPartition(partition.topic, partition.number, offset)
         self._client.pause([position])
         self._client.seek(position)
 
     def unhold(self, partition: Partition) -> None:
         """Fetch of the partition again (as soon as nothing is paused)."""
-        if partition in self._held:
-            self._held.remove(partition)
+        assigned = self._assignment.known.get(partition)
+        if assigned is not None and assigned.held:
+            assigned.held = False
             if not self._paused:
-                self._go_on([partition])
+                self._go_on([assigned])
 
-    def _go_on(self, partitions: Sequence[Partition]) -> None:
+    def _go_on(self, partitions: Iterable[FetchState]) -> None:
         """Resume, and at once: librdkafka's broker thread sleeps on for up to a second, and a seek is what wakes it."""
-        self._client.resume(_positions(partitions))
-        for partition in partitions:
-            if (offset := self._next.get(partition)) is not None:  # else nothing was read of it yet
+        self._client.resume(positions_of(assigned.partition for assigned in partitions))
+        for assigned in partitions:
+            if assigned.next_offset is not None:  # else nothing was read of it yet
+                topic, number = assigned.partition
                 with suppress(KafkaException):  # which costs the second, and nothing else
-                    self._client.seek(TopicPartition(partition.topic, partition.number, offset))
+                    self._client.seek(TopicPartition(topic, number, assigned.next_offset))
 
     def committed(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
         """The group's offset and its metadata for each partition; where it has none, the offset reading begins at.
@@ -143,29 +133,10 @@ class Consumer:
         Raises:
             BrokerAway: no answer in time.
         """
-        try:
-            found = self._client.committed(_positions(partitions), timeout=timeout_s)
-            return {
-                Partition(p.topic, p.partition): (p.offset if p.offset >= 0 else self._beginning(p), p.metadata or "")
-                for p in found
-                if p.error is None
-            }
-        except KafkaException as error:
-            raise BrokerAway(
-                f"committed offsets unknown: {error.args[0].str()}; a transaction that is open on them holds them "
-                "back, and one that hangs for longer than transaction.timeout.ms is ended with kafka-transactions.sh"
-            ) from error
-
-    def _beginning(self, partition: TopicPartition) -> int:
-        low, high = self._client.get_watermark_offsets(partition, timeout=5.0)
-        return high if self._from_end else low
+        return self._commits.committed(partitions, timeout_s)
 
     def commit(
-        self,
-        offsets: Mapping[Partition, int],
-        *,
-        wait: bool,
-        metadata: Mapping[Partition, str] | None = None,
+        self, offsets: Mapping[Partition, int], *, wait: bool, metadata: Mapping[Partition, str] | None = None
     ) -> None:
         """Commit the offset behind the last resolved record of each partition.
 
@@ -176,24 +147,7 @@ class Consumer:
             BrokerAway: the commit failed. With ``wait`` that is the end of it: what comes later may say more, and
                 sending these offsets again could take it back.
         """
-        wanted = {**self._uncommitted, **offsets}
-        wanted = {partition: offset for partition, offset in wanted.items() if partition in self._generations}
-        if not wanted:
-            return
-        if not wait:
-            self._asked |= wanted
-        beside = metadata or {}
-        positions = [TopicPartition(p.topic, p.number, offset, beside.get(p, "")) for p, offset in wanted.items()]
-        try:
-            if wait:
-                self._client.commit(offsets=positions, asynchronous=False)
-            else:
-                self._client.commit(offsets=positions, asynchronous=True)
-        except KafkaException as error:
-            if not wait:
-                self._uncommitted = wanted
-            raise BrokerAway(f"offsets not committed: {error.args[0].str()}") from error
-        self._uncommitted = {}
+        self._commits.commit(offsets, wait=wait, metadata=metadata)
 
     def prove_membership(self, timeout_s: float) -> None:
         """Commit what is committed: the group takes that from its members only.
@@ -201,20 +155,11 @@ class Consumer:
         Raises:
             BrokerAway: it was not taken. If another process took our place, the next `poll` says so.
         """
-        known = self.committed(list(self._generations), timeout_s)
-        self.commit(
-            {partition: offset for partition, (offset, _) in known.items()},
-            wait=True,
-            metadata={partition: metadata for partition, (_, metadata) in known.items()},
-        )
+        self._commits.prove_membership(timeout_s)
 
     def recommit(self) -> None:
         """Send again what an asynchronous commit failed to commit, if anything."""
-        if self._uncommitted:
-            try:
-                self.commit({}, wait=False)
-            except BrokerAway as error:
-                log.warning("commit_failed", error=str(error), partitions=len(self._uncommitted))
+        self._commits.recommit()
 
     def group_metadata(self) -> Any:
         """What proves membership to the transaction coordinator (KIP-447)."""
@@ -222,14 +167,14 @@ class Consumer:
 
     def owns(self, generations: Mapping[Partition, int]) -> bool:
         """Whether all these partitions are assigned, and under these generations, still."""
-        return all(self._generations.get(partition) == generation for partition, generation in generations.items())
+        return all(self._assignment.get(partition) == generation for partition, generation in generations.items())
 
     def lag(self) -> dict[Partition, int]:
         """Records between our read position and the end of each partition, from the watermarks already fetched."""
         found: dict[Partition, int] = {}
-        for partition, offset in self._next.items():
-            if (end := self.end(partition)) is not None:
-                found[partition] = max(0, end - offset)
+        for assigned in self._assignment.known.values():
+            if assigned.next_offset is not None and (end := self.end(assigned.partition)) is not None:
+                found[assigned.partition] = max(0, end - assigned.next_offset)
         return found
 
     def end(self, partition: Partition) -> int | None:
@@ -244,96 +189,45 @@ class Consumer:
     def _record(self, message: Message) -> Record | None:
         error = message.error()
         if error is not None:
-            self._on_error(error)
+            self._errors(error)
             return None
-        topic, number, offset = message.topic(), message.partition(), message.offset()
-        partition = self._partition(str(topic), int(number if number is not None else -1))
-        generation = self._generations.get(partition)
-        if generation is None:
+        assigned = self._assignment.known.get((message.topic(), message.partition()))
+        if assigned is None:
             # librdkafka may hand over records of a partition revoked a moment ago; its new owner has them.
             return None
-        _, timestamp_ms = message.timestamp()
-        return Record(
-            position=Position(partition, int(offset if offset is not None else -1), generation),
-            key=message.key(),
-            value=message.value(),
-            headers=_headers(message.headers()),
-            timestamp_ms=timestamp_ms,
-        )
+        record = record_of(message, assigned.partition, assigned.generation)
+        assigned.next_offset = record.position.offset + 1
+        return record
 
-    def _on_assign(self, client: Client, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, client: Client, positions: list[TopicPartition]) -> None:
         if self._incremental:
-            client.incremental_assign(partitions)
+            client.incremental_assign(positions)
         else:
-            client.assign(partitions)
+            client.assign(positions)
         # A partition that arrives under pressure is paused like the others; and one that was paused when we last had it
         # still is, unless told otherwise: librdkafka keeps the application's pause from one assignment to the next.
-        (client.pause if self._paused else client.resume)(partitions)
-        fresh: dict[Partition, int] = {}
-        for assigned in partitions:
-            self._last_generation += 1
-            fresh[Partition(assigned.topic, assigned.partition)] = self._last_generation
-        self._generations |= fresh
+        (client.pause if self._paused else client.resume)(positions)
+        fresh = self._assignment.add(partitions_of(positions))
         if self._listener is not None:
             self._listener.assigned(fresh)
 
-    def _on_revoke(self, client: Client, partitions: list[TopicPartition]) -> None:
+    def _on_revoke(self, client: Client, positions: list[TopicPartition]) -> None:
         # The listener runs before unassign: until then these partitions can be committed.
-        gone = [Partition(p.topic, p.partition) for p in partitions]
         if self._listener is not None:
-            self._listener.revoked(gone)
-        self._unassign(client, partitions)
+            self._listener.revoked(partitions_of(positions))
+        self._unassign(client, positions)
 
-    def _on_lost(self, client: Client, partitions: list[TopicPartition]) -> None:
+    def _on_lost(self, client: Client, positions: list[TopicPartition]) -> None:
         if self._listener is not None:
-            self._listener.lost([Partition(p.topic, p.partition) for p in partitions])
-        self._unassign(client, partitions)
+            self._listener.lost(partitions_of(positions))
+        self._unassign(client, positions)
 
-    def _unassign(self, client: Client, partitions: list[TopicPartition]) -> None:
-        for gone in partitions:
-            self._generations.pop(Partition(gone.topic, gone.partition), None)
-            self._asked.pop(Partition(gone.topic, gone.partition), None)
-            self._uncommitted.pop(Partition(gone.topic, gone.partition), None)
-            self._held.discard(Partition(gone.topic, gone.partition))
-            self._next.pop(Partition(gone.topic, gone.partition), None)
+    def _on_commit(self, error: KafkaError | None, positions: list[TopicPartition]) -> None:
+        self._commits.answered(error, positions)
+
+    def _unassign(self, client: Client, positions: list[TopicPartition]) -> None:
+        self._assignment.forget(partitions_of(positions))
         if self._incremental:
-            client.incremental_unassign(partitions)
+            client.incremental_unassign(positions)
         else:
             client.unassign()
-
-    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        failed = {Partition(p.topic, p.partition) for p in partitions if error is not None or p.error is not None}
-        if failed:
-            log.warning("commit_failed", error=str(error), partitions=len(failed))
-        # Not the offset that failed: one that was asked for after it may be committed by now.
-        self._uncommitted |= {partition: self._asked[partition] for partition in failed if partition in self._asked}
-
-    def _on_error(self, error: KafkaError) -> None:
-        # Most of what arrives here mends itself (a broker restarting): librdkafka goes on by itself, and we report.
-        fatal = is_fatal(error)
-        if fatal:
-            self._fatal = error
-        held = 0 if fatal else self._repeats.admit(error.name())
-        if held is not None:
-            log.warning("consumer_error", code=error.name(), error=error.str(), fatal=fatal, held_back=held)
-
-
-def _headers(raw: Any) -> Headers:
-    if not raw:  # most records have none
-        return ()
-    return tuple([(name, value.encode() if isinstance(value, str) else value) for name, value in raw])
-
-
-def _positions(partitions: Iterable[Partition]) -> list[TopicPartition]:
-    return [TopicPartition(p.topic, p.number) for p in partitions]
-
-
-def is_fatal(error: KafkaError) -> bool:
-    """Whether a client that reports this can never go on. What a consumer polls has the code and not the flag."""
-    return error.fatal() or error.code() == KafkaError._FATAL  # noqa: SLF001 (librdkafka's local codes are spelt so)
-
-
-def _fatal(error: KafkaError) -> FatalError:
-    fenced = error.code() in {KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID}
-    kind = Fenced if fenced else FatalError
-    return kind(f"the consumer cannot go on: {error.name()}: {error.str()}")

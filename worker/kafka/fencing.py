@@ -16,7 +16,7 @@ import structlog
 
 from worker.errors import BrokerAway, FatalError, TransactionAborted
 from worker.kafka.consumer import Consumer
-from worker.kafka.transactional import Clock
+from worker.kafka.publisher import Clock
 from worker.messages import CommitBatch
 
 log = structlog.get_logger("worker.kafka")
@@ -42,7 +42,7 @@ class Transactional(Protocol):
         """Abort what is open and disconnect."""
 
 
-class RenewingPublisher:
+class RecoveringPublisher:
     """Publishes through one transactional publisher after another.
 
     Args:
@@ -63,7 +63,7 @@ class RenewingPublisher:
         self._clock = clock
         self._contested = contested
         self._current = open_next()
-        self._renewing = False  # the current publisher is new and not started yet
+        self._recovering = False  # the current publisher is new and not started yet
         self._in_doubt = False  # the fate of the last one's transaction is unknown yet
 
     def start(self, timeout_s: float) -> None:
@@ -73,8 +73,8 @@ class RenewingPublisher:
     def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """As `TransactionalPublisher.publish`, save that only a broker without transactions ends in FatalError."""
         deadline_s = self._clock() + timeout_s
-        if self._renewing:
-            self._renew(timeout_s)
+        if self._recovering:
+            self._recover(timeout_s)
         if self._in_doubt:
             committed = self._is_committed(release, max(0.1, deadline_s - self._clock()))
             self._in_doubt = False
@@ -96,12 +96,12 @@ class RenewingPublisher:
         self._in_doubt = self._current.in_doubt
         self._current.abandon()
         self._current = self._open_next()
-        self._renewing = True
+        self._recovering = True
         log.warning("producer_lost", error=str(error), in_doubt=self._in_doubt)
         kind = BrokerAway if self._in_doubt else TransactionAborted
         raise kind(f"a new producer takes over: {error}") from error
 
-    def _renew(self, timeout_s: float) -> None:
+    def _recover(self, timeout_s: float) -> None:
         try:
             if self._contested:
                 self._consumer.prove_membership(timeout_s)
@@ -110,7 +110,7 @@ class RenewingPublisher:
             if self._in_doubt:
                 raise
             raise TransactionAborted(str(error)) from error
-        self._renewing = False
+        self._recovering = False
 
     def _is_committed(self, release: CommitBatch, timeout_s: float) -> bool:
         """Whether the release, or more, is committed. What is no longer ours is its new owner's, either way.

@@ -13,15 +13,19 @@ from types import MappingProxyType
 from typing import Final
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer
 
-from worker.errors import SettingsError
+from worker.errors import BrokerAway, SettingsError, TopicMissing
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
+from worker.kafka.client_errors import ErrorLog
+from worker.kafka.reader import Reader
+from worker.messages import Record
 
 log = structlog.get_logger("worker.kafka")
 
 MAX_SETS: Final = 10_000
+_TIMEOUT_S: Final = 5.0
 
 
 class LabelSets:
@@ -31,18 +35,8 @@ class LabelSets:
         self._topic = topic
         self._sets: dict[str, tuple[str, ...]] = {}
         self.sets: Mapping[str, tuple[str, ...]] = MappingProxyType(self._sets)
-        self._client = client_config.open_client(
-            Consumer,
-            {
-                **config,
-                # A group id is demanded by the client; nothing is ever committed under it, and no group is joined.
-                "group.id": "xnli-worker-label-sets",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-            },
-        )
-        self._behind: set[int] = set()
+        client = client_config.open_client(Consumer, client_config.reader(config, group="xnli-worker-label-sets"))
+        self._reader = Reader(client, topic, ErrorLog("label sets"))
 
     def load(self, stop_requested: Callable[[], bool]) -> None:
         """Read the topic to its end, waiting for the broker as long as it takes.
@@ -50,62 +44,49 @@ class LabelSets:
         Raises:
             SettingsError: the broker has no such topic.
         """
-        partitions = self._partitions(stop_requested)
-        self._behind = set(partitions)
-        self._client.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in partitions])
-        while self._behind and not stop_requested():
-            self._take(self._client.poll(0.1))
+        self._reader.assign(dict.fromkeys(self._partitions(stop_requested), OFFSET_BEGINNING))
+        while not self._reader.is_caught_up and not stop_requested():
+            record = self._reader.poll(0.1)
+            if record is not None:
+                self._take(record)
         log.info("label_sets_loaded", topic=self._topic, sets=len(self._sets))
 
     def refresh(self, most: int = 100) -> None:
         """Take in what has arrived since, at most ``most`` changes, without waiting."""
         for _ in range(most):
-            message = self._client.poll(0)
-            if message is None:
+            record = self._reader.poll(0)
+            if record is None:
                 return
-            self._take(message)
+            self._take(record)
 
     def close(self) -> None:
         """Disconnect."""
-        self._client.close()
+        self._reader.close()
 
     def _partitions(self, stop_requested: Callable[[], bool]) -> list[int]:
         while not stop_requested():
             try:
-                found = self._client.list_topics(self._topic, timeout=5).topics[self._topic]
-            except KafkaException as error:
-                log.warning("broker_away", error=error.args[0].str())
-                continue
-            if found.error is not None or not found.partitions:
+                return self._reader.partitions(_TIMEOUT_S)
+            except BrokerAway as away:
+                log.warning("broker_away", error=str(away))
+            except TopicMissing as missing:
                 raise SettingsError(
-                    f"topics.label_sets = {self._topic!r}: the broker has no such topic ({found.error}); create it "
-                    "with cleanup.policy=compact, or leave the setting out"
-                )
-            return list(found.partitions)
+                    f"topics.label_sets: {missing}, or leave it out; the topic needs cleanup.policy=compact"
+                ) from None
         return []
 
-    def _take(self, message: Message | None) -> None:
-        if message is None:
-            return
-        error = message.error()
-        if error is not None:
-            if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (librdkafka's local codes are spelt so)
-                self._behind.discard(message.partition() or 0)
-            else:
-                log.warning("label_sets_error", code=error.name(), error=error.str())  # librdkafka goes on by itself
-            return
-        name = (message.key() or b"").decode("utf-8", "replace")
-        value = message.value()
-        if value is None:
+    def _take(self, record: Record) -> None:
+        name = (record.key or b"").decode("utf-8", "replace")
+        if record.value is None:
             self._sets.pop(name, None)
             return
-        labels = _labels(value)
+        labels = _labels(record.value)
         if labels is None or not name or (name not in self._sets and len(self._sets) >= MAX_SETS):
             log.error(
                 "label_set_refused",
                 topic=self._topic,
-                partition=message.partition(),
-                offset=message.offset(),
+                partition=record.position.partition.number,
+                offset=record.position.offset,
                 name=name,
                 mend=f'write key = name and value = a JSON array of strings, ["a", "b"]; at most {MAX_SETS} sets',
             )

@@ -9,7 +9,7 @@ Read the files in this order:
       fetch.py     records of our partitions enter the ledger
       admit.py     bytes -> request -> tokens -> job
       handoff.py   jobs wait for a batch (batch.py); a batch that is due  ->  infer.py   a batch -> a result of each job
-      handoff.py   results come back                                     <-
+      handoff.py   results are collected                                 <-
       resolve.py   what each record leads to: a result, another attempt, a dead letter, nothing
       publish.py   outputs and offsets leave in commit batches
       report.py    metrics, and the log line of each batch

@@ -1,4 +1,4 @@
-"""Hand over: jobs wait for a batch, batches go to the inference thread, and their results come back.
+"""Hand over: jobs wait for a batch, batches go to the inference thread, and their results are collected.
 
 This is the one place that knows the open batch, the queues to and from the inference thread, and what is being
 computed. The batch that waits for the device stays open: newcomers join it until the device takes it, for behind it
@@ -85,7 +85,7 @@ class Handoff:
 
     @property
     def is_computing(self) -> bool:
-        """True while batches are handed over whose results have not come back."""
+        """True while batches are handed over whose results are not collected."""
         return bool(self._computing)
 
     def is_computing_for(self, partitions: Collection[Partition]) -> bool:

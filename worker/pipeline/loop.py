@@ -13,7 +13,7 @@ from typing import Final
 
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
-from worker.kafka.transactional import Publisher
+from worker.kafka.publisher import Publisher
 from worker.messages import Partition
 from worker.pipeline.admit import Admission
 from worker.pipeline.clocks import BUSY_POLL_S, Clocks
@@ -64,7 +64,7 @@ class Loop:
         self.consumer.subscribe(topics, self)
 
     def step(self) -> None:
-        """One turn of the pipeline. Raises FatalError, or whatever crashed the inference thread."""
+        """Every step of the pipeline once. Raises FatalError, or whatever crashed the inference thread."""
         is_draining = self.phase is Phase.DRAINING
         self.health.loop_beat(self.clocks.monotonic_s())
         self.fetcher.step(is_draining=is_draining, deadline_s=self._deadline_s())

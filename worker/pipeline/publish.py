@@ -12,9 +12,9 @@ from typing import Final
 
 import structlog
 
-from worker.errors import BrokerAway, TransactionAborted
+from worker.errors import BrokerAway, TransactionAborted, Unpublishable
 from worker.kafka.consumer import Consumer
-from worker.kafka.transactional import Publisher, Unpublishable
+from worker.kafka.publisher import Publisher
 from worker.messages import CommitBatch, Partition
 from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
 from worker.pipeline.clocks import BUSY_POLL_S, Clocks

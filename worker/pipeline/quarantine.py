@@ -264,7 +264,7 @@ class Quarantine:
 class OneAtATime:
     """Quarantined records, each alone: marked, decoded and computed with nothing else under way.
 
-    They take turns with ordinary batches, so other partitions go on meanwhile.
+    They alternate with ordinary batches, so other partitions go on meanwhile.
     """
 
     def __init__(self, quarantine: Quarantine, admission: Admission, handoff: Handoff, resolver: Resolver) -> None:
@@ -272,10 +272,10 @@ class OneAtATime:
         self._admission = admission
         self._handoff = handoff
         self._resolver = resolver
-        self._had_turn = False
+        self._was_last = False
 
     def step(self, is_published: Callable[[], bool]) -> bool:
-        """Admit a quarantined record if it is its turn; True while nothing else may be handed to the device.
+        """Admit a quarantined record if that is next; True while nothing else may be handed to the device.
 
         ``is_published`` tells whether nothing is resolved that is not committed yet.
         """
@@ -288,12 +288,12 @@ class OneAtATime:
             if waiting is not None:
                 self._admit(waiting)
             return True
-        if waiting is None or (self._had_turn and self._handoff.has_due):
-            self._had_turn = False
+        if waiting is None or (self._was_last and self._handoff.has_due):
+            self._was_last = False
             return False
         # Nothing else may be under way when it is marked, for the same reason.
         if not self._handoff.is_computing and is_published():
-            self._had_turn = True
+            self._was_last = True
             self._admit(waiting)
         return True
 

@@ -26,7 +26,7 @@ LAG_INTERVAL_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Collected:
-    """A batch that came back at ``at_s``, whose line is written when its results have gone out."""
+    """A batch whose result was collected at ``at_s``, whose line is written when its results have gone out."""
 
     result: BatchResult
     counts: Counts
@@ -100,7 +100,7 @@ class Report:
     # Computing --------------------------------------------------------------------------------------------------------
 
     def collected(self, result: BatchResult, counts: Counts) -> None:
-        """A batch came back and its jobs are decided on."""
+        """The result of a batch was collected and its jobs are decided on."""
         now_s = self._clocks.monotonic_s()
         self._metrics.batch(result.batch)
         self._metrics.stage(Stage.WAIT, result.began_s - result.batch.opened_at_s)

@@ -21,8 +21,7 @@ from confluent_kafka import KafkaError
 from worker.avro.codec import Codecs
 from worker.avro.framing import SCHEMA_ID_HEADER
 from worker.avro.result import result as result_datum
-from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection
-from worker.kafka.transactional import Unpublishable
+from worker.errors import DeadLetterLimit, FatalError, Reason, Rejection, Unpublishable
 from worker.messages import (
     Answered,
     BatchResult,
@@ -121,7 +120,7 @@ class Resolver:
     # What arrives -----------------------------------------------------------------------------------------------------
 
     def computed(self, result: BatchResult) -> Counts:
-        """Decide on every job of a batch that came back."""
+        """Decide on every job of a batch that was computed."""
         retried = revoked = 0
         for finished in result.finished:
             job = finished.job

@@ -27,7 +27,7 @@ _MAX_DIGITS: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetterRecord:
     """A record of the dead-letter topic. Anybody may have written it, so what it says of itself may be missing."""
 
     record: Record
@@ -59,13 +59,13 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The letters somebody asks for: those that pass every filter that is set.
+    """The dead letters somebody asks for: those that pass every filter that is set.
 
     ``since_ms`` (included) and ``until_ms`` (excluded) bound the record's timestamp: the time of its death where the
     topic stamps arrivals (as schemas/topics.yaml has it), else the request's own; a record without one passes neither.
     ``topic`` and ``partition`` are of the first origin, ``replays`` is exact.
 
-    No answer depends on when it is asked, so a letter passed over once is passed over for good.
+    No answer depends on when it is asked, so a dead letter passed over once is passed over for good.
     """
 
     reasons: frozenset[str] = frozenset()
@@ -76,22 +76,22 @@ class Selection:
     key: str | None = None
     replays: int | None = None
 
-    def takes(self, letter: Letter) -> bool:
-        """True if the letter passes."""
-        at_ms = letter.record.timestamp_ms
+    def takes(self, dead_letter: DeadLetterRecord) -> bool:
+        """True if it passes."""
+        at_ms = dead_letter.record.timestamp_ms
         return (
-            (not self.reasons or letter.said.get("reason") in self.reasons)
+            (not self.reasons or dead_letter.said.get("reason") in self.reasons)
             and (self.since_ms is None or at_ms >= self.since_ms)
             and (self.until_ms is None or 0 <= at_ms < self.until_ms)
-            and (self.topic is None or letter.said.get("topic") == self.topic)
-            and (self.partition is None or letter.number("partition") == self.partition)
-            and (self.key is None or letter.key == self.key)
-            and (self.replays is None or letter.replays == self.replays)
+            and (self.topic is None or dead_letter.said.get("topic") == self.topic)
+            and (self.partition is None or dead_letter.number("partition") == self.partition)
+            and (self.key is None or dead_letter.key == self.key)
+            and (self.replays is None or dead_letter.replays == self.replays)
         )
 
 
 class Cause(StrEnum):
-    """Why a letter is not replayed though it was asked for."""
+    """Why a dead letter is not replayed though it was asked for."""
 
     LOOP = "loop"  # it was replayed too often
     TRUNCATED = "truncated"  # the rest of the value is gone
@@ -101,34 +101,36 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A letter that stays where it is. ``message`` says what would let it go."""
+    """A dead letter that stays where it is. ``message`` says what would let it go."""
 
     cause: Cause
     message: str
 
 
-def replayed(letter: Letter, *, to: str | None, inputs: Collection[str], max_replays: int) -> Output | Refusal:
-    """The record that puts a letter's request on its way again.
+def replayed(
+    dead_letter: DeadLetterRecord, *, to: str | None, inputs: Collection[str], max_replays: int
+) -> Output | Refusal:
+    """The record that puts a dead letter's request on its way again.
 
     Args:
-        letter: The dead letter.
+        dead_letter: The dead letter.
         to: Destination; None for the topic the request first came from.
         inputs: The worker's input topics. Only these are believed to be an origin: the origin is a header, which
             whoever wrote the request could have written, and a replay must not carry records to topics of his choice.
-        max_replays: A letter replayed so often before is refused.
+        max_replays: One that was replayed so often before is refused.
     """
-    if "truncated" in letter.said:
+    if "truncated" in dead_letter.said:
         return Refusal(
             Cause.TRUNCATED,
-            f"only the head of its value was kept, of {letter.number('truncated')} bytes; send the request again",
+            f"only the head of its value was kept, of {dead_letter.number('truncated')} bytes; send the request again",
         )
-    if letter.replays >= max_replays:
+    if dead_letter.replays >= max_replays:
         return Refusal(
             Cause.LOOP,
-            f"was replayed {letter.replays} times and died again; mend the cause, then replay it with "
-            f"--replays {letter.replays} --max-replays {letter.replays + 1}",
+            f"was replayed {dead_letter.replays} times and died again; mend the cause, then replay it with "
+            f"--replays {dead_letter.replays} --max-replays {dead_letter.replays + 1}",
         )
-    origin = letter.said.get("topic")
+    origin = dead_letter.said.get("topic")
     destination = to if to is not None else origin
     if destination is None:
         return Refusal(Cause.ORIGIN, "names no origin; say where to with --to")
@@ -138,11 +140,11 @@ def replayed(letter: Letter, *, to: str | None, inputs: Collection[str], max_rep
             f"says that it came from {origin!r}, which is none of topics.input; if so, name that topic with --topic "
             "and with --to",
         )
-    record = letter.record
+    record = dead_letter.record
     kept: Headers = tuple(
         header
         for header in retry_headers.without(record.headers)
         if not header[0].startswith(PREFIX) or header[0].removeprefix(PREFIX) in ORIGIN
     )
-    count: Headers = ((f"{PREFIX}replays", b"%d" % (letter.replays + 1)),)
+    count: Headers = ((f"{PREFIX}replays", b"%d" % (dead_letter.replays + 1)),)
     return Output(OutputKind.REQUEST, destination, record.key, record.value, kept + count)

@@ -13,11 +13,10 @@ from confluent_kafka import Producer
 from tests.brokers.registry import LoopbackRegistry
 from worker.avro import json_request
 from worker.avro.codec import Codecs
-from worker.commands import dead_letters
-from worker.commands.connection import TopicMissing
-from worker.commands.dead_letters import NoSuchLetter, list_letters, select, show
+from worker.commands import dead_letter_listing
+from worker.commands.dead_letters import list_dead_letters, select, show
 from worker.commands.dead_letters_replay import campaign_of, replay
-from worker.errors import FatalError, SettingsError
+from worker.errors import FatalError, NoSuchDeadLetter, SettingsError, TopicMissing
 from worker.kafka.embedded import EmbeddedBroker
 from worker.rules.dead_letter import PREFIX
 from worker.rules.replay import Selection
@@ -47,7 +46,7 @@ class Broker:
         self.topic = topic
         self._client = Producer({"bootstrap.servers": embedded.bootstrap_servers, "log_level": 0})
 
-    def bury(self, value: bytes | None = b"v", key: bytes | None = b"k", partition: int = 0, **said: str) -> None:
+    def add(self, value: bytes | None = b"v", key: bytes | None = b"k", partition: int = 0, **said: str) -> None:
         headers = [(f"{PREFIX}{name}", text.encode()) for name, text in (SAID | said).items()]
         self.produce(value, key, partition=partition, headers=headers, timestamp=1234)
 
@@ -74,7 +73,7 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def listed(capfd: pytest.CaptureFixture[str], selection: Selection | None = None, limit: int | None = None) -> Any:
-    list_letters(None, selection or Selection(), limit=limit, stop_requested=lambda: False)
+    list_dead_letters(None, selection or Selection(), limit=limit, stop_requested=lambda: False)
     return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
@@ -100,8 +99,8 @@ def go(*, dry_run: bool = False, limit: int | None = None, to: str | None = None
 # list -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_letter_in_a_list(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    broker.bury(partition=2)
+def test_a_dead_letter_in_a_list(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
+    broker.add(partition=2)
     assert listed(capfd) == [
         {
             "position": "2:0",
@@ -126,7 +125,7 @@ def test_all_partitions_are_listed_to_their_ends_and_what_is_selected_only(
 ) -> None:
     for partition in range(4):
         for reason in ("crash", "inference", "crash"):
-            broker.bury(partition=partition, reason=reason, key=str(partition).encode())
+            broker.add(partition=partition, reason=reason, key=str(partition).encode())
     assert len(listed(capfd)) == 12
     assert {row["position"] for row in listed(capfd, Selection(reasons=frozenset({"inference"})))} == {
         f"{partition}:1" for partition in range(4)
@@ -135,7 +134,7 @@ def test_all_partitions_are_listed_to_their_ends_and_what_is_selected_only(
     assert len(listed(capfd, limit=5)) == 5
 
 
-def test_a_topic_without_letters_is_an_empty_list(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_topic_without_dead_letters_is_an_empty_list(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
     assert listed(capfd) == []
 
 
@@ -154,8 +153,8 @@ def test_a_terminal_gets_a_table_and_no_commands_of_a_stranger(
     broker: Broker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_a_terminal(monkeypatch)
-    broker.bury(message="[red]two\nlines\x1b[2J\x9b1m" + "!" * 100, reason="crash")
-    list_letters(None, Selection(), limit=None, stop_requested=lambda: False)
+    broker.add(message="[red]two\nlines\x1b[2J\x9b1m" + "!" * 100, reason="crash")
+    list_dead_letters(None, Selection(), limit=None, stop_requested=lambda: False)
     out, err = capfd.readouterr()
     assert "\x1b" not in out
     assert "\x9b" not in out
@@ -170,16 +169,16 @@ def test_a_terminal_gets_a_table_and_no_commands_of_a_stranger(
 def test_a_topic_that_is_not_there_is_an_error(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XNLI_TOPICS__DEAD_LETTER", "missing")
     with pytest.raises(TopicMissing, match="'missing' is not there"):
-        list_letters(None, Selection(), limit=None, stop_requested=lambda: False)
+        list_dead_letters(None, Selection(), limit=None, stop_requested=lambda: False)
 
 
 # show -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_letter_is_shown_whole(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_letter_is_shown_whole(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
     value, _ = Codecs().encode_request(REQUEST)
-    broker.bury(b"before", partition=1)
-    broker.bury(value, partition=1)
+    broker.add(b"before", partition=1)
+    broker.add(value, partition=1)
     found = shown(capfd, "1:1")
     assert found["headers"] == {f"{PREFIX}{name}": text for name, text in SAID.items()}
     assert (found["partition"], found["offset"], found["timestamp"], found["key"]) == (1, 1, 1234, "k")
@@ -187,13 +186,13 @@ def test_a_letter_is_shown_whole(broker: Broker, capfd: pytest.CaptureFixture[st
 
 
 def test_a_payload_that_does_not_decode_is_shown_as_it_is(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    broker.bury(b"\xff" * 2000)
+    broker.add(b"\xff" * 2000)
     found = shown(capfd, "0:0")
     assert "the value begins" in found["error"]
     assert base64.b64decode(found["value_base64"]) == b"\xff" * 1024
 
 
-def test_a_letter_is_shown_though_the_registry_is_away(
+def test_a_dead_letter_is_shown_though_the_registry_is_away(
     broker: Broker,
     loopback_registry: LoopbackRegistry,
     capfd: pytest.CaptureFixture[str],
@@ -203,7 +202,7 @@ def test_a_letter_is_shown_though_the_registry_is_away(
     codecs = Codecs(loopback_registry.url, auto_register=True)
     codecs.open(request_topic="requests")
     value, _ = codecs.encode_request(REQUEST)
-    broker.bury(value)
+    broker.add(value)
     assert shown(capfd, "0:0")["request"] == REQUEST
     loopback_registry.available = False
     found = shown(capfd, "0:0")
@@ -215,7 +214,7 @@ def test_a_terminal_gets_indented_json(
     broker: Broker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_a_terminal(monkeypatch)
-    broker.bury(b"\xff", message="\x1b[2J")
+    broker.add(b"\xff", message="\x1b[2J")
     show(None, "0:0")
     out = capfd.readouterr().out
     assert "\x1b[2J" not in out
@@ -227,8 +226,8 @@ def test_a_terminal_gets_indented_json(
     ("position", "message"), [("0:1", "holds 0 to 0"), ("1:0", "is empty"), ("9:0", "partition 9 does not exist")]
 )
 def test_nothing_lies_there(broker: Broker, position: str, message: str) -> None:
-    broker.bury()
-    with pytest.raises(NoSuchLetter, match=message):
+    broker.add()
+    with pytest.raises(NoSuchDeadLetter, match=message):
         show(None, position)
 
 
@@ -274,8 +273,8 @@ def test_an_age_is_no_bound_of_a_replay_and_the_time_to_write_is_told() -> None:
     ("seconds", "age"), [(0, "0s"), (119, "119s"), (120, "2m"), (7_199, "119m"), (7_200, "2h"), (172_800, "2d")]
 )
 def test_ages_are_shown_as_they_are_asked_for(seconds: int, age: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.commands.dead_letters.time.time", lambda: 1_000_000.0 + seconds)
-    assert dead_letters._age(1_000_000_000) == age
+    monkeypatch.setattr("worker.commands.dead_letter_listing.time.time", lambda: 1_000_000.0 + seconds)
+    assert dead_letter_listing._age(1_000_000_000) == age
 
 
 # replay: the rest is proved on real Kafka -----------------------------------------------------------------------------
@@ -314,10 +313,10 @@ def test_the_dead_letter_topic_is_no_destination() -> None:
 
 
 def test_a_rehearsal_tells_what_would_be_sent_and_what_not(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    broker.bury()
-    broker.bury(replays="3")
-    broker.bury(topic="payments")
-    broker.bury(truncated="9000000")
+    broker.add()
+    broker.add(replays="3")
+    broker.add(topic="payments")
+    broker.add(truncated="9000000")
     assert go(dry_run=True)
     out, err = capfd.readouterr()
     assert [json.loads(line)["to"] for line in out.splitlines()] == [
@@ -332,6 +331,6 @@ def test_a_rehearsal_tells_what_would_be_sent_and_what_not(broker: Broker, capfd
 
 
 def test_without_transactions_nothing_is_replayed(broker: Broker) -> None:
-    broker.bury()
+    broker.add()
     with pytest.raises(FatalError, match="replay needs transactions, and there are none: the embedded broker"):
         go()

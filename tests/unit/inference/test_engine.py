@@ -15,7 +15,8 @@ from worker.errors import FatalError, OutOfDeviceMemory, Rejection
 from worker.inference.budget import TokenBudget
 from worker.inference.engine import Engine
 from worker.inference.forwards.padded import Padded
-from worker.inference.loading import Checkpoint, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
 from worker.messages import (
     Classification,
     Embedding,

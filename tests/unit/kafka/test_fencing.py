@@ -8,10 +8,10 @@ import pytest
 
 from tests.brokers.memory import Clock, MemoryBroker, fatal, retriable
 from tests.delivery.doubles import OUTPUT, partition
-from worker.errors import BrokerAway, TransactionAborted
+from worker.errors import BrokerAway, TransactionAborted, Unpublishable
 from worker.kafka.consumer import Consumer
-from worker.kafka.fencing import RenewingPublisher
-from worker.kafka.transactional import TransactionalPublisher, Unpublishable
+from worker.kafka.fencing import RecoveringPublisher
+from worker.kafka.transactional import TransactionalPublisher
 from worker.messages import CommitBatch, Output, OutputKind, Partition, Position
 
 P0 = partition(0)
@@ -48,9 +48,9 @@ def calls() -> list[Callable[[], None]]:
 
 
 @pytest.fixture
-def renewing(broker: MemoryBroker, consumer: Consumer, calls: list[Callable[[], None]]) -> RenewingPublisher:
+def renewing(broker: MemoryBroker, consumer: Consumer, calls: list[Callable[[], None]]) -> RecoveringPublisher:
     clock = broker.clock
-    publisher = RenewingPublisher(
+    publisher = RecoveringPublisher(
         lambda: TransactionalPublisher({"transactional.id": "x"}, consumer, clock, calls.append),
         consumer,
         clock,
@@ -60,7 +60,7 @@ def renewing(broker: MemoryBroker, consumer: Consumer, calls: list[Callable[[], 
     return publisher
 
 
-def publish(renewing: RenewingPublisher, asked: CommitBatch, calls: list[Callable[[], None]]) -> bool:
+def publish(renewing: RecoveringPublisher, asked: CommitBatch, calls: list[Callable[[], None]]) -> bool:
     """To the end: every call returns."""
     while not renewing.publish(asked, 0.1):
         while calls:
@@ -78,7 +78,7 @@ def release(consumer: Consumer) -> CommitBatch:
 
 
 def test_a_call_that_never_returns_costs_a_producer_and_no_more(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
 ) -> None:
     assert not renewing.publish(release(consumer), 5.0)
     broker.clock.advance(5.0)
@@ -95,7 +95,7 @@ def test_a_call_that_never_returns_costs_a_producer_and_no_more(
 def test_a_partition_that_leaves_takes_the_open_transaction_with_it(
     broker: MemoryBroker,
     consumer: Consumer,
-    renewing: RenewingPublisher,
+    renewing: RecoveringPublisher,
     calls: list[Callable[[], None]],
     answered: bool,
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_partition_that_leaves_takes_the_open_transaction_with_it(
 
 
 def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
 ) -> None:
     broker.broker_limit_bytes = 100
     generation = consumer.assignment[P0]
@@ -149,7 +149,7 @@ def test_a_transaction_broken_off_before_its_offsets_is_aborted(broker: MemoryBr
 
 
 def test_closing_aborts_what_is_open(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
 ) -> None:
     assert not renewing.publish(release(consumer), 5.0)
     calls.pop()()
@@ -158,7 +158,7 @@ def test_closing_aborts_what_is_open(
 
 
 def test_in_doubt_the_same_release_is_asked_for_until_the_broker_says(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
 ) -> None:
     broker.faults["commit_transaction"].append(fatal(applied=True))
     broker.faults["init_transactions"].append(retriable())
@@ -171,7 +171,7 @@ def test_in_doubt_the_same_release_is_asked_for_until_the_broker_says(
 
 
 def test_a_doubt_about_a_partition_that_left_is_its_new_owners(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
 ) -> None:
     asked = release(consumer)
     broker.faults["commit_transaction"].append(fatal())
@@ -185,7 +185,7 @@ def test_a_doubt_about_a_partition_that_left_is_its_new_owners(
 
 
 def test_without_doubt_any_release_may_follow(
-    broker: MemoryBroker, consumer: Consumer, renewing: RenewingPublisher, calls: list[Callable[[], None]]
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
 ) -> None:
     broker.faults["send_offsets_to_transaction"].append(fatal())
     broker.faults["init_transactions"].append(retriable())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from worker.messages import Fault, FaultKind, Headers, Output, Partition, Position, Record
 from worker.rules.dead_letter import PREFIX, DeadLetterSource, dead_letter, truncated
-from worker.rules.replay import Cause, Letter, Refusal, Selection, replayed
+from worker.rules.replay import Cause, DeadLetterRecord, Refusal, Selection, replayed
 
 INPUTS = ("requests",)
 SOURCE = DeadLetterSource("dead", "group", "worker-1")
@@ -21,19 +21,21 @@ def read(output: Output, offset: int, now_ms: int) -> Record:
     return Record(Position(Partition(output.topic, 0), offset, 0), output.key, output.value, output.headers, at_ms)
 
 
-def letter(headers: dict[str, str] | None = None, key: bytes | None = b"k", timestamp_ms: int = 1_000) -> Letter:
+def letter(
+    headers: dict[str, str] | None = None, key: bytes | None = b"k", timestamp_ms: int = 1_000
+) -> DeadLetterRecord:
     said = {"reason": "inference", "topic": "requests", "partition": "3", "offset": "7", "replays": "0"}
     ours: Headers = tuple((f"{PREFIX}{name}", text.encode()) for name, text in (said | (headers or {})).items())
-    return Letter(Record(Position(Partition("dead", 0), 5, 0), key, b"v", ours, timestamp_ms))
+    return DeadLetterRecord(Record(Position(Partition("dead", 0), 5, 0), key, b"v", ours, timestamp_ms))
 
 
-def send_again(of: Letter, *, to: str | None = None, max_replays: int = 3) -> Output:
+def send_again(of: DeadLetterRecord, *, to: str | None = None, max_replays: int = 3) -> Output:
     found = replayed(of, to=to, inputs=INPUTS, max_replays=max_replays)
     assert isinstance(found, Output), found
     return found
 
 
-def refused(of: Letter, *, to: str | None = None, max_replays: int = 3) -> Cause:
+def refused(of: DeadLetterRecord, *, to: str | None = None, max_replays: int = 3) -> Cause:
     found = replayed(of, to=to, inputs=INPUTS, max_replays=max_replays)
     assert isinstance(found, Refusal), found
     return found.cause
@@ -53,7 +55,7 @@ def test_what_dies_again_keeps_its_first_origin_its_count_and_its_size(
     record = Record(Position(Partition("requests", 3), 77, 0), key, value, headers, 1_234)
     sizes = set()
     for replays in range(lives + 1):
-        dead = Letter(read(dead_letter(record, FAULT, 5, SOURCE), offset=replays, now_ms=9_000 + replays))
+        dead = DeadLetterRecord(read(dead_letter(record, FAULT, 5, SOURCE), offset=replays, now_ms=9_000 + replays))
         sizes.add(sum(len(name) + len(text or b"") for name, text in dead.record.headers))
         assert (dead.record.key, dead.record.value, dead.record.headers[: len(headers)]) == (key, value, headers)
         assert (dead.said["topic"], dead.number("partition"), dead.number("offset")) == ("requests", 3, 77)
@@ -72,7 +74,7 @@ def test_what_dies_again_keeps_its_first_origin_its_count_and_its_size(
 
 def test_a_replayed_record_tells_its_origin_and_its_count_and_nothing_else_of_its_death() -> None:
     record = Record(Position(Partition("requests", 3), 77, 0), b"k", b"v", (("trace", b"1"),), 1_234)
-    again = send_again(Letter(read(dead_letter(record, FAULT, 5, SOURCE), 0, 0)))
+    again = send_again(DeadLetterRecord(read(dead_letter(record, FAULT, 5, SOURCE), 0, 0)))
     assert again.headers == (
         ("trace", b"1"),
         ("xnli.dlq.topic", b"requests"),
@@ -85,14 +87,14 @@ def test_a_replayed_record_tells_its_origin_and_its_count_and_nothing_else_of_it
 
 def test_a_detour_through_a_retry_topic_is_not_begun_in_the_middle() -> None:
     record = letter().record
-    detoured = Letter(replace(record, headers=(*record.headers, ("xnli.retry.attempt", b"4"))))
+    detoured = DeadLetterRecord(replace(record, headers=(*record.headers, ("xnli.retry.attempt", b"4"))))
     assert not any(name.startswith("xnli.retry.") for name, _ in send_again(detoured).headers)
 
 
 def test_a_truncated_letter_stays() -> None:
     whole = dead_letter(letter().record, FAULT, 1, SOURCE)
-    assert refused(Letter(read(truncated(whole), 0, 0))) is Cause.TRUNCATED
-    assert refused(Letter(read(truncated(whole), 0, 0)), to="elsewhere") is Cause.TRUNCATED
+    assert refused(DeadLetterRecord(read(truncated(whole), 0, 0))) is Cause.TRUNCATED
+    assert refused(DeadLetterRecord(read(truncated(whole), 0, 0)), to="elsewhere") is Cause.TRUNCATED
 
 
 @pytest.mark.parametrize("origin", ["payments", "dead", "", "requests "])
@@ -103,7 +105,7 @@ def test_an_origin_that_is_no_input_topic_is_not_believed(origin: str) -> None:
 
 
 def test_a_record_of_somebody_else_has_no_origin() -> None:
-    stranger = Letter(replace(letter().record, headers=()))
+    stranger = DeadLetterRecord(replace(letter().record, headers=()))
     assert refused(stranger) is Cause.ORIGIN
     assert send_again(stranger, to="elsewhere").headers == (("xnli.dlq.replays", b"1"),)
 

@@ -1,7 +1,7 @@
-"""A linear layer with what comes after it, as this device multiplies it fastest in this precision.
+"""A linear layer with what follows it, as this device multiplies it fastest. Shared by every packed family.
 
-A transformer layer is four of them; what follows a product, an activation or the sum with what went around it, costs a
-pass over memory unless the product does it on the way.
+A transformer layer has four of them. An activation or the sum with the residual, as a step of its own, costs one more
+pass over memory; the product may do it on the way.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from worker.inference.precision import Precision, Processor
 Activation = Callable[[Tensor], Tensor]
 
 
-class Dense(Protocol):
+class Linear(Protocol):
     """``activation(x @ weight.T + bias) + residual`` over ``x`` of (tokens, inputs)."""
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(tokens, outputs); ``residual`` has that shape too."""
 
 
-def choose(device: torch.device, precision: Precision) -> Callable[[nn.Linear, Activation | None], Dense]:
-    """How to make the dense layers of a model on this device in this precision."""
+MakeLinear = Callable[[nn.Linear, Activation | None], Linear]
+
+
+def choose(device: torch.device, precision: Precision) -> MakeLinear:
+    """How to make the linear layers of a model on this device in this precision."""
     if precision is Precision.INT8:
-        return lambda linear, activation: Plain(Int8Linear(linear), activation)
+        return lambda linear, activation: PlainLinear(Int8Linear(linear), activation)
     if by_onednn(device, precision):
-        return OneDnn
-    return Plain
+        return OneDnnLinear
+    return PlainLinear
 
 
 def by_onednn(device: torch.device, precision: Precision) -> bool:
@@ -42,7 +45,19 @@ def by_onednn(device: torch.device, precision: Precision) -> bool:
     return precision is Precision.INT8
 
 
-class Plain:
+def fuse(*layers: nn.Linear) -> nn.Linear:
+    """One linear layer in place of several over the same input. Their weights become views of its own, not copies."""
+    sizes = [layer.out_features for layer in layers]
+    fused = nn.Linear(layers[0].in_features, sum(sizes), device="meta").requires_grad_(requires_grad=False)
+    for name in ("weight", "bias"):
+        whole = torch.cat([getattr(layer, name) for layer in layers])
+        setattr(fused, name, nn.Parameter(whole, requires_grad=False))
+        for layer, part in zip(layers, torch.split(whole, sizes), strict=True):
+            setattr(layer, name, nn.Parameter(part, requires_grad=False))
+    return fused
+
+
+class PlainLinear:
     """One step after the other."""
 
     def __init__(self, linear: Callable[[Tensor], Tensor], activation: Activation | None = None) -> None:
@@ -57,11 +72,11 @@ class Plain:
         return x if residual is None else x + residual
 
 
-class OneDnn:
+class OneDnnLinear:
     """One oneDNN call, the one that torch's own compiler emits for these steps.
 
     In bfloat16 on a CPU with AMX the product is so fast that bias, GELU and sum, as steps of their own, were a fifth of
-    the forward. In float32 they are not worth it.
+    the forward. In float32 fusing them is not worth it.
     """
 
     def __init__(self, linear: nn.Linear, activation: Activation | None = None) -> None:

@@ -1,8 +1,8 @@
-"""Linear layers in 8-bit integers, for CPUs that multiply those fast (VNNI, AMX-INT8).
+"""Linear layers in 8-bit integers, for CPUs that multiply those fast (VNNI, AMX-INT8). Shared by all families.
 
-Weights are quantised once with one scale per output, activations in each forward with one scale per token. A scale per
-token, and not one for the whole batch as torch's dynamic quantisation has, keeps a message's scores independent of the
-messages it happens to share a batch with, and one token's outlier from costing the others their precision.
+Weights are quantised once, with one scale per output; activations in each forward, with one scale per token. torch's
+dynamic quantisation has one scale for the whole batch instead. With a scale per token a message's scores do not depend
+on the messages that share its batch, and one token's outlier costs no other token its precision.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Int8Linear(nn.Module):
 
 
 def quantise(module: nn.Module) -> None:
-    """Replace every linear layer below ``module`` by its int8 form, in place, but for poolers: those run once a row."""
+    """Replace every linear layer below ``module`` by its int8 form, in place. Poolers are left: they run once a row."""
     for name, child in module.named_children():
         if type(child) is nn.Linear:
             setattr(module, name, Int8Linear(child))

@@ -1,6 +1,6 @@
-"""The padded forward: transformers' own model over rows padded to the longest of the slice. Serves every architecture.
+"""The padded forward: transformers' own model over rows padded to the longest of the slice. For every architecture.
 
-The engine hands over slices of rows of similar length, so little of a slice is padding.
+The engine hands it slices of rows of similar length, so little of a slice is padding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from worker.inference.forwards.linear_int8 import quantise
-from worker.inference.loading import Checkpoint, Precision
+from worker.inference.model import Checkpoint
+from worker.inference.precision import Precision
 from worker.messages import Pooling, Row
 
 

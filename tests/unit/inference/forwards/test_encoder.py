@@ -6,15 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers.activations import ACT2FN
 
 from tests import families
 from worker.inference.forwards import encoder
 from worker.inference.forwards.encoder import Packed
-from worker.inference.forwards.linear import Dense, OneDnn, Plain
 from worker.inference.forwards.padded import Padded
-from worker.inference.loading import Checkpoint, load
-from worker.inference.precision import Processor
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
 from worker.messages import Pooling, Row
 
 
@@ -104,15 +102,6 @@ def test_a_row_that_gives_nan_spoils_none_that_looks_through_a_window(place: int
         assert np.isfinite(np.delete(found, place, axis=0)).all()
 
 
-def test_rounded_lengths_are_few_and_near(checkpoint: Checkpoint) -> None:
-    sums = Packed(checkpoint, rounds=True).slots(np.ones(16_384, np.intp))
-    counts = np.arange(1, 16_385)
-    assert np.all(np.diff(sums) >= 0)
-    assert np.all((sums >= counts) & (sums <= counts + np.maximum(127, counts // 4)))
-    assert np.mean((sums / counts)[1024:]) < 1.1
-    assert len(set(sums.tolist())) <= 32, "each is a handful of oneDNN's primitives"
-
-
 @pytest.mark.parametrize("family", ["xlm-roberta", "distilbert"])
 def test_the_model_shares_the_fused_weights_and_computes_as_before(family: str) -> None:
     checkpoint = open_checkpoint(family)
@@ -133,17 +122,3 @@ def test_only_the_bert_family_is_packed() -> None:
         "distilbert",
         "minilm",
     }
-
-
-@pytest.mark.skipif(not Processor.probe().amx_bf16, reason="the fused product is for CPUs with AMX")
-@pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu"])
-@pytest.mark.parametrize("residual", [True, False])
-def test_the_fused_product_is_the_plain_one(activation: str | None, *, residual: bool) -> None:
-    generator = torch.Generator().manual_seed(5)
-    linear = nn.Linear(64, 48).bfloat16().requires_grad_(requires_grad=False)
-    x = torch.randn(10, 64, generator=generator).bfloat16()
-    around = torch.randn(10, 48, generator=generator).bfloat16() if residual else None
-    after = None if activation is None else ACT2FN[activation]
-    steps: list[Dense] = [OneDnn(linear, after), Plain(linear, after)]
-    fused, plain = (step(x, around) for step in steps)
-    assert (fused.float() - plain.float()).abs().max() < 0.04  # two roundings to eight bits near 4

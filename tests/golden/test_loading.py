@@ -19,7 +19,9 @@ from tests import families
 from worker import demo
 from worker.errors import CheckpointError
 from worker.inference import selftest
-from worker.inference.loading import Checkpoint, Precision, load
+from worker.inference.loading import load
+from worker.inference.model import Checkpoint
+from worker.inference.precision import Precision, Processor
 from worker.inference.scores import LabelOrder
 from worker.inference.selftest import SurePair
 
@@ -121,7 +123,12 @@ def test_sharded_weights_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.float32)]
+    ("precision", "dtype"),
+    [
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16),
+        pytest.param("int8", torch.float32, marks=pytest.mark.skipif(not Processor.probe().vnni, reason="needs VNNI")),
+    ],
 )
 def test_precision_chooses_the_weights_format(precision: str, dtype: torch.dtype) -> None:
     checkpoint = load_quietly(families.checkpoint("bert"), precision)

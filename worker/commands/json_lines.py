@@ -1,0 +1,60 @@
+"""Records and tallies as JSON lines, as `tail`, `send` and `dead-letters` write them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+from worker.avro.codec import Codecs
+from worker.errors import Rejection
+from worker.messages import Record
+
+# Enough of a value that cannot be decoded to see what it is.
+_SHOWN_BYTES: Final = 1024
+
+
+def describe(record: Record, codecs: Codecs, *, dead_letters: bool) -> dict[str, Any]:
+    """A record as one JSON object; see `worker.commands.tail.tail`. Raises RegistryAway."""
+    partition, offset = record.position.partition, record.position.offset
+    shown: dict[str, Any] = {
+        "topic": partition.topic,
+        "partition": partition.number,
+        "offset": offset,
+        "timestamp": timestamp_of(record),
+        "key": text_of(record.key),
+        "headers": {name: text_of(value) for name, value in record.headers},
+    }
+    name, read = ("request", codecs.read_request) if dead_letters else ("result", codecs.read_result)
+    try:
+        shown[name] = None if record.value is None else read(record.value, record.headers)
+    except Rejection as rejection:
+        shown["error"] = str(rejection)
+        shown["value_base64"] = base64.b64encode((record.value or b"")[:_SHOWN_BYTES]).decode()
+    return shown
+
+
+def timestamp_of(record: Record) -> int | None:
+    """A record's timestamp, in milliseconds since 1970; None where it has none."""
+    return record.timestamp_ms if record.timestamp_ms >= 0 else None
+
+
+def text_of(value: bytes | None) -> str | None:
+    """Bytes as text, those that are no UTF-8 escaped."""
+    return None if value is None else value.decode("utf-8", "backslashreplace")
+
+
+def json_line(shown: dict[str, Any]) -> bytes:
+    """An object as a line of JSON."""
+    try:
+        text = json.dumps(shown, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a request whose threshold is no number, say; JSON has no word for that, so it becomes text
+        text = json.dumps(json.loads(json.dumps(shown), parse_constant=str), ensure_ascii=False)
+    return text.encode() + b"\n"
+
+
+def write_tally(tally: Mapping[str, Any], sentence: str) -> None:
+    """A command's last line on stdout: a sentence on a terminal, JSON in a pipe."""
+    sys.stdout.write((sentence if sys.stdout.isatty() else json.dumps(tally)) + "\n")

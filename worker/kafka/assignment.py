@@ -1,0 +1,71 @@
+"""The partitions that are assigned to a consumer, and what it knows of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from confluent_kafka import TopicPartition
+
+from worker.messages import Partition
+
+
+@dataclass(slots=True)
+class FetchState:
+    """What the consumer knows of one partition while it is assigned. It is forgotten whole when the partition leaves.
+
+    ``next_offset`` is where reading goes on, None before the first record: the client's own position is unknown after a
+    seek, and passes over what is held back. ``asked_offset`` is the last one whose commit was asked for without
+    waiting, ``failed_offset`` the one to commit again because such a commit failed.
+    """
+
+    partition: Partition
+    generation: int
+    held: bool = False
+    next_offset: int | None = None
+    asked_offset: int | None = None
+    failed_offset: int | None = None
+
+
+class Assignment(Mapping[Partition, int]):
+    """Assigned partitions and their generations, each of which is given once: a former assignment has another.
+
+    ``known`` holds the partitions themselves. A message's topic and number find them there as they are.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str | None, int | None], FetchState] = {}
+        self._last_generation = 0
+
+    def __getitem__(self, partition: Partition) -> int:
+        return self.known[partition].generation
+
+    def __iter__(self) -> Iterator[Partition]:
+        return (assigned.partition for assigned in self.known.values())
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def add(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """Take partitions in, each under an generation of its own. Returns these generations."""
+        fresh: dict[Partition, int] = {}
+        for partition in partitions:
+            self._last_generation += 1
+            fresh[partition] = self._last_generation
+            self.known[partition] = FetchState(partition, self._last_generation)
+        return fresh
+
+    def forget(self, partitions: Iterable[Partition]) -> None:
+        """Drop partitions and everything known of them."""
+        for partition in partitions:
+            self.known.pop(partition, None)
+
+
+def positions_of(partitions: Iterable[Partition]) -> list[TopicPartition]:
+    """Partitions in the client's type."""
+    return [TopicPartition(partition.topic, partition.number) for partition in partitions]
+
+
+def partitions_of(positions: Iterable[TopicPartition]) -> list[Partition]:
+    """The client's positions as partitions, without their offsets."""
+    return [Partition(position.topic, position.partition) for position in positions]

@@ -1,0 +1,126 @@
+"""What librdkafka's error codes mean for us: every classification of a code is made here.
+
+A code says what happened; the sets below say what follows from it. `is_fatal`, `is_retriable` and `is_of_the_record`
+are asked in this order wherever more than one could be true.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import structlog
+from confluent_kafka import KafkaError
+
+from worker.errors import FatalError, Fenced, Unpublishable
+from worker.messages import Output, Position
+from worker.telemetry.log import Repeats
+
+log = structlog.get_logger("worker.kafka")
+
+# librdkafka's own codes, as opposed to the protocol's, are spelt with an underscore.
+# A partition was read to its end: an event and no trouble. It is reported where enable.partition.eof is set.
+PARTITION_END: Final = KafkaError._PARTITION_EOF  # noqa: SLF001
+# The sum of what was reported of each broker before it: it adds nothing to that.
+ALL_BROKERS_DOWN: Final = KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
+# "This client has met a fatal error": what every call and poll answers after the first report.
+_FATAL: Final = KafkaError._FATAL  # noqa: SLF001
+
+# Of the record itself: the same bytes would be refused again, however often and by whichever broker.
+_OF_THE_RECORD: Final = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,  # over the topic's max.message.bytes, or the client's message.max.bytes
+        KafkaError.INVALID_MSG,  # its bytes arrived damaged; the transport checks them too, so they were sent so
+        KafkaError.INVALID_RECORD,  # the broker's own validation: no key on a compacted topic, for one
+        KafkaError.RECORD_LIST_TOO_LARGE,  # over the segment's size, which no repetition changes
+        KafkaError.INVALID_TIMESTAMP,  # too far from the broker's clock (message.timestamp.*.max.ms)
+    }
+)
+# Another process took our place, so everything that we would still write is not ours to write. None of them comes from
+# the network: each is the coordinator's verdict, or librdkafka's summary of one.
+_FENCING: Final = frozenset(
+    {
+        KafkaError._FENCED,  # noqa: SLF001 (a producer whose transactional id has a newer generation, as librdkafka sums it up)
+        KafkaError.PRODUCER_FENCED,  # the same in the words of brokers since 2.5
+        KafkaError.FENCED_INSTANCE_ID,  # a static member whose group.instance.id somebody joined with
+        KafkaError.UNRELEASED_INSTANCE_ID,  # the reverse (KIP-848): its name is taken, and its holder lives
+    }
+)
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """Whether a client that reports this can never go on. What a consumer polls has the code and not the flag."""
+    return error.fatal() or error.code() == _FATAL
+
+
+def names_cause(error: KafkaError) -> bool:
+    """False for the bare notice that a fatal error was met before: what it was, a later call or report tells."""
+    return error.code() != _FATAL
+
+
+def is_fencing(error: KafkaError) -> bool:
+    """Whether another process took our place, in the group or under the transactional id."""
+    return error.code() in _FENCING
+
+
+def is_of_the_record(error: KafkaError) -> bool:
+    """Whether a record was refused for what it is, so that sending it again is of no use."""
+    return error.code() in _OF_THE_RECORD
+
+
+def is_retriable(error: KafkaError) -> bool:
+    """Whether the same call may be made again. librdkafka knows, because only it knows what the call had done so far.
+
+    So no set of codes stands here: a time-out is retriable in one transactional call and abortable in another.
+    """
+    return error.retriable()
+
+
+def cannot_go_on(client: str, error: KafkaError) -> FatalError:
+    """The error to raise for a client that is finished: `Fenced` where another process took our place."""
+    kind = Fenced if is_fencing(error) else FatalError
+    return kind(f"the {client} cannot go on: {error.name()}: {error.str()}")
+
+
+def unpublishable(position: Position, output: Output, error: KafkaError) -> Unpublishable:
+    """The error to raise for an output that `is_of_the_record` says nobody takes."""
+    return Unpublishable(position, output, error.code(), f"{error.name()}: {error.str()}")
+
+
+class ErrorReports(Protocol):
+    """Takes what librdkafka reports between our calls, and keeps what is fatal."""
+
+    def __call__(self, error: KafkaError) -> None:
+        """Take an error: called inside ``poll`` and ``flush``, on the thread that calls them."""
+
+    def check(self) -> None:
+        """Raise FatalError if librdkafka has said that its client cannot go on."""
+
+
+class ErrorLog:
+    """Reports as log lines, repeats held back.
+
+    Most of what is reported mends itself (a broker restarting): librdkafka goes on by itself, and we log it.
+
+    Args:
+        client: What the client is, "consumer" or "producer": the event is called ``<client>_error``.
+    """
+
+    def __init__(self, client: str) -> None:
+        self._client = client
+        self._event = f"{client.replace(' ', '_')}_error"
+        self._repeats = Repeats()
+        self._fatal: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        """Log an error, unless its like was logged a moment ago, and keep it if it is fatal."""
+        fatal = is_fatal(error)
+        if fatal:
+            self._fatal = error
+        held = 0 if fatal else self._repeats.admit(error.name())
+        if held is not None:
+            log.warning(self._event, code=error.name(), error=error.str(), fatal=fatal, held_back=held)
+
+    def check(self) -> None:
+        """Raise FatalError (`Fenced`, where another took its place) if the client cannot go on."""
+        if self._fatal is not None:
+            raise cannot_go_on(self._client, self._fatal)
