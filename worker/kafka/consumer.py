@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -16,10 +16,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from worker.kafka import client_config
 from worker.kafka.assignment import Assignment, FetchState, partitions_of, positions_of
 from worker.kafka.client_config import Properties
-from worker.kafka.client_errors import ErrorLog
+from worker.kafka.client_errors import PARTITION_END, ErrorLog
 from worker.kafka.offset_commits import OffsetCommits
 from worker.kafka.records import record_of
 from worker.messages import Partition, Record
+
+# Of a tenth of a second each, until the listener is called, which has a deadline of its own.
+LEAVE_POLLS: Final = 50
 
 
 class Listener(Protocol):
@@ -182,14 +185,31 @@ class Consumer:
         _, high = self._client.get_watermark_offsets(TopicPartition(partition.topic, partition.number), cached=True)
         return int(high) if high >= 0 else None
 
+    def is_at_end(self, partition: Partition) -> bool:
+        """True if all there is of a partition has been read, as far as is known."""
+        assigned = self._assignment.known.get(partition)
+        return assigned is not None and assigned.end_offset is not None and assigned.next_offset == assigned.end_offset
+
     def close(self) -> None:
         """Leave the group. Revokes what is assigned first, so the listener sees it."""
+        # Inside the callbacks of the client's own close, committed offsets are never answered: they are asked for in
+        # vain until time runs out. Inside a poll they are.
+        with suppress(KafkaException):
+            self.pause()  # drops what is fetched ahead, which would be polled first
+            self._client.unsubscribe()
+            for _ in range(LEAVE_POLLS):
+                if not self._assignment:
+                    break
+                self._client.poll(0.1)
         self._client.close()
 
     def _record(self, message: Message) -> Record | None:
         error = message.error()
         if error is not None:
-            self._errors(error)
+            if error.code() == PARTITION_END:
+                self._ended(message)
+            else:
+                self._errors(error)
             return None
         assigned = self._assignment.known.get((message.topic(), message.partition()))
         if assigned is None:
@@ -198,6 +218,11 @@ class Consumer:
         record = record_of(message, assigned.partition, assigned.generation)
         assigned.next_offset = record.position.offset + 1
         return record
+
+    def _ended(self, message: Message) -> None:
+        assigned = self._assignment.known.get((message.topic(), message.partition()))
+        if assigned is not None and not assigned.held:  # what is held is read again from where it was held
+            assigned.next_offset = assigned.end_offset = message.offset()
 
     def _on_assign(self, client: Client, positions: list[TopicPartition]) -> None:
         if self._incremental:

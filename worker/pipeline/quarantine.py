@@ -209,6 +209,21 @@ class Quarantine:
         self._commit({position.partition: (position.offset, mark)})
         quarantined.marked_at = position.offset
 
+    def withhold(self, *, is_ending: bool) -> None:
+        """Keep back the answers of a start that follows a death until all of its first window can go at once.
+
+        So a killer in that window lets no answer before it out, and this start leaves no progress: two such starts, and
+        the quarantine looks at the window record by record. Otherwise each start could answer a few records more.
+        ``is_ending``: the worker stops or the partition leaves, and no more is read.
+        """
+        for assigned in self._partitions.accounts.values():
+            start = assigned.counted_start
+            if start is None:
+                continue
+            is_first = start.former.starts > 0 and not start.has_progress and not is_ending
+            is_whole = start.held or self._consumer.is_at_end(assigned.partition)
+            assigned.is_withheld = is_first and not (is_whole and all(entry.resolved for entry in assigned.entries))
+
     # Committing -------------------------------------------------------------------------------------------------------
 
     def metadata(self, batch: CommitBatch) -> dict[Partition, str]:

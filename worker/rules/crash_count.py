@@ -16,9 +16,10 @@ the committed offset, which survives the process and follows the partition to an
 3. A mark found on assignment says that the process died while that record was alone in its hands. It is tried once
    more, alone again, and not before the process has lived for some seconds. A record under `DEATHS` marks is
    condemned: it becomes a dead letter unread.
-4. While a start counts, a partition is read no further than a window beyond its committed offset. So a killer that made
-   a start die lies in the window in which the quarantine looks for it. It costs six restarts at most: its first death,
-   one after which answers to the records before it moved the offset, `STARTS` without progress, `DEATHS` marked.
+4. While a start counts, a partition is read no further than a window beyond its committed offset. A start that follows
+   a counted one answers its first window whole or not at all. So a killer that made a start die lies in that window,
+   the next start makes no progress, and the quarantine looks for it there. It costs six restarts at most: its first
+   death, one that may have answered records before it, `STARTS` without progress, `DEATHS` marked.
 5. A mark that a process finds as it left it itself, when it lost the partition in an outage say, counts for nothing.
 
 The metadata is nothing, ``{"starts": n}``, ``{"until": offset}`` or ``{"until": offset, "suspect": n}``, where n counts
