@@ -1,6 +1,7 @@
 # make demo    broker, model and sample messages in one process (no Java, no Docker)
-# make test    every suite; the integration tests need Java 17+ and Maven, or XNLI_TEST_KAFKA=host:port
-# make acceptance  the integration tests at full size
+# make test    every suite, one representative of each kind; real Kafka needs Java 17+ and Maven, or XNLI_TEST_KAFKA=host:port
+# make acceptance  every test at full size, with ten times the examples of Hypothesis, then the fault matrix: long
+# make explore the delivery state machine with 2,000 examples that nobody chose, under each guarantee; EXAMPLES=N for others
 # make lint    ruff and mypy --strict
 # make faults  the fault matrix on real Kafka; XNLI_TEST_FAULTS_MESSAGES=100000 for its full size
 # make fuzz    hostile bytes against decoding and validation
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test acceptance lint faults fuzz bench checkpoint clean
+.PHONY: demo test acceptance explore lint faults fuzz bench checkpoint clean
 
 $(VENV)/installed: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,7 +35,14 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 acceptance: $(VENV)/installed-dev
-	XNLI_TEST_MESSAGES=20000 XNLI_TEST_POISON_MESSAGES=10000 XNLI_TEST_OUTAGE_S=60 $(BIN)/python -m pytest tests/integration
+	-$(BIN)/python -m tests.brokers.java
+	XNLI_TEST_MESSAGES=20000 XNLI_TEST_POISON_MESSAGES=10000 XNLI_TEST_OUTAGE_S=60 \
+		$(BIN)/python -m pytest -m "" --hypothesis-profile=acceptance --timeout=600
+	$(BIN)/python -m tests.faults.matrix
+
+EXAMPLES ?= 2000
+explore: $(VENV)/installed-dev
+	$(BIN)/python -m tests.property.explore --examples $(EXAMPLES)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,12 +1,14 @@
-"""Brokers and registries as fixtures.
+"""Brokers, registries and programs as fixtures.
 
 ``kafka`` is the broker of ``XNLI_TEST_KAFKA=host:port``, or one of our own for the whole session. A machine without
-Java or Maven skips what needs them and says so; under ``CI=true`` it fails: there a skipped suite is a silent hole.
+Java, Maven or promtool skips what needs them and says what to install; under ``CI=true`` it fails: there a skipped
+suite is a silent hole.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,11 @@ import pytest
 from tests.brokers.java import Unavailable
 from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.registry import Apicurio, LoopbackRegistry
+from tests.examples import load_profiles
+
+load_profiles()
+# The models of the tests are tiny. On a busy machine two threads that wait for each other took seven times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class TopicFactory(Protocol):
@@ -26,6 +33,7 @@ class TopicFactory(Protocol):
 
 
 def _without(missing: Unavailable) -> NoReturn:
+    """Skip the test, or fail it in CI, with what to install."""
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(str(missing), pytrace=False)
     warnings.warn(f"tests left out: {missing}", stacklevel=2)  # in the summary even where skips are not listed
@@ -101,3 +109,12 @@ def loopback_registry() -> Iterator[LoopbackRegistry]:
     """A registry of our own at ``loopback_registry.url``, for GUIDs and for outages."""
     with LoopbackRegistry() as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """Prometheus' own checker of rules and configurations: its command."""
+    command = shutil.which("promtool")
+    if command is None:
+        _without(Unavailable("alert rules need promtool, and it was not found: install Debian's package prometheus"))
+    return command

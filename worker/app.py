@@ -112,6 +112,7 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) 
     return engine
 
 
+# size: one flat list of what is given to whom; to split it would hide just that.
 def open_loop(
     *,
     consumer: Consumer,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer
 
+from tests.builders import IgnoreRebalances
 from worker.kafka import client_config
 from worker.kafka.consumer import Consumer
 from worker.kafka.embedded import EmbeddedBroker
@@ -21,23 +22,13 @@ RECORDS = 80
 LIMIT_S = 60.0
 
 
-class Nobody:
-    """Who is told about rebalances and does nothing."""
-
-    def assigned(self, generations: Mapping[Partition, int]) -> None: ...
-
-    def revoked(self, partitions: Sequence[Partition]) -> None: ...
-
-    def lost(self, partitions: Sequence[Partition]) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def broker() -> Iterator[EmbeddedBroker]:
     with EmbeddedBroker() as broker:
         yield broker
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.acceptance)])
 def test_records_come_in_order_however_they_are_held_back(broker: EmbeddedBroker, seed: int) -> None:
     """As the loop does: hold a record back, drop what was read behind it, let go at any time, paused or not."""
     topic, draw = f"held-{uuid.uuid4().hex[:8]}", random.Random(seed)
@@ -49,7 +40,7 @@ def test_records_come_in_order_however_they_are_held_back(broker: EmbeddedBroker
     assert producer.flush(30) == 0
     settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, group_id=topic)
     consumer = Consumer(client_config.consumer(settings))
-    consumer.subscribe([topic], Nobody())
+    consumer.subscribe([topic], IgnoreRebalances())
     wanted = dict.fromkeys((Partition(topic, number) for number in range(PARTITIONS)), 0)
     held: set[Partition] = set()
     deadline_s = time.monotonic() + LIMIT_S

@@ -1,4 +1,4 @@
-"""A few cells of the fault matrix, small, on the session's broker. The whole is `make faults`."""
+"""Cells of the fault matrix, small, on the session's broker. The whole is `make faults`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ pytestmark = pytest.mark.kafka
 
 SIZE = Size(messages=500, outage_s=3.0)
 # Those that harm no broker and take few time-outs.
+# Workers that are killed are in tests/integration/test_worker.py too.
 CELLS = [
-    ("sigterm", "at_least_once"),
-    ("poison", "exactly_once"),
-    ("sigkill", "exactly_once"),
     ("registry_away", "at_least_once"),
+    pytest.param("sigkill", "exactly_once", marks=pytest.mark.acceptance),
+    pytest.param("sigterm", "at_least_once", marks=pytest.mark.acceptance),
+    pytest.param("poison", "exactly_once", marks=pytest.mark.acceptance),
 ]
 
 

@@ -32,10 +32,15 @@ FILE = Path(__file__).with_name("scores.json")
 WITHIN = 1e-5
 # An order on which the pipeline's positional guess is right.
 ORDER = ("contradiction", "neutral", "entailment")
-FORWARDS = [
+# Of the BERT family xlm-roberta stands for the others, packed; the kept scores below are of every family all the same.
+_CASES = [
     *((family, False) for family in families.FAMILIES),
     *((family, True) for family in ("xlm-roberta", "roberta", "bert", "distilbert", "minilm")),
 ]
+_SUITE = {("xlm-roberta", True), ("bart", False), ("deberta-v2", False), ("xlm", False)}
+FORWARDS = [pytest.param(*case, marks=() if case in _SUITE else pytest.mark.acceptance) for case in _CASES]
+# The pipeline cannot tell XLM a language.
+PIPELINE_FORWARDS = [case for case in FORWARDS if case.values[0] != "xlm"]
 
 
 def open_checkpoint(family: str, order: tuple[str, ...] = ORDER, precision: Precision = Precision.FP32) -> Checkpoint:
@@ -66,7 +71,7 @@ def scores(outcome: Outcome) -> dict[str, float]:
     return {label.label: label.score for label in outcome.labels}
 
 
-@pytest.mark.parametrize(("family", "pack"), [case for case in FORWARDS if case[0] != "xlm"])
+@pytest.mark.parametrize(("family", "pack"), PIPELINE_FORWARDS)
 def test_classification_is_the_pipelines(family: str, *, pack: bool) -> None:
     reference = Reference(families.checkpoint(family, order=ORDER))
     ours = run(open_engine(open_checkpoint(family), pack=pack), [request for request, _ in workload.CLASSIFICATIONS])
@@ -102,7 +107,7 @@ def test_embeddings_are_the_plain_models_hidden_states(family: str, *, pack: boo
         assert np.abs(outcome.vector - theirs).max() <= WITHIN
 
 
-@pytest.mark.parametrize(("family", "pack"), [case for case in FORWARDS if case[0] != "xlm"])
+@pytest.mark.parametrize(("family", "pack"), PIPELINE_FORWARDS)
 def test_a_long_text_is_cut_as_the_pipeline_cuts_it(family: str, *, pack: bool) -> None:
     reference = Reference(families.checkpoint(family, order=ORDER))
     labels = ("short", "a label that takes the place of a few more tokens of the text")
@@ -134,7 +139,11 @@ def test_labels_that_tie_keep_the_order_of_the_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [("neutral", "contradiction", "entailment"), ("entailment", "contradiction", "neutral")]
+    "order",
+    [
+        ("neutral", "contradiction", "entailment"),
+        pytest.param(("entailment", "contradiction", "neutral"), marks=pytest.mark.acceptance),
+    ],
 )
 def test_contradiction_is_found_by_name_where_the_pipeline_guesses_its_position(order: tuple[str, ...]) -> None:
     reference = Reference(families.checkpoint("xlm-roberta", order=order))
@@ -164,7 +173,7 @@ def test_xlm_listens_to_the_language() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "pack"), [("xlm-roberta", True), ("bert", True), ("bart", False), ("deberta-v2", False)]
+    ("family", "pack"), [case for case in FORWARDS if case.values[0] in {"xlm-roberta", "bert", "bart", "deberta-v2"}]
 )
 @pytest.mark.parametrize("coarse", [Precision.BF16, Precision.INT8])
 def test_fewer_bits_stay_within_their_bounds(family: str, *, pack: bool, coarse: Precision) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests import families
+from tests.builders import entail
 from worker.inference.loading import load
 from worker.inference.tokens import Tokens
-from worker.messages import LongText, Pooling, Request, Task
 
 FILE = Path(__file__).with_name("token_ids.json")
 PAIRS = (
@@ -40,28 +40,7 @@ def compute(family: str) -> list[list[int]]:
         str(families.checkpoint(family)), device="cpu", precision="fp32", self_test="off", default_language="en"
     )
     tokens = Tokens(checkpoint)
-    return [
-        tokens.encode(
-            Request(
-                id="1",
-                task=Task.ENTAIL,
-                text=premise,
-                labels=(),
-                hypotheses=(hypothesis,),
-                multi_label=False,
-                language=None,
-                top_k=None,
-                threshold=None,
-                long_text=LongText.TRUNCATE,
-                pooling=Pooling.CLS,
-                normalize=True,
-                attributes={},
-            )
-        )
-        .rows[0]
-        .token_ids.tolist()
-        for premise, hypothesis in PAIRS
-    ]
+    return [tokens.encode(entail(premise, hypothesis)).rows[0].token_ids.tolist() for premise, hypothesis in PAIRS]
 
 
 def kept() -> dict[str, list[list[int]]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from worker.messages import LongText, Pooling, Request, Task
+from tests import builders
+from worker.messages import Pooling, Request
 
 TEXTS = {
     "ar": "وصل الطرد متأخرا يومين وكان الصندوق تالفا.",
@@ -41,30 +40,15 @@ TEMPLATES = ("This example is {}.", "In diesem Text geht es um {}.", "{}")
 
 
 def classify(text: str, labels: tuple[str, ...], *, template: str = TEMPLATES[0], multi_label: bool = False) -> Request:
-    return Request(
-        id=text[:20],
-        task=Task.CLASSIFY,
-        text=text,
-        labels=labels,
-        hypotheses=tuple(template.format(label) for label in labels),
-        multi_label=multi_label,
-        language="en",
-        top_k=None,
-        threshold=None,
-        long_text=LongText.TRUNCATE,
-        pooling=Pooling.MEAN,
-        normalize=False,
-        attributes={},
-    )
+    return builders.classify(text, *labels, template=template, multi_label=multi_label, language="en")
 
 
 def embed(text: str, pooling: Pooling, *, normalize: bool = False) -> Request:
-    made = classify(text, ())
-    return replace(made, task=Task.EMBED, pooling=pooling, normalize=normalize)
+    return builders.embed(text, pooling=pooling, normalize=normalize, language="en")
 
 
 def entail(text: str, *hypotheses: str) -> Request:
-    return replace(classify(text, ()), task=Task.ENTAIL, hypotheses=hypotheses)
+    return builders.entail(text, *hypotheses, language="en")
 
 
 # Label counts 1 to 12 and on, single and multi-label, three templates, fifteen languages.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
 
 from tests.brokers.kafka import Kafka
+from tests.builders import IgnoreRebalances
 from tests.conftest import TopicFactory
 from tests.faults.verifier import send
 from worker.kafka import client_config
@@ -19,23 +20,10 @@ from worker.settings import KafkaSettings
 pytestmark = pytest.mark.kafka
 
 
-class Deaf:
-    """A listener that lets things happen."""
-
-    def assigned(self, generations: Mapping[Partition, int]) -> None:
-        """Nothing."""
-
-    def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Nothing."""
-
-    def lost(self, partitions: Sequence[Partition]) -> None:
-        """Nothing."""
-
-
 def _member(kafka: Kafka, topic: str, protocol: Literal["classic", "consumer"]) -> Consumer:
     settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, group_id=topic, group_protocol=protocol)
     consumer = Consumer(client_config.consumer(settings))
-    consumer.subscribe([topic], Deaf())
+    consumer.subscribe([topic], IgnoreRebalances())
     return consumer
 
 
@@ -47,7 +35,7 @@ def _await_share(members: Sequence[Consumer], share: int) -> None:
             member.poll(100, 0.02)
 
 
-@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("protocol", [pytest.param("classic", marks=pytest.mark.acceptance), "consumer"])
 def test_a_partition_paused_under_a_former_assignment_is_read_again(
     kafka: Kafka, topic: TopicFactory, protocol: Literal["classic", "consumer"]
 ) -> None:
@@ -70,7 +58,7 @@ def test_a_partition_paused_under_a_former_assignment_is_read_again(
     assert len(read) == 2
 
 
-@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("protocol", ["classic", pytest.param("consumer", marks=pytest.mark.acceptance)])
 def test_a_partition_that_arrives_under_pressure_is_paused(
     kafka: Kafka, topic: TopicFactory, protocol: Literal["classic", "consumer"]
 ) -> None:

@@ -147,7 +147,7 @@ def test_a_replay_that_is_killed_again_and_again_sends_each_dead_letter_once(sce
     assert scene.keys() == once(range(DEAD_LETTERS))
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.acceptance), "after"])
 def test_a_replay_that_dies_at_its_commit_sends_each_dead_letter_once(scene: Scene, moment: str) -> None:
     scene.add(range(DEAD_LETTERS))
     code, _, _ = scene.run("replay", program=("-c", DYING, moment, "3"))
@@ -172,6 +172,7 @@ def test_a_run_that_was_overtaken_sends_nothing_more(scene: Scene) -> None:
     assert scene.keys() == once(range(DEAD_LETTERS))
 
 
+@pytest.mark.acceptance
 def test_a_replay_that_is_told_to_stop_says_so_and_goes_on_later(scene: Scene) -> None:
     scene.add(range(300))
     with scene.start("replay", "--rate", "100") as process:
@@ -213,6 +214,7 @@ def test_what_is_sent_and_what_the_next_run_sends(scene: Scene) -> None:
     assert scene.keys() == once([*range(25), *range(30, 40)])
 
 
+@pytest.mark.acceptance
 def test_other_filters_are_another_campaign_and_pass_nothing_over_for_it(scene: Scene) -> None:
     scene.add(range(30), reason="inference")
     scene.add(range(30, 60), reason="crash")
@@ -248,6 +250,7 @@ def test_what_the_destination_refuses_for_its_size_is_left_and_told(scene: Scene
     assert scene.keys(small) == once([*range(5), *range(7, 12)])
 
 
+@pytest.mark.acceptance
 def test_a_destination_that_is_not_there_is_no_progress(scene: Scene) -> None:
     scene.add(range(5))
     code, _, err = scene.run("replay", "--to", f"missing-{scene.requests}")

@@ -90,6 +90,7 @@ def test_a_device_that_hangs_ends_the_process_and_its_records_are_answered_by_th
     )
 
 
+@pytest.mark.acceptance
 @pytest.mark.timeout(120)
 def test_a_batch_longer_than_the_poll_interval_evicts_nobody(kafka: Kafka, topics: Topics, tmp_path: Path) -> None:
     with WorkerProcess(_environment(kafka, topics), tmp_path / "worker.log") as worker:

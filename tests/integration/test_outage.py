@@ -19,10 +19,8 @@ from tests.faults.workers import WorkerProcess, wait_until
 pytestmark = pytest.mark.kafka
 log = logging.getLogger(__name__)  # figures: pytest --log-cli-level=INFO
 
-# `make acceptance` takes 60, and both guarantees.
+# `make acceptance` takes 60.
 OUTAGE_S = float(os.environ.get("XNLI_TEST_OUTAGE_S", "5"))
-LONG = OUTAGE_S >= 60
-GUARANTEES = ("exactly_once", "at_least_once") if LONG else ("exactly_once",)
 MESSAGES = 1000
 # Two clients that look for the broker with back-off, and a loop that turns every 100 ms.
 CPU_SHARE = 0.1
@@ -80,7 +78,7 @@ def _environment(lone: KafkaCluster, topics: Topics, guarantee: str) -> dict[str
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.parametrize("guarantee", ["exactly_once", pytest.param("at_least_once", marks=pytest.mark.acceptance)])
 def test_a_broker_that_is_away_at_the_start(lone: KafkaCluster, tmp_path: Path, guarantee: str) -> None:
     topics = _topics(lone, f"start-{guarantee}")
     _send(lone, topics, 0)
@@ -93,8 +91,8 @@ def test_a_broker_that_is_away_at_the_start(lone: KafkaCluster, tmp_path: Path, 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(not LONG, reason="the fault matrix has short ones; make acceptance takes a minute")
-@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.acceptance  # the fault matrix has short ones
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
 def test_a_broker_that_goes_away_in_the_middle(lone: KafkaCluster, tmp_path: Path, guarantee: str) -> None:
     topics = _topics(lone, f"middle-{guarantee}")
     with WorkerProcess(_environment(lone, topics, guarantee), tmp_path / "worker.log") as worker:

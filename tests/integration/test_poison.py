@@ -44,8 +44,8 @@ def _finished(kafka: Kafka, topics: Topics) -> bool:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("culprits", [1, 100])
-def test_poison_is_found_by_halving(kafka: Kafka, topics: Topics, tmp_path: Path, culprits: int) -> None:
+@pytest.mark.parametrize("culprits", [1, pytest.param(100, marks=pytest.mark.acceptance)])
+def test_poison_is_found_by_quartering(kafka: Kafka, topics: Topics, tmp_path: Path, culprits: int) -> None:
     places = set(random.Random(culprits).sample(range(MESSAGES), culprits))
     texts = ((f"k{i}", f"poison {i}" if i in places else f"plain {i}") for i in range(MESSAGES))
     send(kafka.bootstrap_servers, topics.requests, ((key, request(key, text)) for key, text in texts))
@@ -89,7 +89,7 @@ def _turns(deadline_s: float) -> Iterator[int]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("killers", [1, 2])
+@pytest.mark.parametrize("killers", [1, pytest.param(2, marks=pytest.mark.acceptance)])
 def test_a_message_that_kills_the_process_is_quarantined(
     kafka: Kafka, topics: Topics, tmp_path: Path, killers: int
 ) -> None:
@@ -170,7 +170,7 @@ def test_too_many_dead_letters_halt_the_worker_and_lose_nothing(kafka: Kafka, to
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("guarantee", [pytest.param("exactly_once", marks=pytest.mark.acceptance), "at_least_once"])
 def test_a_result_the_broker_refuses_does_not_take_its_neighbours_along(
     kafka: Kafka, topic: TopicFactory, tmp_path: Path, guarantee: str
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_missing_topic_is_not_created_by_asking(kafka: Kafka) -> None:
     assert missing not in admin.list_topics(timeout=30).topics
 
 
+@pytest.mark.acceptance  # the fault matrix plays this with workers
 def test_three_nodes_lose_nothing_when_one_is_killed_and_returns(
     kafka_cluster: KafkaCluster, cluster_topic: TopicFactory
 ) -> None:
@@ -133,6 +134,7 @@ def test_three_nodes_lose_nothing_when_one_is_killed_and_returns(
     assert _read(kafka_cluster, name, 300) == [b"%d" % number for number in range(300)]
 
 
+@pytest.mark.acceptance
 def test_a_suspended_node_is_replaced_and_catches_up(kafka_cluster: KafkaCluster, cluster_topic: TopicFactory) -> None:
     name = cluster_topic()
     leader = kafka_cluster.leader(name, 0)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from worker.avro import binary, framing, json_request, request, schema_walk
 from worker.avro.codec import Codecs
 from worker.avro.request import Defaults, Limits
@@ -68,7 +69,7 @@ def test_headers_at_random(value: bytes, mark: bytes | None) -> None:
 
 
 @given(requests, st.data())
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_valid_messages_with_a_few_bytes_changed(fields: dict[str, Any], data: st.DataObject) -> None:
     value = bytearray(CODECS.encode_request(json_request.request(fields))[0])
     for _ in range(data.draw(st.integers(1, 4))):
@@ -194,7 +195,7 @@ schemas = st.recursive(
 
 
 @given(st.builds(records, names, st.lists(schemas, max_size=4)), st.data())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])
 def test_the_walk_ends_where_the_datum_ends_in_any_schema(
     pair: tuple[Any, st.SearchStrategy[Any]], data: st.DataObject
 ) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.builders import output
 from tests.delivery.doubles import record
-from worker.messages import Output, OutputKind, Partition, Position
+from worker.messages import Output, Partition, Position
 from worker.rules.offsets import Account, Ledger
 
 Operation = tuple[str, int, int]
@@ -45,7 +46,7 @@ def test_the_ledger_commits_what_a_perfect_memory_would(done: list[Operation]) -
             ledger.track(read)
         elif operation in {"resolve", "skip"} and book.get(number):
             position, answer = book[number][which % len(book[number])]
-            found = Output(OutputKind.RESULT, "results", None, b"%d" % which, ()) if operation == "resolve" else None
+            found = output(b"%d" % which) if operation == "resolve" else None
             answer[:] = [found]
             assert ledger.resolve(position, found)
         elif operation == "publish":

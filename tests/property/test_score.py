@@ -12,8 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.builders import classify
 from worker.inference.scores import LabelOrder, score
-from worker.messages import Classification, LongText, Pooling, Request, Task
+from worker.messages import Classification, LongText, Request
 
 ORDERS = [LabelOrder(0, 1, 2), LabelOrder(1, 2, 0), LabelOrder(2, 1, 0), LabelOrder(1, None, 0)]
 LOGITS = st.floats(-60, 60, width=32)
@@ -26,20 +27,13 @@ def cases(draw: st.DrawFn) -> Case:
     order = draw(st.sampled_from(ORDERS))
     labels = tuple(draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12)))
     windows = draw(st.integers(1, 3))
-    request = Request(
-        id="1",
-        task=Task.CLASSIFY,
-        text="text",
-        labels=labels,
-        hypotheses=labels,
+    request = classify(
+        "text",
+        *labels,
         multi_label=draw(st.booleans()),
-        language=None,
         top_k=draw(st.none() | st.integers(1, 13)),
         threshold=draw(st.none() | st.floats(0, 1)),
         long_text=draw(st.sampled_from(LongText)),
-        pooling=Pooling.MEAN,
-        normalize=True,
-        attributes={},
     )
     classes = 2 if order.neutral is None else 3
     return request, draw(arrays(np.float32, (len(labels) * windows, classes), elements=LOGITS)), windows, order

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from tests import families
+from tests.builders import classify, embed, entail
+from tests.examples import examples
 from tests.families import tokenizers
 from tests.families.text import SENTENCES
 from worker.errors import Reason, Rejection
 from worker.inference.loading import load
 from worker.inference.model import Checkpoint
 from worker.inference.tokens import Tokens
-from worker.messages import LongText, Pooling, Request, Task
+from worker.messages import LongText
 
 WINDOW = 40  # tokens: short enough that most texts are longer
 
@@ -54,7 +56,7 @@ TEXT = st.one_of(
         "".join
     ),
 )
-checked = settings(max_examples=60, deadline=None, derandomize=True)
+checked = settings(max_examples=examples(60), derandomize=True)
 
 
 @functools.cache
@@ -68,26 +70,6 @@ def checkpoint(family: str) -> Checkpoint:
 @functools.cache
 def tokens(family: str) -> Tokens:
     return Tokens(checkpoint(family), cache_hypotheses=8)
-
-
-def ask(
-    task: Task, text: str, *hypotheses: str, long_text: LongText = LongText.TRUNCATE, language: str | None = None
-) -> Request:
-    return Request(
-        id="1",
-        task=task,
-        text=text,
-        labels=hypotheses if task is Task.CLASSIFY else (),
-        hypotheses=hypotheses,
-        multi_label=False,
-        language=language,
-        top_k=None,
-        threshold=None,
-        long_text=long_text,
-        pooling=Pooling.MEAN,
-        normalize=True,
-        attributes={},
-    )
 
 
 def expected_segment(reference: Any) -> int:
@@ -113,7 +95,7 @@ def test_pairs_are_what_transformers_makes_of_them(family: str, premise: str, hy
     tokenizer = checkpoint(family).tokenizer
     lengths = [len(tokenizer(["."], [text])["input_ids"][0]) for text in hypotheses]
     assume(max(lengths) <= WINDOW)  # else there is no room: below
-    encoded = tokens(family).encode(ask(Task.ENTAIL, premise, *hypotheses))
+    encoded = tokens(family).encode(entail(premise, *hypotheses))
     for row, hypothesis in zip(encoded.rows, hypotheses, strict=True):
         reference = tokenizer([premise], [hypothesis], truncation="only_first", max_length=WINDOW)
         assert row.token_ids.tolist() == reference["input_ids"][0]
@@ -132,7 +114,7 @@ def test_pairs_are_what_transformers_makes_of_them(family: str, premise: str, hy
 def test_single_texts_are_what_transformers_makes_of_them(family: str, text: str) -> None:
     assume(not any(word in text for word in special_words(family)))
     tokenizer = checkpoint(family).tokenizer
-    encoded = tokens(family).encode(ask(Task.EMBED, text))
+    encoded = tokens(family).encode(embed(text))
     (row,) = encoded.rows
     assert row.token_ids.tolist() == tokenizer([text], truncation=True, max_length=WINDOW)["input_ids"][0]
     assert row.segment_at == len(row.token_ids)
@@ -148,7 +130,7 @@ def test_no_text_can_write_a_special_token(family: str, parts: list[str], data: 
     loaded = checkpoint(family)
     special = {loaded.tokenizer.convert_tokens_to_ids(word) for word in words} - {loaded.tokenizer.unk_token_id}
     unlimited = Tokens(replace(loaded, max_length=100_000))
-    (row,) = unlimited.encode(ask(Task.EMBED, text)).rows
+    (row,) = unlimited.encode(embed(text)).rows
     assert not special & set(row.token_ids[1:-1].tolist())
 
 
@@ -158,7 +140,7 @@ def test_no_text_can_write_a_special_token(family: str, parts: list[str], data: 
 def test_special_words_are_segmented_as_transformers_segments_plain_text(family: str, parts: list[str]) -> None:
     text = "".join(parts)
     tokenizer = checkpoint(family).tokenizer
-    (row,) = tokens(family).encode(ask(Task.EMBED, text)).rows
+    (row,) = tokens(family).encode(embed(text)).rows
     # Single, not in a list: only so does transformers' Python tokenizer hand the option on.
     reference = tokenizer(text, truncation=True, max_length=WINDOW, split_special_tokens=True)
     assert row.token_ids.tolist() == reference["input_ids"]
@@ -169,7 +151,7 @@ def test_special_words_are_segmented_as_transformers_segments_plain_text(family:
 def test_special_words_are_spelled_out_by_unigram_models(family: str, word: str) -> None:
     """transformers reads the piece </s> even with split_special_tokens; SentencePiece itself spells it, as here."""
     tokenizer = checkpoint(family).tokenizer
-    (row,) = tokens(family).encode(ask(Task.EMBED, f"one {word} two")).rows
+    (row,) = tokens(family).encode(embed(f"one {word} two")).rows
     pieces = tokenizer.convert_ids_to_tokens(row.token_ids[1:-1].tolist())
     unknown = {"＜", "＞"} if family == "deberta-v2" else set()  # not normalised there, and in no tiny vocabulary
     spelled = "".join(pieces).replace(str(tokenizer.unk_token), "?").replace("▁", " ").strip()
@@ -184,7 +166,7 @@ def test_added_words_that_are_not_special_keep_their_meaning(family: str, text: 
     """As in checkpoints for tweets; with a special token before them, as DeBERTa-v3's mask is."""
     assume(not any(word in text for word in special_words(family)))
     tokenizer = extended(family)
-    encoded = Tokens(replace(checkpoint(family), tokenizer=tokenizer)).encode(ask(Task.EMBED, text))
+    encoded = Tokens(replace(checkpoint(family), tokenizer=tokenizer)).encode(embed(text))
     assert encoded.rows[0].token_ids.tolist() == tokenizer([text], truncation=True, max_length=WINDOW)["input_ids"][0]
 
 
@@ -202,10 +184,10 @@ def extended(family: str) -> Any:
 def test_windows_cover_the_text_and_carry_the_hypothesis(family: str, text: str, copies: int, mode: LongText) -> None:
     premise = (text + " ") * copies
     hypotheses = ("short.", "This one is longer.")
-    encoded = tokens(family).encode(ask(Task.ENTAIL, premise, *hypotheses, long_text=mode))
+    encoded = tokens(family).encode(entail(premise, *hypotheses, long_text=mode))
     unlimited = Tokens(replace(checkpoint(family), max_length=1_000_000))
-    whole = unlimited.encode(ask(Task.ENTAIL, premise, *hypotheses))
-    empty = unlimited.encode(ask(Task.ENTAIL, "", *hypotheses))
+    whole = unlimited.encode(entail(premise, *hypotheses))
+    empty = unlimited.encode(entail("", *hypotheses))
     assert not encoded.truncated
     assert len(encoded.rows) == 2 * encoded.windows
     assert all(len(row.token_ids) <= WINDOW for row in encoded.rows)
@@ -232,7 +214,7 @@ def test_a_hypothesis_without_room_for_the_premise_is_invalid(family: str, premi
     hypothesis = "a " * words
     text = len(tokenizer([premise], add_special_tokens=False)["input_ids"][0])
     room = WINDOW - len(tokenizer([""], [hypothesis])["input_ids"][0])
-    request = ask(Task.CLASSIFY, premise, "b", hypothesis)
+    request = classify(premise, "b", hypothesis)
     if text <= room or room >= 1:
         assert max(len(row.token_ids) for row in tokens(family).encode(request).rows) <= WINDOW
     else:
@@ -246,7 +228,7 @@ def test_a_hypothesis_without_room_for_the_premise_is_invalid(family: str, premi
     "text", ["word " * 20_000, "x" * 100_000, "👩🏽‍🚀" * 25_000, "\u0301" * 100_000, " " * 100_000]
 )
 def test_texts_of_a_hundred_thousand_characters(family: str, text: str) -> None:
-    encoded = tokens(family).encode(ask(Task.ENTAIL, text, "It is long."))
+    encoded = tokens(family).encode(entail(text, "It is long."))
     reference = checkpoint(family).tokenizer([text], ["It is long."], truncation="only_first", max_length=WINDOW)
     assert encoded.rows[0].token_ids.tolist() == reference["input_ids"][0]
 
@@ -254,35 +236,35 @@ def test_texts_of_a_hundred_thousand_characters(family: str, text: str) -> None:
 @every_family
 def test_languages_are_embeddings_of_xlm_alone(family: str) -> None:
     language_id = 2 if family == "xlm" else None
-    (row,) = tokens(family).encode(ask(Task.ENTAIL, "Guten Tag", "Hallo", language="de")).rows
+    (row,) = tokens(family).encode(entail("Guten Tag", "Hallo", language="de")).rows
     assert row.language_id == language_id
-    (row,) = tokens(family).encode(ask(Task.EMBED, "Guten Tag", language="de")).rows
+    (row,) = tokens(family).encode(embed("Guten Tag", language="de")).rows
     assert row.language_id == language_id
 
 
 def test_xlm_needs_a_language_it_knows() -> None:
     with pytest.raises(Rejection, match="does not know the language 'tlh'; it knows ar, bg, de"):
-        tokens("xlm").encode(ask(Task.EMBED, "nuqneH", language="tlh"))
+        tokens("xlm").encode(embed("nuqneH", language="tlh"))
     without_default = Tokens(replace(checkpoint("xlm"), default_language=None))
     with pytest.raises(Rejection, match="names no language; it knows ar, bg, de"):
-        without_default.encode(ask(Task.EMBED, "Hello"))
-    (row,) = tokens("xlm").encode(ask(Task.EMBED, "Hello")).rows
+        without_default.encode(embed("Hello"))
+    (row,) = tokens("xlm").encode(embed("Hello")).rows
     assert row.language_id == 4  # the default, English
 
 
 def test_a_checkpoint_without_head_embeds_and_nothing_else() -> None:
     bare = Tokens(replace(checkpoint("bert"), order=None))
-    assert len(bare.encode(ask(Task.EMBED, "Hello")).rows) == 1
+    assert len(bare.encode(embed("Hello")).rows) == 1
     with pytest.raises(Rejection, match="serves EMBED, not CLASSIFY"):
-        bare.encode(ask(Task.CLASSIFY, "Hello", "World"))
+        bare.encode(classify("Hello", "World"))
 
 
 def test_a_window_that_is_nearly_all_hypothesis_is_no_window() -> None:
     """Else one message of 25,000 tokens could ask for thousands of forwards per label."""
     hypothesis = "a " * 28  # leaves nine
     with pytest.raises(Rejection, match=f"at least {WINDOW // 4} needed"):
-        tokens("bert").encode(ask(Task.ENTAIL, "a " * 100, hypothesis, long_text=LongText.WINDOW_MAX))
-    assert tokens("bert").encode(ask(Task.ENTAIL, "a " * 9, hypothesis, long_text=LongText.WINDOW_MAX)).windows == 1
+        tokens("bert").encode(entail("a " * 100, hypothesis, long_text=LongText.WINDOW_MAX))
+    assert tokens("bert").encode(entail("a " * 9, hypothesis, long_text=LongText.WINDOW_MAX)).windows == 1
 
 
 def test_the_side_that_is_cut_is_the_tokenizers() -> None:
@@ -290,7 +272,7 @@ def test_the_side_that_is_cut_is_the_tokenizers() -> None:
     tokenizer.truncation_side = "left"
     left = Tokens(replace(checkpoint("bert"), tokenizer=tokenizer))
     text = " ".join(SENTENCES[:8])
-    (row,) = left.encode(ask(Task.ENTAIL, text, "Yes.")).rows
+    (row,) = left.encode(entail(text, "Yes.")).rows
     reference = tokenizer([text], ["Yes."], truncation="only_first", max_length=WINDOW)
     assert row.token_ids.tolist() == reference["input_ids"][0]
 
@@ -299,14 +281,14 @@ def test_the_python_tokenizers_memory_is_bounded() -> None:
     """XLM's tokenizer keeps every word it ever saw."""
     fresh = Tokens(replace(checkpoint("xlm"), tokenizer=tokenizers.xlm()))
     for start in range(0, 110_000, 10_000):
-        fresh.encode(ask(Task.EMBED, " ".join(str(number) for number in range(start, start + 10_000))))
+        fresh.encode(embed(" ".join(str(number) for number in range(start, start + 10_000))))
     assert len(fresh._segment.args[0].cache) <= 60_000  # type: ignore[attr-defined]
 
 
 def test_hypotheses_are_remembered_up_to_a_bound() -> None:
     small = Tokens(checkpoint("bert"), cache_hypotheses=2)
     for hypothesis in ("one", "two", "one", "three", "one"):
-        small.encode(ask(Task.ENTAIL, "text", hypothesis))
+        small.encode(entail("text", hypothesis))
     information = small._tail.cache_info()
     assert (information.currsize, information.hits) == (2, 2)
 
@@ -324,7 +306,7 @@ def test_encoding_lets_other_threads_run() -> None:
 
     other = threading.Thread(target=take_turns)
     other.start()
-    fast.encode(ask(Task.EMBED, text))
+    fast.encode(embed(text))
     done.set()
     other.join()
     assert turns > 20  # a call that keeps the GIL leaves a turn or two

@@ -1,19 +1,20 @@
-"""Every Prometheus metric of the worker, declared once, and the plain methods by which the stages feed them.
+"""Every Prometheus metric of the worker, and the plain methods by which the pipeline feeds them.
 
-How to read them:
+`_Records`, `_Batches`, `_Inference`, `_Time`, `_Flow` and `_Broker` are the table: name, help, labels and buckets of
+each metric, in the order in which ``/metrics`` lists them. `Metrics` is what the other modules call. How to read them:
 
 - padding share = ``padding_tokens / (padding_tokens + computed_tokens)``, as rates. Two counters rather than a gauge:
   they add up over workers and over any stretch of time.
 - pairs asked for = computed + cache hits + repeats within one batch.
-- ``stage_seconds`` of poll, decode, encode, publish and commit are spent one after the other by the Kafka thread: the
-  rates of their sums show how that thread divides its second. ``inference_seconds`` does so for the inference thread.
-- ``stage="inference"`` minus ``inference_seconds`` is the time for which results waited to be taken, and for which a
-  device was away.
+- ``stage_seconds`` of poll and decode are spent one after the other by the Kafka thread: the rates of their sums show
+  how that thread divides its second. ``inference_seconds`` does so for the inference thread.
+- ``stage="inference"`` minus ``inference_seconds`` is the time for which the results of a batch waited to be taken, and
+  for which a device was away.
 
 Label values are bounded: enumerations of ours, the subscribed topics, and the partitions held at the moment. The lag of
 a partition ends with its assignment, or each rebalance would leave one behind that nobody works on.
 
-Cost: everything is counted per poll, per batch or per release. Any thread may call any method, except ``consumed``,
+Cost: everything is counted per poll, per batch or per publish. Any thread may call any method, except ``consumed``,
 ``lag`` and ``rebalanced``, which belong to the Kafka thread.
 """
 
@@ -49,7 +50,7 @@ class Stage(StrEnum):
     DECODE = "decode"  # the records of one poll, from bytes to tokens
     WAIT = "wait"  # a batch, from its first admission until it is computed
     INFERENCE = "inference"  # a batch, from the inference thread's beginning until its results are taken back
-    PUBLISH = "publish"  # a batch's records, from the first produce call until all are acknowledged
+    PUBLISH = "publish"  # what is published at once, from its first produce call until it is acknowledged and committed
 
 
 class Queue(StrEnum):
@@ -88,11 +89,6 @@ _END_TO_END_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 _Kind = TypeVar("_Kind", bound=StrEnum)
 
 
-def _counters(parent: Counter, kinds: type[_Kind]) -> Mapping[str, Counter]:
-    """One counter per member. Bound here they exist from the start, at 0, and an alert sees the first increase."""
-    return {kind: parent.labels(kind) for kind in kinds}
-
-
 class _Distribution(Collector):
     """A histogram that takes many observations at once: one by one, with a lock for each, a message would feel them."""
 
@@ -118,6 +114,137 @@ class _Distribution(Collector):
         yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=total)
 
 
+class _Declare:
+    """Declares metrics in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        # The time of creation, a second series for each counter and histogram, says no more than process_start_time.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left this one function untyped
+
+    def counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(name, documentation, labels, registry=self.registry)
+
+    def counters(self, name: str, documentation: str, label: str, kinds: type[_Kind]) -> Mapping[str, Counter]:
+        """One per member. Bound here they exist from the start, at 0, and an alert sees the first increase."""
+        parent = self.counter(name, documentation, label)
+        return {kind: parent.labels(kind) for kind in kinds}
+
+    def gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
+        return Gauge(name, documentation, labels, registry=self.registry)
+
+    def histogram(self, name: str, documentation: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
+
+
+class _Records:
+    """What became of each record."""
+
+    def __init__(self, declare: _Declare) -> None:
+        # Everything polled for a partition we hold, tombstones and garbage included: the denominator of every share.
+        self.consumed = declare.counter("xnli_worker_records_consumed_total", "Records read.", "topic")
+        # Acknowledged and, under exactly_once, committed: an aborted transaction's results are not counted.
+        self.published = declare.counter("xnli_worker_records_published_total", "Results acknowledged by the broker.")
+        self.retried = declare.counter(
+            "xnli_worker_records_retried_total", "Records given another attempt, in place or by retry topic."
+        )
+        self.dead_lettered = declare.counters(
+            "xnli_worker_records_dead_lettered_total",
+            "Dead-letter records acknowledged by the broker, by reason.",
+            "reason",
+            Reason,
+        )
+        self.tombstones = declare.counter("xnli_worker_tombstones_total", "Records with a null value, skipped.")
+
+
+class _Batches:
+    """How well batches are filled."""
+
+    def __init__(self, declare: _Declare) -> None:
+        # Mostly "wait": there is little to do. Mostly "tokens" or "messages": the device is the limit.
+        self.closed = declare.counters(
+            "xnli_worker_batches_total", "Batches closed, by what closed them.", "trigger", Trigger
+        )
+        self.messages = declare.histogram("xnli_worker_batch_messages", "Messages in a batch.", _MESSAGES)
+        self.tokens = declare.histogram(
+            "xnli_worker_batch_tokens", "Tokens in a batch, as the batcher counts them: without padding.", _TOKENS
+        )
+
+
+class _Inference:
+    """What the device did."""
+
+    def __init__(self, declare: _Declare) -> None:
+        self.seconds = declare.histogram(
+            "xnli_worker_inference_seconds", "Time the engine worked on a batch.", _INFERENCE_SECONDS
+        )
+        self.pairs = declare.counter(
+            "xnli_worker_pairs_total", "Premise-hypothesis pairs (for EMBED, texts) asked for, each window counted."
+        )
+        self.pairs_computed = declare.counter("xnli_worker_pairs_computed_total", "Pairs that went through the model.")
+        self.cache_hits = declare.counter("xnli_worker_cache_hits_total", "Pairs answered by the cache of scores.")
+        self.computed_tokens = declare.counter(
+            "xnli_worker_computed_tokens_total", "Tokens that went through the model, padding excluded."
+        )
+        self.padding_tokens = declare.counter(
+            "xnli_worker_padding_tokens_total", "Padding that went through the model."
+        )
+        # Falls when the device runs out of memory, and should not do so twice: see the alert.
+        self.token_budget = declare.gauge(
+            "xnli_worker_token_budget", "Padded tokens that a forward may hold at present."
+        )
+        self.shrinks = declare.counter(
+            "xnli_worker_out_of_memory_shrinks_total", "Times the token budget was cut for want of device memory."
+        )
+        self.splits = declare.counter(
+            "xnli_worker_bisections_total", "Times a failing batch was split to find the culprit."
+        )
+
+
+class _Time:
+    """Where time goes."""
+
+    def __init__(self, declare: _Declare) -> None:
+        stages = declare.histogram("xnli_worker_stage_seconds", "Time spent in a stage.", _STAGE_SECONDS, "stage")
+        self.stages = {stage: stages.labels(stage) for stage in Stage}
+        # What a user feels. Clocks of producers differ, so it may be off by their skew; it is never counted below 0.
+        self.end_to_end = _Distribution(
+            "xnli_worker_end_to_end_seconds",
+            "From a request's record timestamp to the acknowledgement of its result.",
+            _END_TO_END_SECONDS,
+        )
+        declare.registry.register(self.end_to_end)
+
+
+class _Flow:
+    """Where records wait."""
+
+    def __init__(self, declare: _Declare) -> None:
+        queues = declare.gauge("xnli_worker_queue_depth", "Batches waiting between the threads, by queue.", "queue")
+        self.queues = {queue: queues.labels(queue) for queue in Queue}
+        self.lag = declare.gauge(
+            "xnli_worker_consumer_lag",
+            "Records between the committed offset and the end of a partition held by this worker.",
+            "topic",
+            "partition",
+        )
+        self.assigned = declare.gauge("xnli_worker_assigned_partitions", "Partitions held.")
+        self.paused = declare.gauge("xnli_worker_paused_partitions", "Partitions held and paused by back-pressure.")
+
+
+class _Broker:
+    """How the brokers and the group treat us."""
+
+    def __init__(self, declare: _Declare) -> None:
+        self.transactions = declare.counters(
+            "xnli_worker_transactions_total", "Transactions ended, by result.", "result", TransactionResult
+        )
+        self.rebalances = declare.counters(
+            "xnli_worker_rebalances_total", "Rebalance callbacks, by kind.", "kind", Rebalance
+        )
+        self.errors = declare.counter("xnli_worker_broker_errors_total", "Errors reported by the Kafka clients.")
+
+
 class Metrics:
     """The worker's metrics in ``registry``; one object per process, given to whoever has something to count.
 
@@ -125,160 +252,35 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry, *, topics: Iterable[str] = ()) -> None:
-        # The time of creation, a second series for each counter and histogram, says no more than process_start_time.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left this one function untyped
-
-        # -- records: what became of each ----------------------------------------------------------------------
-        # Everything polled for a partition we hold, tombstones and garbage included: the denominator of every share.
-        self._consumed_by_topic = Counter(
-            "xnli_worker_records_consumed_total", "Records read.", ["topic"], registry=registry
-        )
-        self._consumed = {topic: self._consumed_by_topic.labels(topic) for topic in topics}
-        # Acknowledged and, under exactly_once, committed: an aborted transaction's results are not counted.
-        self._published = Counter(
-            "xnli_worker_records_published_total", "Results acknowledged by the broker.", registry=registry
-        )
-        self._retried = Counter(
-            "xnli_worker_records_retried_total",
-            "Records given another attempt, in place or by topic.",
-            registry=registry,
-        )
-        self._dead_lettered = _counters(
-            Counter(
-                "xnli_worker_records_dead_lettered_total",
-                "Dead letters acknowledged by the broker, by reason.",
-                ["reason"],
-                registry=registry,
-            ),
-            Reason,
-        )
-        self._tombstones = Counter(
-            "xnli_worker_tombstones_total", "Records with a null value, skipped.", registry=registry
-        )
-
-        # -- batches: how well they are filled -----------------------------------------------------------------
-        # Mostly "wait" or "idle": there is little to do. Mostly "tokens" or "messages": the device is the limit.
-        self._batches = _counters(
-            Counter(
-                "xnli_worker_batches_total", "Batches closed, by what closed them.", ["trigger"], registry=registry
-            ),
-            Trigger,
-        )
-        self._batch_messages = Histogram(
-            "xnli_worker_batch_messages", "Messages in a batch.", buckets=_MESSAGES, registry=registry
-        )
-        self._batch_tokens = Histogram(
-            "xnli_worker_batch_tokens",
-            "Tokens in a batch, as the batcher counts them.",
-            buckets=_TOKENS,
-            registry=registry,
-        )
-
-        # -- inference: what the device did --------------------------------------------------------------------
-        self._inference = Histogram(
-            "xnli_worker_inference_seconds",
-            "Time the engine worked on a batch.",
-            buckets=_INFERENCE_SECONDS,
-            registry=registry,
-        )
-        self._pairs = Counter(
-            "xnli_worker_pairs_total",
-            "Premise-hypothesis pairs (for EMBED, texts) asked for, each window counted.",
-            registry=registry,
-        )
-        self._pairs_computed = Counter(
-            "xnli_worker_pairs_computed_total", "Pairs that went through the model.", registry=registry
-        )
-        self._cache_hits = Counter(
-            "xnli_worker_cache_hits_total", "Pairs answered by the cache of scores.", registry=registry
-        )
-        self._computed_tokens = Counter(
-            "xnli_worker_computed_tokens_total",
-            "Tokens that went through the model, padding excluded.",
-            registry=registry,
-        )
-        self._padding_tokens = Counter(
-            "xnli_worker_padding_tokens_total", "Padding that went through the model.", registry=registry
-        )
-        # Falls when the device runs out of memory, and should not do so twice: see the alert.
-        self._token_budget = Gauge(
-            "xnli_worker_token_budget",
-            "Token slots, padding included, that a forward may hold at present.",
-            registry=registry,
-        )
-        self._shrinks = Counter(
-            "xnli_worker_out_of_memory_shrinks_total",
-            "Times the token budget was cut for want of device memory.",
-            registry=registry,
-        )
-        self._bisections = Counter(
-            "xnli_worker_bisections_total", "Times a failing batch was split to find the culprit.", registry=registry
-        )
-
-        # -- time ----------------------------------------------------------------------------------------------
-        seconds = Histogram(
-            "xnli_worker_stage_seconds", "Time spent in a stage.", ["stage"], buckets=_STAGE_SECONDS, registry=registry
-        )
-        self._stages = {stage: seconds.labels(stage) for stage in Stage}
-        # What a user feels. Clocks of producers differ, so it may be off by their skew; it is never counted below 0.
-        self._end_to_end = _Distribution(
-            "xnli_worker_end_to_end_seconds",
-            "From a request's record timestamp to the acknowledgement of its result.",
-            _END_TO_END_SECONDS,
-        )
-        registry.register(self._end_to_end)
-
-        # -- flow: where it jams -------------------------------------------------------------------------------
-        depth = Gauge(
-            "xnli_worker_queue_depth", "Batches waiting between the threads, by queue.", ["queue"], registry=registry
-        )
-        self._queues = {queue: depth.labels(queue) for queue in Queue}
-        self._lag = Gauge(
-            "xnli_worker_consumer_lag",
-            "Records between the committed offset and the end of a partition held by this worker.",
-            ["topic", "partition"],
-            registry=registry,
-        )
-        self._lag_of: dict[tuple[str, int], Gauge] = {}
-        self._assigned = Gauge("xnli_worker_assigned_partitions", "Partitions held.", registry=registry)
-        self._paused = Gauge(
-            "xnli_worker_paused_partitions", "Partitions held and paused by back-pressure.", registry=registry
-        )
-
-        # -- broker --------------------------------------------------------------------------------------------
-        self._transactions = _counters(
-            Counter("xnli_worker_transactions_total", "Transactions ended, by result.", ["result"], registry=registry),
-            TransactionResult,
-        )
-        self._rebalances = _counters(
-            Counter("xnli_worker_rebalances_total", "Rebalance callbacks, by kind.", ["kind"], registry=registry),
-            Rebalance,
-        )
-        self._broker_errors = Counter(
-            "xnli_worker_broker_errors_total", "Errors reported by the Kafka clients.", registry=registry
-        )
-
-        # -- the process ---------------------------------------------------------------------------------------
+        declare = _Declare(registry)
+        self._records = _Records(declare)
+        self._batches = _Batches(declare)
+        self._inference = _Inference(declare)
+        self._time = _Time(declare)
+        self._flow = _Flow(declare)
+        self._broker = _Broker(declare)
         self._build = Info(
             "xnli_worker_build", "Version of the worker, checkpoint and device in use.", registry=registry
         )
         # xnli_worker_process_*: CPU, resident memory, open files and start time, where /proc exists.
         ProcessCollector(namespace="xnli_worker", registry=registry)
+        self._consumed = {topic: self._records.consumed.labels(topic) for topic in topics}
+        self._lag_of: dict[tuple[str, int], Gauge] = {}
 
     def consumed(self, topic: str, records: int) -> None:
         """``records`` of ``topic`` were polled. ``topic`` is one of those subscribed to, which bounds the label."""
         counter = self._consumed.get(topic)
         if counter is None:
-            counter = self._consumed[topic] = self._consumed_by_topic.labels(topic)
+            counter = self._consumed[topic] = self._records.consumed.labels(topic)
         counter.inc(records)
 
     def tombstones(self, records: int = 1) -> None:
         """Records with a null value were skipped."""
-        self._tombstones.inc(records)
+        self._records.tombstones.inc(records)
 
     def published(self, results: int) -> None:
         """Results were acknowledged; call it after the transaction's commit, where there is one."""
-        self._published.inc(results)
+        self._records.published.inc(results)
 
     def answered(self, now_ms: float, timestamps_ms: Iterable[int]) -> None:
         """The end-to-end time of results acknowledged at ``now_ms`` (wall clock).
@@ -287,75 +289,79 @@ class Metrics:
         """
         known_ms = [timestamp_ms for timestamp_ms in timestamps_ms if timestamp_ms >= 0]
         if known_ms:
-            self._end_to_end.observe(np.maximum(0.0, (now_ms - np.array(known_ms, dtype=np.float64)) / 1000.0))
+            self._time.end_to_end.observe(np.maximum(0.0, (now_ms - np.array(known_ms, dtype=np.float64)) / 1000.0))
 
     def retried(self, records: int = 1) -> None:
-        """Records get another attempt."""
-        self._retried.inc(records)
+        """Records get another attempt, in place or by retry topic."""
+        self._records.retried.inc(records)
 
     def dead_lettered(self, reason: str, records: int = 1) -> None:
-        """Dead letters were acknowledged. ``reason`` is a value of `worker.errors.Reason`; any other is a KeyError."""
-        self._dead_lettered[reason].inc(records)
+        """Dead-letter records were acknowledged; ``reason`` is a value of `worker.errors.Reason`.
+
+        Raises:
+            KeyError: it is none.
+        """
+        self._records.dead_lettered[reason].inc(records)
 
     def batch(self, batch: Batch) -> None:
         """A batch was closed."""
-        self._batches[batch.trigger].inc()
-        self._batch_messages.observe(len(batch.jobs))
-        self._batch_tokens.observe(batch.tokens)
+        self._batches.closed[batch.trigger].inc()
+        self._batches.messages.observe(len(batch.jobs))
+        self._batches.tokens.observe(batch.tokens)
 
     def inferred(self, work: Work, splits: int) -> None:
-        """The engine finished a batch, a part of which was split ``splits`` times because it failed."""
-        self._inference.observe(work.seconds)
-        self._pairs.inc(work.rows)
-        self._pairs_computed.inc(work.computed)
-        self._cache_hits.inc(work.cache_hits)
-        self._computed_tokens.inc(work.tokens)
-        self._padding_tokens.inc(work.slots - work.tokens)
+        """The engine finished a batch, which was split ``splits`` times to find what made it fail."""
+        self._inference.seconds.observe(work.seconds)
+        self._inference.pairs.inc(work.rows)
+        self._inference.pairs_computed.inc(work.computed)
+        self._inference.cache_hits.inc(work.cache_hits)
+        self._inference.computed_tokens.inc(work.tokens)
+        self._inference.padding_tokens.inc(work.slots - work.tokens)
         if work.shrinks:
-            self._shrinks.inc(work.shrinks)
+            self._inference.shrinks.inc(work.shrinks)
         if splits:
-            self._bisections.inc(splits)
+            self._inference.splits.inc(splits)
 
     def token_budget(self, tokens: int) -> None:
-        """The token slots a forward may hold, at start and whenever it changes."""
-        self._token_budget.set(tokens)
+        """How many padded tokens a forward may hold now."""
+        self._inference.token_budget.set(tokens)
 
     def stage(self, stage: Stage, seconds: float) -> None:
         """A stage took ``seconds``: once per poll or per batch, see `Stage`."""
-        self._stages[stage].observe(seconds)
+        self._time.stages[stage].observe(seconds)
 
     def queued(self, queue: Queue, depth: int) -> None:
         """How many batches a queue holds now."""
-        self._queues[queue].set(depth)
+        self._flow.queues[queue].set(depth)
 
     def lag(self, topic: str, partition: int, records: int) -> None:
         """High watermark minus committed offset. Only for partitions held: `rebalanced` takes the series away again."""
         gauge = self._lag_of.get((topic, partition))
         if gauge is None:
-            gauge = self._lag_of[topic, partition] = self._lag.labels(topic, partition)
+            gauge = self._lag_of[topic, partition] = self._flow.lag.labels(topic, partition)
         gauge.set(records)
 
     def rebalanced(self, kind: Rebalance, partitions: Iterable[Partition], *, assigned: int) -> None:
         """``partitions`` came or went; ``assigned`` are held in all. Those that went lose their lag."""
-        self._rebalances[kind].inc()
-        self._assigned.set(assigned)
+        self._broker.rebalances[kind].inc()
+        self._flow.assigned.set(assigned)
         if kind is Rebalance.ASSIGNED:
             return
         for topic, partition in partitions:
             if self._lag_of.pop((topic, partition), None) is not None:
-                self._lag.remove(topic, partition)
+                self._flow.lag.remove(topic, partition)
 
     def paused(self, partitions: int) -> None:
         """How many partitions are paused now."""
-        self._paused.set(partitions)
+        self._flow.paused.set(partitions)
 
     def transaction(self, result: TransactionResult) -> None:
         """A transaction ended."""
-        self._transactions[result].inc()
+        self._broker.transactions[result].inc()
 
     def broker_error(self) -> None:
         """A Kafka client reported an error, by its callback or by an exception."""
-        self._broker_errors.inc()
+        self._broker.errors.inc()
 
     def identify(self, *, version: str, model: str, revision: str, device: str, precision: str) -> None:
         """What runs here, as labels of ``xnli_worker_build_info``; once, when the model is loaded."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from tests import builders
 from worker.avro import result
 from worker.avro.binary import decode, to_bytes
 from worker.avro.codec import RESULT, schema_folder
@@ -11,19 +12,13 @@ from worker.avro.schema_walk import schema
 from worker.messages import (
     Classification,
     Embedding,
-    Encoded,
     Entailment,
     Job,
     Judgement,
     LabelScore,
-    LongText,
     ModelIdentity,
     Outcome,
-    Partition,
     Pooling,
-    Position,
-    Record,
-    Request,
     Task,
 )
 
@@ -32,23 +27,12 @@ MODEL = ModelIdentity("some/model", "abc123")
 
 
 def job(task: Task, timestamp_ms: int = 1_767_225_600_000) -> Job:
-    record = Record(Position(Partition("in", 3), 2**40, 1), b"k", b"v", (), timestamp_ms)
-    request = Request(
-        id="id-1",
-        task=task,
-        text="text",
-        labels=(),
-        hypotheses=(),
-        multi_label=False,
-        language=None,
-        top_k=None,
-        threshold=None,
-        long_text=LongText.TRUNCATE,
-        pooling=Pooling.MEAN,
-        normalize=True,
-        attributes={"a": "b"},
+    at = builders.position(2**40, topic="in", number=3)
+    return builders.job(
+        builders.request(task=task, attributes={"a": "b"}),
+        record=builders.record(at=at, timestamp_ms=timestamp_ms),
+        encoded=builders.encoded(windows=2, truncated=True),
     )
-    return Job(record, request, Encoded((), windows=2, truncated=True, tokens=10))
 
 
 def written(task: Task, outcome: Outcome, timestamp_ms: int = 1_767_225_600_000) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import families
+from tests.builders import classify, embed, entail
 from worker.errors import FatalError, OutOfDeviceMemory, Rejection
 from worker.inference.budget import TokenBudget
 from worker.inference.engine import Engine
@@ -27,7 +28,6 @@ from worker.messages import (
     Pooling,
     Request,
     Row,
-    Task,
 )
 
 
@@ -64,34 +64,15 @@ class ByHand:
         self.calls.append(lengths)
 
 
-def request(text: str, *labels: str, task: Task = Task.CLASSIFY, **changes: object) -> Request:
-    made = Request(
-        id=text,
-        task=task,
-        text=text,
-        labels=labels if task is Task.CLASSIFY else (),
-        hypotheses=tuple(f"This is {label}." for label in labels),
-        multi_label=False,
-        language=None,
-        top_k=None,
-        threshold=None,
-        long_text=LongText.TRUNCATE,
-        pooling=Pooling.MEAN,
-        normalize=False,
-        attributes={},
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]  # each test names fields of Request
-
-
 MIXED = [
-    request("The parcel arrived late.", "shipping", "billing", "music"),
-    request("Der Zug fährt heute nicht.", "travel"),
-    request("A man is playing the guitar.", "someone makes music", "nobody moves", task=Task.ENTAIL),
-    request("Where is my refund? " * 9, "billing", "travel", multi_label=True, long_text=LongText.WINDOW_MAX),
-    request("El paquete.", task=Task.EMBED),
-    request("El paquete.", task=Task.EMBED, pooling=Pooling.CLS, normalize=True),
-    request("Bonjour " * 80, task=Task.EMBED, long_text=LongText.WINDOW_MEAN),
-    request("The parcel arrived late.", "billing", "shipping"),
+    classify("The parcel arrived late.", "shipping", "billing", "music"),
+    classify("Der Zug fährt heute nicht.", "travel"),
+    entail("A man is playing the guitar.", "someone makes music", "nobody moves"),
+    classify("Where is my refund? " * 9, "billing", "travel", multi_label=True, long_text=LongText.WINDOW_MAX),
+    embed("El paquete.", normalize=False),
+    embed("El paquete.", pooling=Pooling.CLS),
+    embed("Bonjour " * 80, normalize=False, long_text=LongText.WINDOW_MEAN),
+    classify("The parcel arrived late.", "billing", "shipping"),
 ]
 
 
@@ -142,7 +123,7 @@ def test_a_batch_without_requests_costs_nothing(checkpoint: Checkpoint) -> None:
 def test_slices_are_ordered_by_length_and_bounded_by_the_budget(checkpoint: Checkpoint) -> None:
     forward = ByHand()
     engine = Engine(checkpoint, max_tokens=40, forward=forward)
-    jobs = encode(engine, [request("word " * n, "a", "b") for n in (3, 55, 9, 1, 20)])
+    jobs = encode(engine, [classify("word " * n, "a", "b") for n in (3, 55, 9, 1, 20)])
     _, work = engine.run(jobs)
     flat = [length for call in forward.calls for length in call]
     assert flat == sorted(flat, reverse=True)
@@ -156,7 +137,7 @@ def test_slices_are_ordered_by_length_and_bounded_by_the_budget(checkpoint: Chec
 def test_a_repeated_pair_is_computed_once(checkpoint: Checkpoint) -> None:
     forward = ByHand()
     engine = Engine(checkpoint, max_tokens=10_000, forward=forward)
-    jobs = encode(engine, [request("same text", "a", "b", "a"), request("same text", "b", "c")])
+    jobs = encode(engine, [classify("same text", "a", "b", "a"), classify("same text", "b", "c")])
     outcomes, work = engine.run(jobs)
     assert (work.rows, work.computed) == (5, 3)
     assert close(outcomes, [engine.run([job])[0][0] for job in jobs])
@@ -168,7 +149,7 @@ def test_a_repeated_pair_is_computed_once(checkpoint: Checkpoint) -> None:
 def test_the_cache_answers_known_pairs_and_forgets_the_oldest(checkpoint: Checkpoint) -> None:
     forward = ByHand()
     engine = Engine(checkpoint, max_tokens=10_000, cache_pairs=3, forward=forward)
-    jobs = encode(engine, [request("text", label) for label in "abcd"])
+    jobs = encode(engine, [classify("text", label) for label in "abcd"])
     expected, work = engine.run(jobs[:2])
     assert (work.computed, work.cache_hits) == (2, 0)
     outcomes, work = engine.run([jobs[0]])  # now b is the oldest
@@ -187,7 +168,7 @@ def test_the_cache_answers_known_pairs_and_forgets_the_oldest(checkpoint: Checkp
 
 def test_without_a_cache_nothing_is_kept(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, max_tokens=10_000, forward=ByHand())
-    jobs = encode(engine, [request("text", "a")])
+    jobs = encode(engine, [classify("text", "a")])
     engine.run(jobs)
     assert engine.run(jobs)[1].computed == 1
 
@@ -220,7 +201,7 @@ def test_what_does_not_fit_is_tried_again_smaller(checkpoint: Checkpoint, error:
 
 def test_one_row_that_does_not_fit_is_reported_with_its_size(checkpoint: Checkpoint) -> None:
     engine = Engine(checkpoint, max_tokens=10_000, forward=ByHand(room=20))
-    jobs = encode(engine, [request("word " * 40, "a"), request("word", "b")])
+    jobs = encode(engine, [classify("word " * 40, "a"), classify("word", "b")])
     with pytest.raises(OutOfDeviceMemory, match="CUDA out of memory") as raised:
         engine.run(jobs)
     assert raised.value.tokens == jobs[0][1].tokens
@@ -249,7 +230,7 @@ def test_warm_up_finds_what_the_device_holds(checkpoint: Checkpoint) -> None:
     engine.warm_up()
     assert all(sum(call) <= 500 for call in forward.calls)
     assert max(map(max, forward.calls)) == checkpoint.max_length
-    jobs = encode(engine, [request(f"{i} " + "word " * 50, "a", "b") for i in range(9)])
+    jobs = encode(engine, [classify(f"{i} " + "word " * 50, "a", "b") for i in range(9)])
     _, work = engine.run(jobs)
     assert work.shrinks == 0
 

@@ -4,12 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.builders import row
 from worker.inference.rows import flatten, row_key
 from worker.messages import Row
-
-
-def row(*token_ids: int, segment_at: int = 2, language_id: int | None = None) -> Row:
-    return Row(np.array(token_ids, dtype=np.int32), segment_at, language_id)
 
 
 def test_a_pair_is_kept_once_within_a_request_and_across_requests() -> None:

@@ -2,35 +2,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import builders
 from worker.errors import Reason, Rejection
 from worker.inference.scores import LabelOrder, embed, score
-from worker.messages import Classification, Entailment, LongText, Pooling, Request, Task
+from worker.messages import Classification, Entailment, LongText, Request
 
 THREE = LabelOrder(entailment=2, neutral=1, contradiction=0)
 TWO = LabelOrder(entailment=0, neutral=None, contradiction=1)
 
 
-def request(*labels: str, task: Task = Task.CLASSIFY, **changes: object) -> Request:
-    made = Request(
-        id="1",
-        task=task,
-        text="text",
-        labels=labels if task is Task.CLASSIFY else (),
-        hypotheses=labels,
-        multi_label=False,
-        language=None,
-        top_k=None,
-        threshold=None,
-        long_text=LongText.TRUNCATE,
-        pooling=Pooling.MEAN,
-        normalize=True,
-        attributes={},
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]  # each test names fields of Request
+def request(*labels: str, **fields: Any) -> Request:
+    return builders.classify("text", *labels, **fields)
 
 
 def classify(made: Request, logits: list[list[float]], windows: int = 1, order: LabelOrder = THREE) -> Classification:
@@ -109,7 +96,7 @@ def test_no_label_over_the_threshold_is_to_abstain() -> None:
 
 
 def test_entailment_keeps_the_order_of_the_hypotheses() -> None:
-    outcome = score(request("x", "y", task=Task.ENTAIL), np.array([[3, 0, 0], [0, 0, 3]], dtype=np.float32), 1, THREE)
+    outcome = score(builders.entail("text", "x", "y"), np.array([[3, 0, 0], [0, 0, 3]], dtype=np.float32), 1, THREE)
     assert isinstance(outcome, Entailment)
     assert [judgement.hypothesis for judgement in outcome.judgements] == ["x", "y"]
     high, low = math.exp(3) / (math.exp(3) + 2), 1 / (math.exp(3) + 2)
@@ -136,7 +123,7 @@ def test_window_mean_averages_the_evidence_of_the_windows() -> None:
 def test_an_embedding_is_the_mean_over_windows_weighted_by_tokens() -> None:
     vectors = np.array([[1.0, 0.0], [0.0, 4.0]], dtype=np.float32)
     lengths = np.array([3, 1])
-    made = request(task=Task.EMBED, normalize=False, long_text=LongText.WINDOW_MEAN)
+    made = builders.embed(normalize=False, long_text=LongText.WINDOW_MEAN)
     assert embed(made, vectors, lengths).vector.tolist() == [0.75, 1.0]
     normal = embed(replace(made, normalize=True), vectors, lengths)
     assert normal.vector.tolist() == pytest.approx([0.6, 0.8])
@@ -147,7 +134,7 @@ def test_an_embedding_is_the_mean_over_windows_weighted_by_tokens() -> None:
 
 
 def test_a_zero_vector_stays_zero_when_normalised() -> None:
-    assert embed(request(task=Task.EMBED), np.zeros((1, 3), np.float32), np.array([5])).vector.tolist() == [0, 0, 0]
+    assert embed(builders.embed(), np.zeros((1, 3), np.float32), np.array([5])).vector.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -156,4 +143,4 @@ def test_what_is_no_number_is_no_result(bad: float) -> None:
         classify(request("a", "b"), [[0.0, 0.0, 1.0], [0.0, bad, 0.0]])
     assert scored.value.reason is Reason.INFERENCE
     with pytest.raises(Rejection):
-        embed(request(task=Task.EMBED), np.array([[1.0, bad]], dtype=np.float32), np.array([5]))
+        embed(builders.embed(), np.array([[1.0, bad]], dtype=np.float32), np.array([5]))

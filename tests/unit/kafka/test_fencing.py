@@ -7,22 +7,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.brokers.memory import Clock, MemoryBroker, fatal, retriable
-from tests.delivery.doubles import OUTPUT, partition
+from tests.builders import IgnoreRebalances, output
+from tests.delivery.doubles import partition
 from worker.errors import BrokerAway, TransactionAborted, Unpublishable
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.transactional import TransactionalPublisher
-from worker.messages import CommitBatch, Output, OutputKind, Partition, Position
+from worker.messages import CommitBatch, Partition, Position
 
 P0 = partition(0)
-
-
-class Deaf:
-    def assigned(self, generations: object) -> None: ...
-
-    def revoked(self, partitions: object) -> None: ...
-
-    def lost(self, partitions: object) -> None: ...
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ def broker() -> Iterator[MemoryBroker]:
 @pytest.fixture
 def consumer(broker: MemoryBroker) -> Consumer:
     consumer = Consumer({"partition.assignment.strategy": "cooperative-sticky"})
-    consumer.subscribe([P0.topic], Deaf())
+    consumer.subscribe([P0.topic], IgnoreRebalances())
     broker.assign(P0)
     consumer.poll(1, 0)
     return consumer
@@ -70,11 +63,7 @@ def publish(renewing: RecoveringPublisher, asked: CommitBatch, calls: list[Calla
 
 def release(consumer: Consumer) -> CommitBatch:
     generation = consumer.assignment[P0]
-    return CommitBatch(
-        ((Position(P0, 0, generation), Output(OutputKind.RESULT, OUTPUT, None, b"answer", ())),),
-        {P0: 1},
-        {P0: generation},
-    )
+    return CommitBatch(((Position(P0, 0, generation), output(b"answer")),), {P0: 1}, {P0: generation})
 
 
 def test_a_call_that_never_returns_costs_a_producer_and_no_more(
@@ -117,10 +106,7 @@ def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
     broker.broker_limit_bytes = 100
     generation = consumer.assignment[P0]
     values = [b"small", b"x" * 200, b"small", b"small"]
-    outputs = tuple(
-        (Position(P0, offset, generation), Output(OutputKind.RESULT, OUTPUT, None, value, ()))
-        for offset, value in enumerate(values)
-    )
+    outputs = tuple((Position(P0, offset, generation), output(value)) for offset, value in enumerate(values))
     asked = CommitBatch(outputs, {P0: 4}, {P0: generation})
     with pytest.raises(TransactionAborted):
         publish(renewing, asked, calls)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.messages import Fault, FaultKind, Headers, Output, Partition, Position, Record
+from tests.builders import position, read_back, record
+from worker.messages import Fault, FaultKind, Headers, Output
 from worker.rules.dead_letter import PREFIX, DeadLetterSource, dead_letter, truncated
 from worker.rules.replay import Cause, DeadLetterRecord, Refusal, Selection, replayed
 
@@ -15,18 +16,14 @@ SOURCE = DeadLetterSource("dead", "group", "worker-1")
 FAULT = Fault(FaultKind.MESSAGE, "inference", "inference", "ValueError", "no", "at line 1")
 
 
-def read(output: Output, offset: int, now_ms: int) -> Record:
-    """What a consumer makes of a record that was produced."""
-    at_ms = now_ms if output.timestamp_ms is None else output.timestamp_ms
-    return Record(Position(Partition(output.topic, 0), offset, 0), output.key, output.value, output.headers, at_ms)
-
-
-def letter(
+def dead(
     headers: dict[str, str] | None = None, key: bytes | None = b"k", timestamp_ms: int = 1_000
 ) -> DeadLetterRecord:
     said = {"reason": "inference", "topic": "requests", "partition": "3", "offset": "7", "replays": "0"}
     ours: Headers = tuple((f"{PREFIX}{name}", text.encode()) for name, text in (said | (headers or {})).items())
-    return DeadLetterRecord(Record(Position(Partition("dead", 0), 5, 0), key, b"v", ours, timestamp_ms))
+    return DeadLetterRecord(
+        record(b"v", at=position(5, topic="dead"), key=key, headers=ours, timestamp_ms=timestamp_ms)
+    )
 
 
 def send_again(of: DeadLetterRecord, *, to: str | None = None, max_replays: int = 3) -> Output:
@@ -52,29 +49,31 @@ def test_what_dies_again_keeps_its_first_origin_its_count_and_its_size(
     headers: Headers, key: bytes | None, value: bytes, lives: int
 ) -> None:
     """Death and replay in turn, until the guard ends it."""
-    record = Record(Position(Partition("requests", 3), 77, 0), key, value, headers, 1_234)
+    living = record(value, at=position(77, number=3), key=key, headers=headers, timestamp_ms=1_234)
     sizes = set()
     for replays in range(lives + 1):
-        dead = DeadLetterRecord(read(dead_letter(record, FAULT, 5, SOURCE), offset=replays, now_ms=9_000 + replays))
-        sizes.add(sum(len(name) + len(text or b"") for name, text in dead.record.headers))
-        assert (dead.record.key, dead.record.value, dead.record.headers[: len(headers)]) == (key, value, headers)
-        assert (dead.said["topic"], dead.number("partition"), dead.number("offset")) == ("requests", 3, 77)
-        assert dead.number("timestamp") == 1_234
-        assert dead.replays == replays
+        died = DeadLetterRecord(
+            read_back(dead_letter(living, FAULT, 5, SOURCE), offset=replays, now_ms=9_000 + replays)
+        )
+        sizes.add(sum(len(name) + len(text or b"") for name, text in died.record.headers))
+        assert (died.record.key, died.record.value, died.record.headers[: len(headers)]) == (key, value, headers)
+        assert (died.said["topic"], died.number("partition"), died.number("offset")) == ("requests", 3, 77)
+        assert died.number("timestamp") == 1_234
+        assert died.replays == replays
         if replays == lives:
-            assert refused(dead, max_replays=lives) is Cause.LOOP
+            assert refused(died, max_replays=lives) is Cause.LOOP
             break
-        again = send_again(dead, max_replays=lives)
+        again = send_again(died, max_replays=lives)
         assert (again.topic, again.key, again.value) == ("requests", key, value)
-        record = read(again, offset=1_000 + replays, now_ms=5_000)
-        assert record.timestamp_ms == 5_000  # the old time would let it expire on arrival
-        assert record.headers[: len(headers)] == headers
+        living = read_back(again, offset=1_000 + replays, now_ms=5_000)
+        assert living.timestamp_ms == 5_000  # the old time would let it expire on arrival
+        assert living.headers[: len(headers)] == headers
     assert len(sizes) == 1
 
 
 def test_a_replayed_record_tells_its_origin_and_its_count_and_nothing_else_of_its_death() -> None:
-    record = Record(Position(Partition("requests", 3), 77, 0), b"k", b"v", (("trace", b"1"),), 1_234)
-    again = send_again(DeadLetterRecord(read(dead_letter(record, FAULT, 5, SOURCE), 0, 0)))
+    died = record(at=position(77, number=3), headers=(("trace", b"1"),), timestamp_ms=1_234)
+    again = send_again(DeadLetterRecord(read_back(dead_letter(died, FAULT, 5, SOURCE))))
     assert again.headers == (
         ("trace", b"1"),
         ("xnli.dlq.topic", b"requests"),
@@ -86,33 +85,33 @@ def test_a_replayed_record_tells_its_origin_and_its_count_and_nothing_else_of_it
 
 
 def test_a_detour_through_a_retry_topic_is_not_begun_in_the_middle() -> None:
-    record = letter().record
+    record = dead().record
     detoured = DeadLetterRecord(replace(record, headers=(*record.headers, ("xnli.retry.attempt", b"4"))))
     assert not any(name.startswith("xnli.retry.") for name, _ in send_again(detoured).headers)
 
 
 def test_a_truncated_letter_stays() -> None:
-    whole = dead_letter(letter().record, FAULT, 1, SOURCE)
-    assert refused(DeadLetterRecord(read(truncated(whole), 0, 0))) is Cause.TRUNCATED
-    assert refused(DeadLetterRecord(read(truncated(whole), 0, 0)), to="elsewhere") is Cause.TRUNCATED
+    whole = dead_letter(dead().record, FAULT, 1, SOURCE)
+    assert refused(DeadLetterRecord(read_back(truncated(whole)))) is Cause.TRUNCATED
+    assert refused(DeadLetterRecord(read_back(truncated(whole))), to="elsewhere") is Cause.TRUNCATED
 
 
 @pytest.mark.parametrize("origin", ["payments", "dead", "", "requests "])
 def test_an_origin_that_is_no_input_topic_is_not_believed(origin: str) -> None:
     """The header may be the requester's own."""
-    assert refused(letter({"topic": origin})) is Cause.ORIGIN
-    assert send_again(letter({"topic": origin}), to="elsewhere").topic == "elsewhere"
+    assert refused(dead({"topic": origin})) is Cause.ORIGIN
+    assert send_again(dead({"topic": origin}), to="elsewhere").topic == "elsewhere"
 
 
 def test_a_record_of_somebody_else_has_no_origin() -> None:
-    stranger = DeadLetterRecord(replace(letter().record, headers=()))
+    stranger = DeadLetterRecord(replace(dead().record, headers=()))
     assert refused(stranger) is Cause.ORIGIN
     assert send_again(stranger, to="elsewhere").headers == (("xnli.dlq.replays", b"1"),)
 
 
 @pytest.mark.parametrize("count", ["", "-1", "x", "9" * 5000, "١"])
 def test_a_count_that_is_none_of_ours_is_written_anew(count: str) -> None:
-    assert dict(send_again(letter({"replays": count})).headers)["xnli.dlq.replays"] == b"1"
+    assert dict(send_again(dead({"replays": count})).headers)["xnli.dlq.replays"] == b"1"
 
 
 @pytest.mark.parametrize(
@@ -136,17 +135,17 @@ def test_a_count_that_is_none_of_ours_is_written_anew(count: str) -> None:
     ],
 )
 def test_a_selection_takes_what_passes_all_its_filters(selection: Selection, *, takes: bool) -> None:
-    assert selection.takes(letter()) is takes
+    assert selection.takes(dead()) is takes
 
 
 def test_what_has_no_time_is_in_no_span_of_time() -> None:
-    timeless = letter(timestamp_ms=-1)
+    timeless = dead(timestamp_ms=-1)
     assert Selection().takes(timeless)
     assert not Selection(since_ms=0).takes(timeless)
     assert not Selection(until_ms=1).takes(timeless)
 
 
 def test_a_key_is_asked_for_as_it_is_shown() -> None:
-    assert Selection(key="\\xff!").takes(letter(key=b"\xff!"))
-    assert Selection(key="東京").takes(letter(key="東京".encode()))
-    assert not Selection(key="").takes(letter(key=None))
+    assert Selection(key="\\xff!").takes(dead(key=b"\xff!"))
+    assert Selection(key="東京").takes(dead(key="東京".encode()))
+    assert not Selection(key="").takes(dead(key=None))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,18 +113,16 @@ def test_panels_fit_and_do_not_overlap() -> None:
         taken |= cells
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize("arguments", [["check", "config", "prometheus.yml"], ["test", "rules", "rules.test.yml"]])
-def test_promtool_agrees(arguments: list[str]) -> None:
-    done = subprocess.run(["promtool", *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False)
+def test_promtool_agrees(promtool: str, arguments: list[str]) -> None:
+    done = subprocess.run([promtool, *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_promtool_parses_the_dashboard(tmp_path: Path) -> None:
+def test_promtool_parses_the_dashboard(promtool: str, tmp_path: Path) -> None:
     queries = [e.replace("$__rate_interval", "5m") for e in dashboard_expressions() if not e.startswith("label_values")]
     group = {"name": "dashboard", "rules": [{"record": f"a:b{n}", "expr": query} for n, query in enumerate(queries)]}
     file = tmp_path / "dashboard.yml"
     file.write_text(yaml.safe_dump({"groups": [group]}))
-    done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
+    done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -50,7 +50,7 @@ def test_counters_exist_at_zero_before_anything_happened(registry: CollectorRegi
 def test_what_a_batch_leaves_behind(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.batch(Batch(jobs=(), tokens=100, opened_at_s=0.0, trigger=Trigger.WAIT))
     work = Work(rows=10, computed=7, tokens=90, slots=100, cache_hits=2, shrinks=1, forwards=1, seconds=0.02)
-    metrics.inferred(work, splits=3)
+    metrics.inferred(work, 3)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"xnli_worker_{name}", labels)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import families
+from tests.examples import examples
 from worker.inference.forwards import encoder
 from worker.inference.forwards.encoder import Packed
 from worker.inference.forwards.padded import Padded
@@ -45,7 +46,7 @@ def row(seed: int, length: int) -> Row:
 ROWS = st.lists(st.builds(row, st.integers(0, 99), st.integers(1, 40)), min_size=1, max_size=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(ROWS)
 def test_rows_do_not_feel_their_neighbours(forward: Packed, rows: list[Row]) -> None:
     together, alone = forward.logits(rows), np.concatenate([forward.logits([one]) for one in rows])
@@ -74,7 +75,7 @@ def test_slots_are_sums_where_packed_and_rectangles_where_padded(checkpoint: Che
 LONGER_ROWS = st.lists(st.builds(row, st.integers(0, 99), st.integers(40, 70)), min_size=1, max_size=6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(ROWS | LONGER_ROWS)
 def test_tails_and_windows_change_nothing(checkpoint: Checkpoint, forward: Packed, rows: list[Row]) -> None:
     rounding = Packed(checkpoint, rounds=True)

@@ -1,0 +1,105 @@
+"""The nouns of `worker.messages` with every field filled in. A test names only the fields that it is about.
+
+A keyword replaces a field of that name. Delivery has words of command instead of texts, in `tests.delivery.doubles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from worker.messages import (
+    Encoded,
+    Job,
+    LongText,
+    Output,
+    OutputKind,
+    Partition,
+    Pooling,
+    Position,
+    Record,
+    Request,
+    Row,
+    Task,
+)
+
+
+def request(text: str = "text", **fields: Any) -> Request:
+    """A request of the task CLASSIFY, without labels yet."""
+    made = Request(
+        id="id-1",
+        task=Task.CLASSIFY,
+        text=text,
+        labels=(),
+        hypotheses=(),
+        multi_label=False,
+        language=None,
+        top_k=None,
+        threshold=None,
+        long_text=LongText.TRUNCATE,
+        pooling=Pooling.MEAN,
+        normalize=True,
+        attributes={},
+    )
+    return replace(made, **fields)
+
+
+def classify(text: str, *labels: str, template: str = "{}", **fields: Any) -> Request:
+    """Each label becomes a hypothesis by way of ``template``."""
+    return request(text, labels=labels, hypotheses=tuple(template.format(label) for label in labels), **fields)
+
+
+def entail(text: str, *hypotheses: str, **fields: Any) -> Request:
+    return request(text, task=Task.ENTAIL, hypotheses=hypotheses, **fields)
+
+
+def embed(text: str = "text", **fields: Any) -> Request:
+    return request(text, task=Task.EMBED, **fields)
+
+
+def position(offset: int = 0, *, topic: str = "requests", number: int = 0, generation: int = 1) -> Position:
+    return Position(Partition(topic, number), offset, generation)
+
+
+def record(value: bytes | None = b"value", *, at: Position | None = None, **fields: Any) -> Record:
+    return replace(Record(at or position(), b"key", value, (), 1_000), **fields)
+
+
+def output(value: bytes | None = b"value", **fields: Any) -> Output:
+    return replace(Output(OutputKind.RESULT, "results", None, value, ()), **fields)
+
+
+def read_back(sent: Output, *, offset: int = 0, now_ms: int = 1_000) -> Record:
+    """What a consumer makes of a record that was produced at ``now_ms``."""
+    timestamp_ms = now_ms if sent.timestamp_ms is None else sent.timestamp_ms
+    return Record(position(offset, topic=sent.topic), sent.key, sent.value, sent.headers, timestamp_ms)
+
+
+def row(*token_ids: int, segment_at: int | None = None, language_id: int | None = None) -> Row:
+    """A single text, unless ``segment_at`` says where its second segment begins."""
+    at = len(token_ids) if segment_at is None else segment_at
+    return Row(np.array(token_ids, dtype=np.int32), at, language_id)
+
+
+def encoded(*rows: Row, **fields: Any) -> Encoded:
+    """One window; as many tokens as the rows have."""
+    tokens = sum(len(made.token_ids) for made in rows)
+    return replace(Encoded(rows, windows=1, truncated=False, tokens=tokens), **fields)
+
+
+def job(of: Request | None = None, **fields: Any) -> Job:
+    """A first attempt at ``of``, without rows."""
+    return replace(Job(record(), of or request(), encoded()), **fields)
+
+
+class IgnoreRebalances:
+    """A listener of the consumer, where a test is not about partitions that come and go."""
+
+    def assigned(self, generations: Mapping[Partition, int]) -> None: ...
+
+    def revoked(self, partitions: Sequence[Partition]) -> None: ...
+
+    def lost(self, partitions: Sequence[Partition]) -> None: ...
