@@ -39,18 +39,22 @@ class Listener(Protocol):
 
 
 class Consumer:
-    """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition."""
+    """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition.
+
+    ``commits`` are its committed offsets.
+    """
 
     def __init__(self, config: Properties) -> None:
         self._incremental = client_config.is_incremental(config)
         self._listener: Listener | None = None
         self._assignment = Assignment()
         self._paused = False
+        self._is_closed = False
         self._errors = ErrorLog("consumer")
         config = client_config.with_callbacks(config, self._errors)
         self._client = client_config.open_client(Client, config | {"on_commit": self._on_commit})
         from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
-        self._commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
+        self.commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         """Join the group. The first `poll` connects."""
@@ -130,40 +134,6 @@ class Consumer:
                 with suppress(KafkaException):  # which costs the second, and nothing else
                     self._client.seek(TopicPartition(topic, number, assigned.next_offset))
 
-    def committed(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
-        """The group's offset and its metadata for each partition; where it has none, the offset reading begins at.
-
-        Raises:
-            BrokerAway: no answer in time.
-        """
-        return self._commits.committed(partitions, timeout_s)
-
-    def commit(
-        self, offsets: Mapping[Partition, int], *, wait: bool, metadata: Mapping[Partition, str] | None = None
-    ) -> None:
-        """Commit the offset behind the last resolved record of each partition.
-
-        Without ``wait`` the answer arrives in a later `poll`, and a commit that failed is sent again with the next one
-        (without its metadata: what comes later knows better).
-
-        Raises:
-            BrokerAway: the commit failed. With ``wait`` that is the end of it: what comes later may say more, and
-                sending these offsets again could take it back.
-        """
-        self._commits.commit(offsets, wait=wait, metadata=metadata)
-
-    def prove_membership(self, timeout_s: float) -> None:
-        """Commit what is committed: the group takes that from its members only.
-
-        Raises:
-            BrokerAway: it was not taken. If another process took our place, the next `poll` says so.
-        """
-        self._commits.prove_membership(timeout_s)
-
-    def recommit(self) -> None:
-        """Send again what an asynchronous commit failed to commit, if anything."""
-        self._commits.recommit()
-
     def group_metadata(self) -> Any:
         """What proves membership to the transaction coordinator (KIP-447)."""
         return self._client.consumer_group_metadata()
@@ -191,7 +161,10 @@ class Consumer:
         return assigned is not None and assigned.end_offset is not None and assigned.next_offset == assigned.end_offset
 
     def close(self) -> None:
-        """Leave the group. Revokes what is assigned first, so the listener sees it."""
+        """Leave the group. Revokes what is assigned first, so the listener sees it. May be called again."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         # Inside the callbacks of the client's own close, committed offsets are never answered: they are asked for in
         # vain until time runs out. Inside a poll they are.
         with suppress(KafkaException):
@@ -248,7 +221,7 @@ class Consumer:
         self._unassign(client, positions)
 
     def _on_commit(self, error: KafkaError | None, positions: list[TopicPartition]) -> None:
-        self._commits.answered(error, positions)
+        self.commits.answered(error, positions)
 
     def _unassign(self, client: Client, positions: list[TopicPartition]) -> None:
         self._assignment.forget(partitions_of(positions))

@@ -94,7 +94,7 @@ class Publication:
             return
         batch = self._unfinished or self._next(is_ending=is_draining)
         if not batch:
-            self._consumer.recommit()
+            self._consumer.commits.recommit()
         elif self._unfinished is not None:
             self._publish(batch)
         elif is_draining or not self._may_grow(batch, now_s):

@@ -7,7 +7,6 @@ metadata of committed offsets, and a quarantined partition's records are admitte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -36,12 +35,62 @@ COMMIT_TIMEOUT_S: Final = 2.0
 SUSPECT_DELAY_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """What a partition left with: the mark that is committed, and what it was before we marked it."""
+class Marks:
+    """What is committed beside offsets about starts and deaths, and what we left there ourselves."""
 
-    mark: Mark
-    former: Mark
+    def __init__(self, consumer: Consumer) -> None:
+        self._commits = consumer.commits
+        # Of partitions that went while we live: the mark that is committed, and what it was before we marked it.
+        self._left: dict[Partition, tuple[Mark, Mark]] = {}
+
+    def found(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, Mark]]:
+        """The committed offset of each partition, and the mark that a predecessor left beside it.
+
+        Where a broker is away or an offset is not stable, nothing is known: then a record that kills takes one more
+        start to be found.
+        """
+        try:
+            known = self._commits.committed(partitions, MARK_TIMEOUT_S)
+        except BrokerAway as error:
+            log.warning("starts_not_counted", error=str(error))
+            return {}
+        if unknown := sorted(set(partitions) - known.keys()):
+            log.warning(
+                "starts_not_counted",
+                error="no stable offset is committed",
+                partitions=[str(partition) for partition in unknown],
+            )
+        return {
+            partition: (offset, self._former(partition, metadata)) for partition, (offset, metadata) in known.items()
+        }
+
+    def _former(self, partition: Partition, metadata: str) -> Mark:
+        found = parse(metadata)
+        left, former = self._left.pop(partition, (Mark(), Mark()))
+        # A mark that is as we left it tells of no death: the partition was lost, in an outage perhaps, not we.
+        return former if found == left else found
+
+    def leave(self, partition: Partition, mark: Mark, former: Mark) -> None:
+        """A partition leaves with this mark beside its offset, and had that one before."""
+        self._left[partition] = mark, former
+
+    def commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
+        """Commit unchanged offsets with these marks. Raises BrokerAway."""
+        if marks:
+            # A commit that is waited for has no time-out: without its coordinator it takes librdkafka 45 s to fail.
+            self._commits.committed(list(marks), COMMIT_TIMEOUT_S)
+            self._commits.commit(
+                {partition: offset for partition, (offset, _) in marks.items()},
+                wait=True,
+                metadata={partition: render(mark) for partition, (_, mark) in marks.items()},
+            )
+
+    def try_to_commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
+        """As `commit`; where the broker is away a line in the log is all that comes of it."""
+        try:
+            self.commit(marks)
+        except BrokerAway as error:
+            log.warning("starts_not_committed", error=str(error), partitions=len(marks))
 
 
 class Quarantine:
@@ -66,7 +115,7 @@ class Quarantine:
         self._partitions = partitions
         self._window = window
         self._horizon = horizon
-        self._left: dict[Partition, _Left] = {}  # of partitions that went while we live: nobody died
+        self._marks = Marks(consumer)
         self._watched = 0  # partitions with a counted start or a quarantine
 
     def __bool__(self) -> bool:
@@ -76,26 +125,10 @@ class Quarantine:
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
         """Look at what a predecessor left beside the committed offsets, before anything of the partitions is read."""
-        try:
-            known = self._consumer.committed(partitions, MARK_TIMEOUT_S)
-        except BrokerAway as error:
-            # Nothing is counted this time: a record that kills takes one more start to be found.
-            log.warning("starts_not_counted", error=str(error))
-            return
-        if unknown := sorted(set(partitions) - known.keys()):
-            log.warning(
-                "starts_not_counted",
-                error="no stable offset is committed",
-                partitions=[str(partition) for partition in unknown],
-            )
-        for partition, (offset, metadata) in known.items():
-            self._begin(self._partitions.accounts[partition], offset, parse(metadata))
+        for partition, (offset, former) in self._marks.found(partitions).items():
+            self._begin(self._partitions.accounts[partition], offset, former)
 
     def _begin(self, assigned: AssignedPartition, offset: int, former: Mark) -> None:
-        left = self._left.pop(assigned.partition, None)
-        if left is not None and left.mark == former != Mark():
-            # It is as we left it: the partition was lost, in an outage perhaps, and nobody died.
-            former = left.former
         mark = begin(former, offset, self._window)
         self._watched += 1
         if mark.quarantined:
@@ -116,10 +149,7 @@ class Quarantine:
                 marks[partition] = start.committed, Mark() if start.has_progress else start.former
             elif quarantined is not None and quarantined.marked_at is not None:
                 marks[partition] = quarantined.marked_at, quarantined.unmarked
-        try:
-            self._commit(marks)
-        except BrokerAway as error:
-            log.warning("starts_not_taken_back", error=str(error))
+        self._marks.try_to_commit(marks)
 
     def forget(self, partition: Partition) -> None:
         """The partition is about to leave: remember the mark that it leaves with."""
@@ -127,10 +157,10 @@ class Quarantine:
         if assigned is None:
             return
         if (start := assigned.counted_start) is not None:
-            self._left[partition] = _Left(start.mark, start.former)
+            self._marks.leave(partition, start.mark, start.former)
             self._watched -= 1
         if (quarantined := assigned.quarantined) is not None:
-            self._left[partition] = _Left(quarantined.mark, quarantined.unmarked)
+            self._marks.leave(partition, quarantined.mark, quarantined.unmarked)
             self._watched -= 1
 
     # Reading ----------------------------------------------------------------------------------------------------------
@@ -143,10 +173,7 @@ class Quarantine:
             if start is not None and not start.is_counted:
                 start.is_counted = True
                 marks[partition] = start.committed, start.mark
-        try:
-            self._commit(marks)
-        except BrokerAway as error:
-            log.warning("starts_not_counted", error=str(error))
+        self._marks.try_to_commit(marks)
 
     def admits(self, assigned: AssignedPartition, record: Record) -> bool:
         """False for a record too far ahead of what is committed while this start counts: it is read again later.
@@ -206,7 +233,7 @@ class Quarantine:
         """Mark the record that is about to be decoded and computed. Raises BrokerAway."""
         position = record.position
         mark = Mark(until=quarantined.until, deaths=quarantined.deaths + 1)
-        self._commit({position.partition: (position.offset, mark)})
+        self._marks.commit({position.partition: (position.offset, mark)})
         quarantined.marked_at = position.offset
 
     def withhold(self, *, is_ending: bool) -> None:
@@ -263,17 +290,6 @@ class Quarantine:
         if behind >= start.until:
             assigned.counted_start = None
             self._watched -= 1
-
-    def _commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
-        """Commit unchanged offsets with new metadata."""
-        if marks:
-            # A commit that is waited for has no time-out: without its coordinator it takes librdkafka 45 s to fail.
-            self._consumer.committed(list(marks), COMMIT_TIMEOUT_S)
-            self._consumer.commit(
-                {partition: offset for partition, (offset, _) in marks.items()},
-                wait=True,
-                metadata={partition: render(mark) for partition, (_, mark) in marks.items()},
-            )
 
 
 class OneAtATime:

@@ -174,7 +174,7 @@ def test_a_publish_broken_off_behind_its_receipts_vouches_for_no_other_release(
             if not wait:  # the count of starts is waited for
                 raise RuntimeError("none of Kafka's")
 
-        failing.setattr(worker.consumer, "commit", fail)
+        failing.setattr(worker.consumer.commits, "commit", fail)
         broker.send(P0, *[b"ok"] * 8)
         with pytest.raises(RuntimeError, match="none of Kafka's"):
             worker.turn(60)
@@ -530,8 +530,8 @@ def test_a_commit_that_cannot_be_sent_is_sent_later(broker: MemoryBroker) -> Non
 def test_a_late_failure_of_an_old_commit_does_not_take_back_a_newer_one(broker: MemoryBroker) -> None:
     worker = started(broker, "at_least_once")
     broker.faults["commit"].append(retriable())
-    worker.consumer.commit({P0: 5}, wait=False)
-    worker.consumer.commit({P0: 9}, wait=False)
+    worker.consumer.commits.commit({P0: 5}, wait=False)
+    worker.consumer.commits.commit({P0: 9}, wait=False)
     worker.turn(5)
     assert committed(broker) == {P0: 9}
 
