@@ -153,6 +153,7 @@ def open_loop(
     quarantine = Quarantine(
         consumer,
         partitions,
+        clocks,
         window=WINDOW_BATCHES * batch.max_messages,
         # What is held before fetching pauses, and a poll more.
         horizon=(BATCHES_IN_HAND + 1) * batch.max_messages,

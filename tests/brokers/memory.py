@@ -202,9 +202,17 @@ class MemoryMessage:
         return 1, self._offset
 
 
+class EndOfPartition(MemoryMessage):
+    """The event that tells that a partition was read to its end."""
+
+    def error(self) -> KafkaError | None:  # type: ignore[override]
+        return KafkaError(KafkaError._PARTITION_EOF)
+
+
 @dataclass(slots=True)
 class _Owned:
     assignment: int
+    ended_at: int | None = None  # where the end was last told of
     fetch_at: int | None = None  # None: the committed offset has not been asked for yet
     app_at: int = 0
     paused: bool = False
@@ -267,6 +275,9 @@ class MemoryConsumer:
                     MemoryMessage(partition, offset, values[offset], self._broker.headers, owned.assignment)
                 )
                 owned.fetch_at = offset + 1
+            if owned.fetch_at == len(values) != owned.ended_at:
+                owned.ended_at = owned.fetch_at
+                self._queue.append(EndOfPartition(partition, owned.fetch_at, None, [], owned.assignment))
 
     def _next(self, *, assigning: bool = True) -> MemoryMessage | None:
         while self._queue:
@@ -279,7 +290,7 @@ class MemoryConsumer:
                 continue
             owned = self.owned.get(head.where)
             if owned is not None and owned.assignment == head.assignment and owned.app_at == head.offset():
-                owned.app_at = head.offset() + 1
+                owned.app_at = head.offset() + (not isinstance(head, EndOfPartition))
                 return head
         return None
 
@@ -307,6 +318,7 @@ class MemoryConsumer:
             if owned.fetch_at is not None:
                 # What was fetched ahead is thrown away, and fetched again later.
                 owned.fetch_at = owned.app_at
+                owned.ended_at = None
         self._queue = deque(op for op in self._queue if not isinstance(op, MemoryMessage) or self._flows(op))
 
     def _flows(self, message: MemoryMessage) -> bool:
@@ -349,11 +361,16 @@ class MemoryConsumer:
     def seek(self, position: TopicPartition) -> None:
         owned = self.owned[Partition(position.topic, position.partition)]
         owned.fetch_at = owned.app_at = position.offset
+        owned.ended_at = None
 
     def get_watermark_offsets(
         self, partition: TopicPartition, timeout: float | None = None, *, cached: bool = False
     ) -> tuple[int, int]:
         return 0, len(self._broker.inputs.get(Partition(partition.topic, partition.partition), []))
+
+    def unsubscribe(self) -> None:
+        if self.owned:
+            self.rebalance("revoke", list(self.owned))
 
     def close(self) -> None:
         self._serve_callbacks()

@@ -15,14 +15,16 @@ class FetchState:
     """What the consumer knows of one partition while it is assigned. It is forgotten whole when the partition leaves.
 
     ``next_offset`` is where reading goes on, None before the first record: the client's own position is unknown after a
-    seek, and passes over what is held back. ``asked_offset`` is the last one whose commit was asked for without
-    waiting, ``failed_offset`` the one to commit again because such a commit failed.
+    seek, and passes over what is held back. ``end_offset`` is where the partition ended when that was last seen, behind
+    transaction markers and aborted records, which take offsets too. ``asked_offset`` is the last one whose commit was
+    asked for without waiting, ``failed_offset`` the one to commit again because such a commit failed.
     """
 
     partition: Partition
     generation: int
     held: bool = False
     next_offset: int | None = None
+    end_offset: int | None = None
     asked_offset: int | None = None
     failed_offset: int | None = None
 
@@ -47,7 +49,7 @@ class Assignment(Mapping[Partition, int]):
         return len(self.known)
 
     def add(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        """Take partitions in, each under an generation of its own. Returns these generations."""
+        """Take partitions in, each under a generation of its own. Returns these generations."""
         fresh: dict[Partition, int] = {}
         for partition in partitions:
             self._last_generation += 1

@@ -49,7 +49,7 @@ class AtLeastOncePublisher:
         # The offsets of partitions that left since this release was made are their new owner's to commit.
         owned = self._consumer.assignment
         offsets = {p: offset for p, offset in release.offsets.items() if owned.get(p) == release.generations[p]}
-        self._consumer.commit(offsets, wait=False, metadata=release.metadata)
+        self._consumer.commits.commit(offsets, wait=False, metadata=release.metadata)
         self._reports = None
         self._delivered.clear()
         self._singly = False

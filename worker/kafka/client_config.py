@@ -54,7 +54,8 @@ def consumer(settings: KafkaSettings) -> Properties:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "isolation.level": "read_committed",
-        "enable.partition.eof": False,
+        # What tells the end of a partition from a pause of its producers: see Consumer.is_at_end.
+        "enable.partition.eof": True,
     }
     if settings.group_instance_id is not None:
         properties["group.instance.id"] = settings.group_instance_id

@@ -39,7 +39,7 @@ _OF_THE_RECORD: Final = frozenset(
 # the network: each is the coordinator's verdict, or librdkafka's summary of one.
 _FENCING: Final = frozenset(
     {
-        KafkaError._FENCED,  # noqa: SLF001 (a producer whose transactional id has a newer generation, as librdkafka sums it up)
+        KafkaError._FENCED,  # noqa: SLF001 (a producer whose transactional id has a newer epoch, as librdkafka sums it up)
         KafkaError.PRODUCER_FENCED,  # the same in the words of brokers since 2.5
         KafkaError.FENCED_INSTANCE_ID,  # a static member whose group.instance.id somebody joined with
         KafkaError.UNRELEASED_INSTANCE_ID,  # the reverse (KIP-848): its name is taken, and its holder lives

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -16,10 +16,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from worker.kafka import client_config
 from worker.kafka.assignment import Assignment, FetchState, partitions_of, positions_of
 from worker.kafka.client_config import Properties
-from worker.kafka.client_errors import ErrorLog
+from worker.kafka.client_errors import PARTITION_END, ErrorLog
 from worker.kafka.offset_commits import OffsetCommits
 from worker.kafka.records import record_of
 from worker.messages import Partition, Record
+
+# Of a tenth of a second each, until the listener is called, which has a deadline of its own.
+LEAVE_POLLS: Final = 50
 
 
 class Listener(Protocol):
@@ -36,18 +39,22 @@ class Listener(Protocol):
 
 
 class Consumer:
-    """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition."""
+    """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition.
+
+    ``commits`` are its committed offsets.
+    """
 
     def __init__(self, config: Properties) -> None:
         self._incremental = client_config.is_incremental(config)
         self._listener: Listener | None = None
         self._assignment = Assignment()
         self._paused = False
+        self._is_closed = False
         self._errors = ErrorLog("consumer")
         config = client_config.with_callbacks(config, self._errors)
         self._client = client_config.open_client(Client, config | {"on_commit": self._on_commit})
         from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
-        self._commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
+        self.commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         """Join the group. The first `poll` connects."""
@@ -127,40 +134,6 @@ class Consumer:
                 with suppress(KafkaException):  # which costs the second, and nothing else
                     self._client.seek(TopicPartition(topic, number, assigned.next_offset))
 
-    def committed(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
-        """The group's offset and its metadata for each partition; where it has none, the offset reading begins at.
-
-        Raises:
-            BrokerAway: no answer in time.
-        """
-        return self._commits.committed(partitions, timeout_s)
-
-    def commit(
-        self, offsets: Mapping[Partition, int], *, wait: bool, metadata: Mapping[Partition, str] | None = None
-    ) -> None:
-        """Commit the offset behind the last resolved record of each partition.
-
-        Without ``wait`` the answer arrives in a later `poll`, and a commit that failed is sent again with the next one
-        (without its metadata: what comes later knows better).
-
-        Raises:
-            BrokerAway: the commit failed. With ``wait`` that is the end of it: what comes later may say more, and
-                sending these offsets again could take it back.
-        """
-        self._commits.commit(offsets, wait=wait, metadata=metadata)
-
-    def prove_membership(self, timeout_s: float) -> None:
-        """Commit what is committed: the group takes that from its members only.
-
-        Raises:
-            BrokerAway: it was not taken. If another process took our place, the next `poll` says so.
-        """
-        self._commits.prove_membership(timeout_s)
-
-    def recommit(self) -> None:
-        """Send again what an asynchronous commit failed to commit, if anything."""
-        self._commits.recommit()
-
     def group_metadata(self) -> Any:
         """What proves membership to the transaction coordinator (KIP-447)."""
         return self._client.consumer_group_metadata()
@@ -182,14 +155,34 @@ class Consumer:
         _, high = self._client.get_watermark_offsets(TopicPartition(partition.topic, partition.number), cached=True)
         return int(high) if high >= 0 else None
 
+    def is_at_end(self, partition: Partition) -> bool:
+        """True if all there is of a partition has been read, as far as is known."""
+        assigned = self._assignment.known.get(partition)
+        return assigned is not None and assigned.end_offset is not None and assigned.next_offset == assigned.end_offset
+
     def close(self) -> None:
-        """Leave the group. Revokes what is assigned first, so the listener sees it."""
+        """Leave the group. Revokes what is assigned first, so the listener sees it. May be called again."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        # Inside the callbacks of the client's own close, committed offsets are never answered: they are asked for in
+        # vain until time runs out. Inside a poll they are.
+        with suppress(KafkaException):
+            self.pause()  # drops what is fetched ahead, which would be polled first
+            self._client.unsubscribe()
+            for _ in range(LEAVE_POLLS):
+                if not self._assignment:
+                    break
+                self._client.poll(0.1)
         self._client.close()
 
     def _record(self, message: Message) -> Record | None:
         error = message.error()
         if error is not None:
-            self._errors(error)
+            if error.code() == PARTITION_END:
+                self._ended(message)
+            else:
+                self._errors(error)
             return None
         assigned = self._assignment.known.get((message.topic(), message.partition()))
         if assigned is None:
@@ -198,6 +191,11 @@ class Consumer:
         record = record_of(message, assigned.partition, assigned.generation)
         assigned.next_offset = record.position.offset + 1
         return record
+
+    def _ended(self, message: Message) -> None:
+        assigned = self._assignment.known.get((message.topic(), message.partition()))
+        if assigned is not None and not assigned.held:  # what is held is read again from where it was held
+            assigned.next_offset = assigned.end_offset = message.offset()
 
     def _on_assign(self, client: Client, positions: list[TopicPartition]) -> None:
         if self._incremental:
@@ -223,7 +221,7 @@ class Consumer:
         self._unassign(client, positions)
 
     def _on_commit(self, error: KafkaError | None, positions: list[TopicPartition]) -> None:
-        self._commits.answered(error, positions)
+        self.commits.answered(error, positions)
 
     def _unassign(self, client: Client, positions: list[TopicPartition]) -> None:
         self._assignment.forget(partitions_of(positions))

@@ -104,7 +104,7 @@ class RecoveringPublisher:
     def _recover(self, timeout_s: float) -> None:
         try:
             if self._contested:
-                self._consumer.prove_membership(timeout_s)
+                self._consumer.commits.prove_membership(timeout_s)
             self._current.start(timeout_s)
         except BrokerAway as error:
             if self._in_doubt:
@@ -119,7 +119,7 @@ class RecoveringPublisher:
             BrokerAway: nobody says.
         """
         ours = [p for p, generation in release.generations.items() if self._consumer.assignment.get(p) == generation]
-        known = self._consumer.committed(ours, timeout_s) if ours else {}
+        known = self._consumer.commits.committed(ours, timeout_s) if ours else {}
         if len(known) < len(ours):
             raise BrokerAway("committed offsets are known of some partitions only")
         return all(known[partition][0] >= release.offsets[partition] for partition in ours)

@@ -19,7 +19,7 @@ _WATERMARK_TIMEOUT_S: Final = 5.0
 
 
 class OffsetCommits:
-    """Commits the offsets of assigned partitions, and of no others. See `worker.kafka.consumer.Consumer` for each call.
+    """Commits the offsets of assigned partitions, and of no others.
 
     Args:
         client: The member of the group.
@@ -35,7 +35,11 @@ class OffsetCommits:
         self._has_failed = False
 
     def committed(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
-        """Offset and metadata of each partition. Raises BrokerAway."""
+        """The group's offset and its metadata for each partition; where it has none, the offset reading begins at.
+
+        Raises:
+            BrokerAway: no answer in time.
+        """
         try:
             found = self._client.committed(positions_of(partitions), timeout=timeout_s)
             return {
@@ -56,7 +60,15 @@ class OffsetCommits:
     def commit(
         self, offsets: Mapping[Partition, int], *, wait: bool, metadata: Mapping[Partition, str] | None = None
     ) -> None:
-        """Commit these offsets and those that failed. Raises BrokerAway."""
+        """Commit the offset behind the last resolved record of each partition, and those that failed.
+
+        Without ``wait`` the answer arrives in a later poll, and a commit that failed is sent again with the next one
+        (without its metadata: what comes later knows better).
+
+        Raises:
+            BrokerAway: the commit failed. With ``wait`` that is the end of it: what comes later may say more, and
+                sending these offsets again could take it back.
+        """
         known = self._assignment.known
         wanted = {partition: offset for partition, offset in offsets.items() if partition in known}
         if self._has_failed:
@@ -83,7 +95,11 @@ class OffsetCommits:
         self._has_failed = False
 
     def prove_membership(self, timeout_s: float) -> None:
-        """Commit what is committed. Raises BrokerAway."""
+        """Commit what is committed: the group takes that from its members only.
+
+        Raises:
+            BrokerAway: it was not taken. If another process took our place, the next poll says so.
+        """
         found = self.committed(list(self._assignment), timeout_s)
         self.commit(
             {partition: offset for partition, (offset, _) in found.items()},
@@ -92,7 +108,7 @@ class OffsetCommits:
         )
 
     def recommit(self) -> None:
-        """Commit again what failed, if anything."""
+        """Send again what a commit without ``wait`` failed to commit, if anything."""
         if self._has_failed:
             try:
                 self.commit({}, wait=False)

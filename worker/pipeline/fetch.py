@@ -130,6 +130,8 @@ class Fetcher:
                 kept.append(record)
             else:
                 held.add(partition)
+        if self._quarantine:
+            self._quarantine.count_starts({record.position.partition for record in kept})
         return kept
 
     def _from_retry_topic(self, assigned: AssignedPartition, record: Record, now_ms: int) -> Record | None:

@@ -81,9 +81,14 @@ class Loop:
 
     def _deadline_s(self) -> float:
         """When something is due that no record announces."""
-        if self.handoff.is_computing or (self.quarantine and any(self.quarantine.quarantines())):
-            return self.clocks.monotonic_s() + BUSY_POLL_S
-        return min(self.handoff.deadline_s, self.resolver.deadline_s, self.publication.deadline_s)
+        soon_s = self.clocks.monotonic_s() + BUSY_POLL_S
+        if self.handoff.is_computing:
+            return soon_s
+        deadline_s = min(self.handoff.deadline_s, self.resolver.deadline_s, self.publication.deadline_s)
+        if self.quarantine:
+            # A batch that is due may have to wait for a quarantined record.
+            deadline_s = max(soon_s, min(deadline_s, self.quarantine.deadline_s))
+        return deadline_s
 
     @property
     def in_flight(self) -> int:

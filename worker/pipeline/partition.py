@@ -11,31 +11,46 @@ from worker.rules.offsets import Account, Ledger
 
 @dataclass(slots=True)
 class CountedStart:
-    """A start that still counts, until the offset committed for the partition reaches ``until``.
+    """A start that counts as soon as records are in hand, until the offset committed for the partition is ``until``.
 
     By then everything is answered that a predecessor can have had in hand.
     """
 
-    former: Mark  # before this start was counted
-    mark: Mark
+    former: Mark  # as it was found
     committed: int
     until: int
-    read: int | None = None  # the offset behind the last record read
+    is_counted: bool = False  # records are in hand, and the count is committed
     has_progress: bool = False
+    read: int | None = None  # the offset behind the last record read
     held: bool = False
+
+    @property
+    def mark(self) -> Mark:
+        """What is committed beside the offset."""
+        if not self.is_counted:
+            return self.former
+        return Mark(starts=1 if self.has_progress else self.former.starts + 1)
 
 
 @dataclass(slots=True)
 class Quarantined:
-    """A quarantine, until the committed offset reaches ``until``.
-
-    ``condemned``: the next record was in hand, marked, when the process died.
-    """
+    """A quarantine, until the committed offset reaches ``until``. ``deaths`` as in `worker.rules.crash_count.Mark`."""
 
     until: int
-    condemned: bool
+    deaths: int
+    not_before_s: float  # of the monotonic clock; the next record is left alone until then
     record: Record | None = None  # read, and not admitted yet
     marked_at: int | None = None  # the offset of the record that is marked, until it is answered
+
+    @property
+    def mark(self) -> Mark:
+        """What is committed beside the offset."""
+        return Mark(until=self.until, deaths=self.deaths + (self.marked_at is not None))
+
+    @property
+    def unmarked(self) -> Mark:
+        """What was committed before the record in hand was marked."""
+        return Mark(until=self.until, deaths=self.deaths)
 
 
 @dataclass(slots=True)

@@ -92,9 +92,9 @@ class Publication:
         now_s = self._clocks.monotonic_s()
         if now_s < self._retry_at_s:
             return
-        batch = self._unfinished or self._next()
+        batch = self._unfinished or self._next(is_ending=is_draining)
         if not batch:
-            self._consumer.recommit()
+            self._consumer.commits.recommit()
         elif self._unfinished is not None:
             self._publish(batch)
         elif is_draining or not self._may_grow(batch, now_s):
@@ -110,7 +110,9 @@ class Publication:
                 return
             self._clocks.wait(BUSY_POLL_S)
 
-    def _next(self) -> CommitBatch:
+    def _next(self, *, is_ending: bool) -> CommitBatch:
+        if self._quarantine:
+            self._quarantine.withhold(is_ending=is_ending)
         most = None
         # (At least once, what was delivered stays so, and a smaller batch would forget the reports of the rest.)
         if self._attempts and self._publisher.transactional:

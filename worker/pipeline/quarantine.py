@@ -6,8 +6,7 @@ metadata of committed offsets, and a quarantined partition's records are admitte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -16,6 +15,7 @@ from worker.errors import BrokerAway, RegistryAway
 from worker.kafka.consumer import Consumer
 from worker.messages import CommitBatch, Partition, Record
 from worker.pipeline.admit import Admission
+from worker.pipeline.clocks import Clocks
 from worker.pipeline.handoff import Handoff
 from worker.pipeline.partition import AssignedPartition, CountedStart, Partitions, Quarantined
 from worker.pipeline.resolve import Resolver
@@ -30,6 +30,67 @@ WINDOW_BATCHES: Final = 2
 # offsets are not stable and the answer waits.
 MARK_TIMEOUT_S: Final = 15.0
 COMMIT_TIMEOUT_S: Final = 2.0
+# A record that was marked when the process died is left alone for so long after a start. What kills from outside again
+# and again, faster than this, comes before it is marked a second time, so it condemns nobody.
+SUSPECT_DELAY_S: Final = 5.0
+
+
+class Marks:
+    """What is committed beside offsets about starts and deaths, and what we left there ourselves."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._commits = consumer.commits
+        # Of partitions that went while we live: the mark that is committed, and what it was before we marked it.
+        self._left: dict[Partition, tuple[Mark, Mark]] = {}
+
+    def found(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, Mark]]:
+        """The committed offset of each partition, and the mark that a predecessor left beside it.
+
+        Where a broker is away or an offset is not stable, nothing is known: then a record that kills takes one more
+        start to be found.
+        """
+        try:
+            known = self._commits.committed(partitions, MARK_TIMEOUT_S)
+        except BrokerAway as error:
+            log.warning("starts_not_counted", error=str(error))
+            return {}
+        if unknown := sorted(set(partitions) - known.keys()):
+            log.warning(
+                "starts_not_counted",
+                error="no stable offset is committed",
+                partitions=[str(partition) for partition in unknown],
+            )
+        return {
+            partition: (offset, self._former(partition, metadata)) for partition, (offset, metadata) in known.items()
+        }
+
+    def _former(self, partition: Partition, metadata: str) -> Mark:
+        found = parse(metadata)
+        left, former = self._left.pop(partition, (Mark(), Mark()))
+        # A mark that is as we left it tells of no death: the partition was lost, in an outage perhaps, not we.
+        return former if found == left else found
+
+    def leave(self, partition: Partition, mark: Mark, former: Mark) -> None:
+        """A partition leaves with this mark beside its offset, and had that one before."""
+        self._left[partition] = mark, former
+
+    def commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
+        """Commit unchanged offsets with these marks. Raises BrokerAway."""
+        if marks:
+            # A commit that is waited for has no time-out: without its coordinator it takes librdkafka 45 s to fail.
+            self._commits.committed(list(marks), COMMIT_TIMEOUT_S)
+            self._commits.commit(
+                {partition: offset for partition, (offset, _) in marks.items()},
+                wait=True,
+                metadata={partition: render(mark) for partition, (_, mark) in marks.items()},
+            )
+
+    def try_to_commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
+        """As `commit`; where the broker is away a line in the log is all that comes of it."""
+        try:
+            self.commit(marks)
+        except BrokerAway as error:
+            log.warning("starts_not_committed", error=str(error), partitions=len(marks))
 
 
 class Quarantine:
@@ -40,17 +101,21 @@ class Quarantine:
     Args:
         consumer: where records come from and marks are committed.
         partitions: the assigned partitions.
+        clocks: what time it is.
         window: how far beyond the committed offset a partition is read while a start counts, and how long a quarantine
             lasts: so the culprit of a start that dies lies in it.
         horizon: how far beyond it a worker may have read when it died of whose start nobody counts any more.
     """
 
-    def __init__(self, consumer: Consumer, partitions: Partitions, window: int, horizon: int) -> None:
+    def __init__(
+        self, consumer: Consumer, partitions: Partitions, clocks: Clocks, *, window: int, horizon: int
+    ) -> None:
         self._consumer = consumer
+        self._clocks = clocks
         self._partitions = partitions
         self._window = window
         self._horizon = horizon
-        self._left: dict[Partition, Mark] = {}  # our marks on partitions that went: nobody died
+        self._marks = Marks(consumer)
         self._watched = 0  # partitions with a counted start or a quarantine
 
     def __bool__(self) -> bool:
@@ -59,37 +124,20 @@ class Quarantine:
     # Rebalances -------------------------------------------------------------------------------------------------------
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
-        """Raise the count of starts, or begin a quarantine, before anything of the partitions is read."""
-        marks: dict[Partition, tuple[int, Mark]] = {}
-        try:
-            known = self._consumer.committed(partitions, MARK_TIMEOUT_S)
-            if unknown := sorted(set(partitions) - known.keys()):
-                log.warning(
-                    "starts_not_counted",
-                    error="no stable offset is committed",
-                    partitions=[str(partition) for partition in unknown],
-                )
-            for partition, (offset, metadata) in known.items():
-                marks[partition] = offset, self._begin(partition, offset, parse(metadata))
-            self._commit(marks)
-        except BrokerAway as error:
-            # Not counted this time: a record that kills takes one more start to be found.
-            log.warning("starts_not_counted", error=str(error))
+        """Look at what a predecessor left beside the committed offsets, before anything of the partitions is read."""
+        for partition, (offset, former) in self._marks.found(partitions).items():
+            self._begin(self._partitions.accounts[partition], offset, former)
 
-    def _begin(self, partition: Partition, offset: int, former: Mark) -> Mark:
-        # A mark that is as we left it tells of no death: the partition was lost, in an outage perhaps, not us.
-        is_ours = self._left.pop(partition, Mark()) == former != Mark()
-        mark = replace(former, suspect=False) if is_ours else begin(former, offset, self._window)
-        assigned = self._partitions.accounts[partition]
+    def _begin(self, assigned: AssignedPartition, offset: int, former: Mark) -> None:
+        mark = begin(former, offset, self._window)
         self._watched += 1
         if mark.quarantined:
-            assigned.quarantined = Quarantined(mark.until, condemned=mark.suspect)
-            log.error("quarantined", partition=str(partition), offset=offset, mark=render(mark))
+            delay_s = SUSPECT_DELAY_S if mark.deaths and not mark.condemned else 0.0
+            assigned.quarantined = Quarantined(mark.until, mark.deaths, self._clocks.monotonic_s() + delay_s)
+            log.error("quarantined", partition=str(assigned.partition), offset=offset, mark=render(mark))
         else:
-            before = replace(mark, starts=mark.starts - 1)
-            until = offset + (self._window if before.starts else self._horizon)
-            assigned.counted_start = CountedStart(before, mark, offset, until)
-        return mark
+            until = offset + (self._window if mark.starts else self._horizon)
+            assigned.counted_start = CountedStart(mark, offset, until)
 
     def hand_over(self, partitions: set[Partition]) -> None:
         """Take this start's marks back: a partition handed over in good order says nothing against its next record."""
@@ -97,14 +145,11 @@ class Quarantine:
         for partition in partitions & self._partitions.accounts.keys():
             assigned = self._partitions.accounts[partition]
             start, quarantined = assigned.counted_start, assigned.quarantined
-            if start is not None:
+            if start is not None and start.is_counted:
                 marks[partition] = start.committed, Mark() if start.has_progress else start.former
             elif quarantined is not None and quarantined.marked_at is not None:
-                marks[partition] = quarantined.marked_at, Mark(until=quarantined.until)
-        try:
-            self._commit(marks)
-        except BrokerAway as error:
-            log.warning("starts_not_taken_back", error=str(error))
+                marks[partition] = quarantined.marked_at, quarantined.unmarked
+        self._marks.try_to_commit(marks)
 
     def forget(self, partition: Partition) -> None:
         """The partition is about to leave: remember the mark that it leaves with."""
@@ -112,13 +157,23 @@ class Quarantine:
         if assigned is None:
             return
         if (start := assigned.counted_start) is not None:
-            self._left[partition] = start.mark
+            self._marks.leave(partition, start.mark, start.former)
             self._watched -= 1
         if (quarantined := assigned.quarantined) is not None:
-            self._left[partition] = Mark(until=quarantined.until, suspect=quarantined.marked_at is not None)
+            self._marks.leave(partition, quarantined.mark, quarantined.unmarked)
             self._watched -= 1
 
     # Reading ----------------------------------------------------------------------------------------------------------
+
+    def count_starts(self, partitions: Iterable[Partition]) -> None:
+        """Records of these partitions are about to be in hand: from now on this start counts."""
+        marks: dict[Partition, tuple[int, Mark]] = {}
+        for partition in partitions:
+            start = self._partitions.accounts[partition].counted_start
+            if start is not None and not start.is_counted:
+                start.is_counted = True
+                marks[partition] = start.committed, start.mark
+        self._marks.try_to_commit(marks)
 
     def admits(self, assigned: AssignedPartition, record: Record) -> bool:
         """False for a record too far ahead of what is committed while this start counts: it is read again later.
@@ -146,8 +201,27 @@ class Quarantine:
     def take(self, quarantined: Quarantined, record: Record) -> None:
         """Take the next record of a quarantined partition in hand; no more is fetched until it is answered."""
         position = record.position
+        # What killed a predecessor was there before it died.
+        if (end := self._consumer.end(position.partition)) is not None:
+            quarantined.until = min(quarantined.until, max(end, position.offset + 1))
         self._consumer.hold(position.partition, position.offset + 1)
         quarantined.record = record
+
+    def is_waiting(self, quarantined: Quarantined) -> bool:
+        """True if the record of a quarantined partition is read and may be tried."""
+        return quarantined.record is not None and self._clocks.monotonic_s() >= quarantined.not_before_s
+
+    @property
+    def deadline_s(self) -> float:
+        """When the next quarantined record may be tried, or is looked after; infinity if none is in hand."""
+        return min(
+            (
+                quarantined.not_before_s
+                for quarantined in self.quarantines()
+                if quarantined.record is not None or quarantined.marked_at is not None
+            ),
+            default=float("inf"),
+        )
 
     def quarantines(self) -> Iterator[Quarantined]:
         """The quarantines of all assigned partitions."""
@@ -158,8 +232,24 @@ class Quarantine:
     def mark(self, quarantined: Quarantined, record: Record) -> None:
         """Mark the record that is about to be decoded and computed. Raises BrokerAway."""
         position = record.position
-        self._commit({position.partition: (position.offset, Mark(until=quarantined.until, suspect=True))})
+        mark = Mark(until=quarantined.until, deaths=quarantined.deaths + 1)
+        self._marks.commit({position.partition: (position.offset, mark)})
         quarantined.marked_at = position.offset
+
+    def withhold(self, *, is_ending: bool) -> None:
+        """Keep back the answers of a start that follows a death until all of its first window can go at once.
+
+        So a killer in that window lets no answer before it out, and this start leaves no progress: two such starts, and
+        the quarantine looks at the window record by record. Otherwise each start could answer a few records more.
+        ``is_ending``: the worker stops or the partition leaves, and no more is read.
+        """
+        for assigned in self._partitions.accounts.values():
+            start = assigned.counted_start
+            if start is None:
+                continue
+            is_first = start.former.starts > 0 and not start.has_progress and not is_ending
+            is_whole = start.held or self._consumer.is_at_end(assigned.partition)
+            assigned.is_withheld = is_first and not (is_whole and all(entry.resolved for entry in assigned.entries))
 
     # Committing -------------------------------------------------------------------------------------------------------
 
@@ -172,7 +262,7 @@ class Quarantine:
             if quarantined is not None and behind < quarantined.until:
                 marks[partition] = render(Mark(until=quarantined.until))
             elif start is not None and behind < start.until:
-                marks[partition] = render(start.mark)
+                marks[partition] = render(Mark(starts=1))
         return marks
 
     def progressed(self, batch: CommitBatch) -> None:
@@ -185,7 +275,7 @@ class Quarantine:
                 self._advance(assigned, start, behind)
             if (quarantined := assigned.quarantined) is None:
                 continue
-            quarantined.marked_at = None
+            quarantined.marked_at, quarantined.deaths = None, 0
             if behind >= quarantined.until:
                 assigned.quarantined = None
                 self._watched -= 1
@@ -200,17 +290,6 @@ class Quarantine:
         if behind >= start.until:
             assigned.counted_start = None
             self._watched -= 1
-
-    def _commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
-        """Commit unchanged offsets with new metadata."""
-        if marks:
-            # A commit that is waited for has no time-out: without its coordinator it takes librdkafka 45 s to fail.
-            self._consumer.committed(list(marks), COMMIT_TIMEOUT_S)
-            self._consumer.commit(
-                {partition: offset for partition, (offset, _) in marks.items()},
-                wait=True,
-                metadata={partition: render(mark) for partition, (_, mark) in marks.items()},
-            )
 
 
 class OneAtATime:
@@ -234,7 +313,7 @@ class OneAtATime:
         quarantines = list(self._quarantine.quarantines())
         marked = [quarantined for quarantined in quarantines if quarantined.marked_at is not None]
         # While a record is marked, only that one.
-        waiting = next((q for q in marked or quarantines if q.record is not None), None)
+        waiting = next((q for q in marked or quarantines if self._quarantine.is_waiting(q)), None)
         if marked:
             # It is computed, or waits for its next attempt or its commit: no neighbour's crash may be laid to it.
             if waiting is not None:
@@ -253,8 +332,8 @@ class OneAtATime:
         record = quarantined.record
         if record is None or self._admission.is_waiting:
             return
-        if quarantined.condemned:
-            quarantined.record, quarantined.condemned = None, False
+        if quarantined.unmarked.condemned:
+            quarantined.record = None
             self._resolver.killed(record)
             return
         try:

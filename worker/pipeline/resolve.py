@@ -38,7 +38,7 @@ from worker.messages import (
 from worker.pipeline.clocks import Clocks
 from worker.pipeline.partition import Partitions
 from worker.rules import retry_headers
-from worker.rules.crash_count import STARTS
+from worker.rules.crash_count import DEATHS
 from worker.rules.dead_letter import PREFIX, DeadLetterSource, dead_letter, is_truncated, truncated
 from worker.rules.dead_letter_limit import DeadLetterCount, DeadLetterLimits
 from worker.rules.retry import DeadLetter, Retry, RetryPolicy, decide, fault_of
@@ -148,7 +148,7 @@ class Resolver:
 
     def killed(self, record: Record) -> None:
         """A record that was in hand, marked and alone, when the process died."""
-        self._failed(replace(record, attempt=STARTS + 1), _PROCESS_DIED)
+        self._failed(replace(record, attempt=DEATHS), _PROCESS_DIED)
 
     def refused(self, error: Unpublishable) -> None:
         """An output that the broker refuses for what it is: something publishable takes its place.

@@ -1,25 +1,29 @@
-"""Records that kill the process: how they are found without slowing anything else.
+"""Records that kill the process: how they are found without slowing anything else, and without blaming the innocent.
 
 A record that ends the process (a segmentation fault, the kernel's out-of-memory killer, ``os._exit``) leaves no error
-behind, only a worker that starts again at the same offset. The count of such starts travels in the metadata of the
-committed offset, so it survives the process and follows the partition to another worker:
+behind, only a worker that starts again at the same offset. What kills a process from outside (a lost node, an impatient
+probe, ``kill -9``) looks the same, once. It does not look the same twice: it has no reason to come while the same
+records are in hand, let alone while one record is alone on the device. So the evidence is collected in the metadata of
+the committed offset, which survives the process and follows the partition to another worker:
 
-1. On assignment the count is raised and committed with the unchanged offset. Commits carry it on until progress has
-   passed all that can have been in flight when a predecessor died, or the end of the partition at that time: answers to
-   the records before the killer say nothing about it. Then they carry no metadata, and progress costs nothing. A
-   partition handed over in good order gets its count back, and none if there was progress.
-2. At `STARTS` starts without progress the partition is quarantined: read one record at a time, each computed with
-   nothing beside it, and marked as *suspect* by a commit before anything of it is decoded.
-3. A suspect found on assignment was in hand when the process died. It is dead-lettered unread.
-4. While a start counts, a partition is read no further than a window beyond its committed offset. The quarantine ends
-   when that window is behind, so the killer is in it. One killer costs at most `STARTS` + 2 restarts: the first death,
-   one for each start counted, and the one that its mark betrays.
+1. When the first record of a partition is in hand, the count of starts is raised and committed with the unchanged
+   offset. A worker that is idle counts nothing. Progress, a commit that moves the offset, sets the count back to one
+   (this start), and to none once everything is answered that a predecessor can have had in hand. A partition handed
+   over in good order gets its former count back.
+2. So a count of `STARTS` at an assignment says that as many starts in a row died with records behind this very offset
+   in hand, and answered none of them. The partition is quarantined: its records are read one at a time, each computed
+   with nothing beside it, and *marked* by a commit before anything of it is decoded.
+3. A mark found on assignment says that the process died while that record was alone in its hands. It is tried once
+   more, alone again, and not before the process has lived for some seconds. A record under `DEATHS` marks is
+   condemned: it becomes a dead letter unread.
+4. While a start counts, a partition is read no further than a window beyond its committed offset. A start that follows
+   a counted one answers its first window whole or not at all. So a killer that made a start die lies in that window,
+   the next start makes no progress, and the quarantine looks for it there. It costs six restarts at most: its first
+   death, one that may have answered records before it, `STARTS` without progress, `DEATHS` marked.
 5. A mark that a process finds as it left it itself, when it lost the partition in an outage say, counts for nothing.
 
-What kills a process from outside looks the same: three hard kills with hardly an answer between them slow a partition
-down, and a fourth condemns the record in hand. It is a dead letter, whole, and can be replayed.
-
-The metadata is nothing, ``{"starts": n}``, ``{"until": offset}`` or ``{"until": offset, "suspect": true}``.
+The metadata is nothing, ``{"starts": n}``, ``{"until": offset}`` or ``{"until": offset, "suspect": n}``, where n counts
+the marks. Releases up to 0.1 wrote ``"suspect": true`` for the first mark, and read any number as that.
 """
 
 from __future__ import annotations
@@ -28,53 +32,73 @@ import json
 from dataclasses import dataclass, replace
 from typing import Final
 
-# Crashes for other reasons (a node drained hard, a broken image) should not slow partitions down at once, and a crash
-# loop should end before anybody is woken: three is the smallest number that tells a habit from an accident.
-STARTS: Final = 3
+# One death with the same records in hand may be an accident. A second in a row that answered none of them is a reason
+# to look closer, which costs nothing but speed: nobody is condemned by a count.
+STARTS: Final = 2
+DEATHS: Final = 2
+_LARGEST: Final = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The metadata of a committed offset. ``until`` is the offset at which the quarantine ends, -1 outside of one."""
+    """The metadata of a committed offset.
+
+    ``starts`` have had records behind it in hand and answered none. ``until`` is the offset at which the quarantine
+    ends, -1 outside of one. ``deaths`` is how often the next record was marked, alone in hand, and not answered.
+    """
 
     starts: int = 0
     until: int = -1
-    suspect: bool = False
+    deaths: int = 0
 
     @property
     def quarantined(self) -> bool:
         """True while records are read one at a time."""
         return self.until >= 0
 
+    @property
+    def condemned(self) -> bool:
+        """True if the next record is given up unread."""
+        return self.quarantined and self.deaths >= DEATHS
+
 
 def parse(metadata: str | None) -> Mark:
     """Read a mark. Metadata that is not ours, or damaged, counts as none."""
     try:
         found = json.loads(metadata or "{}")
-        return Mark(int(found.get("starts", 0)), int(found.get("until", -1)), bool(found.get("suspect", False)))
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        if not isinstance(found, dict):
+            return Mark()
+        starts, until, deaths = found.get("starts", 0), found.get("until", -1), found.get("suspect", 0)
+    except (ValueError, RecursionError):
         return Mark()
+    is_sound = all(isinstance(number, int) and number <= _LARGEST for number in (starts, until, deaths))
+    if not is_sound or starts < 0 or until < -1 or deaths < 0:
+        return Mark()
+    return Mark(int(starts), int(until), int(deaths))
 
 
 def render(mark: Mark) -> str:
     """The mark as metadata; empty for the ordinary state."""
-    fields: dict[str, int | bool] = {}
+    fields: dict[str, int] = {}
     if mark.starts:
         fields["starts"] = mark.starts
     if mark.quarantined:
         fields["until"] = mark.until
-    if mark.suspect:
-        fields["suspect"] = True
+    if mark.deaths:
+        fields["suspect"] = mark.deaths
     return json.dumps(fields) if fields else ""
 
 
 def begin(mark: Mark, offset: int, window: int) -> Mark:
-    """The mark to commit when a partition is assigned at ``offset``.
+    """The state in which a start begins with a partition whose offset is committed with ``mark``.
 
-    ``window`` is how many records of one partition can have been in flight when the process died.
+    ``window`` is how many records of one partition can have been in hand when the process died.
     """
-    if mark.quarantined:
+    if mark.quarantined or mark.starts < STARTS:
         return mark
-    if mark.starts >= STARTS:
-        return Mark(until=offset + window)
+    return Mark(until=offset + window)
+
+
+def counted(mark: Mark) -> Mark:
+    """The mark of a start that has records in hand."""
     return replace(mark, starts=mark.starts + 1)

@@ -34,12 +34,16 @@ class Entry:
 
 @dataclass(slots=True)
 class Account:
-    """One partition under one assignment. ``entries`` is in read order; ``by_offset`` finds one."""
+    """One partition under one assignment. ``entries`` is in read order; ``by_offset`` finds one.
+
+    While ``is_withheld`` nothing of it is released, resolved or not.
+    """
 
     partition: Partition
     generation: int
     entries: deque[Entry] = field(default_factory=deque)
     by_offset: dict[int, Entry] = field(default_factory=dict)
+    is_withheld: bool = False
 
 
 AnAccount = TypeVar("AnAccount", bound=Account)
@@ -138,6 +142,8 @@ class Ledger(Generic[AnAccount]):
         generations: dict[Partition, int] = {}
         left = self._in_flight if limit is None else limit
         for partition, account in self._accounts.items():
+            if account.is_withheld:
+                continue
             count = 0
             for entry in account.entries:
                 if not entry.resolved or count == left:

@@ -9,7 +9,8 @@ import pytest
 from tests.brokers.memory import Clock, MemoryBroker
 from tests.delivery.doubles import Killed, answered, partition, reason
 from tests.delivery.worker import BATCH, Worker
-from worker.rules.crash_count import STARTS, parse
+from worker.pipeline.quarantine import SUSPECT_DELAY_S
+from worker.rules.crash_count import STARTS, Mark, parse
 
 P0 = partition(0)
 
@@ -29,14 +30,20 @@ def started(broker: MemoryBroker) -> Worker:
 def quarantined(broker: MemoryBroker) -> Worker:
     """A worker that has a record in hand which is marked, after as many deaths as it takes."""
     broker.send(P0, *[b"ok"] * 6)
+    for _ in range(STARTS):  # each dies with records in hand, and none is to blame
+        busy(started(broker))
     worker = started(broker)
-    for _ in range(STARTS):  # each dies at once, and no record is to blame
-        worker = started(broker)
-    worker.stuck = True
-    for _ in range(20):
-        worker.loop.step()
-    assert parse(broker.metadata[P0]).suspect
+    busy(worker)
+    assert parse(broker.metadata[P0]).deaths == 1
     return worker
+
+
+def busy(worker: Worker) -> None:
+    """Let it take in hand what there is, and answer nothing."""
+    worker.stuck = True
+    deadline_s = worker.clock() + SUSPECT_DELAY_S + 1
+    while worker.clock() < deadline_s:
+        worker.loop.step()
 
 
 def test_a_partition_that_is_lost_and_comes_back_to_a_worker_that_lives_condemns_nothing(broker: MemoryBroker) -> None:
@@ -52,20 +59,32 @@ def test_a_partition_that_is_lost_and_comes_back_to_a_worker_that_lives_condemns
     assert [(answered(output)[1], reason(output)) for output in broker.visible] == [(i, "") for i in range(6)]
 
 
-def test_another_worker_that_gets_it_condemns_the_record(broker: MemoryBroker) -> None:
-    """It cannot know that the first one lives."""
+def test_another_worker_that_gets_it_tries_the_record_once_more_and_a_third_condemns_it(broker: MemoryBroker) -> None:
+    """They cannot know that the first one lives."""
     quarantined(broker)
+    busy(started(broker))
+    assert parse(broker.metadata[P0]).deaths == 2
+    assert broker.visible == []
     started(broker).settle()
     assert [reason(output) for output in broker.visible] == ["crash", *[""] * 5]
 
 
+def test_a_record_that_was_marked_once_and_is_answered_is_forgotten(broker: MemoryBroker) -> None:
+    quarantined(broker)
+    started(broker).settle()
+    assert [reason(output) for output in broker.visible] == [""] * 6
+    assert parse(broker.metadata[P0]) == Mark()
+
+
 def test_a_worker_that_loses_its_partitions_again_and_again_counts_no_start(broker: MemoryBroker) -> None:
+    broker.send(P0, *[b"ok"] * 6)
     worker = started(broker)
+    busy(worker)
     for _ in range(2 * STARTS):
         broker.lose(P0)
         worker.loop.step()
         broker.assign(P0)
-        worker.loop.step()
+        busy(worker)
     assert parse(broker.metadata[P0]).starts == 1
 
 
@@ -91,5 +110,5 @@ def test_a_killer_behind_much_that_was_in_hand_is_found_all_the_same(broker: Mem
             worker.settle(600)
             break
         deaths += 1
-    assert deaths <= STARTS + 2
+    assert deaths <= 6
     assert [answered(output)[1] for output in broker.visible if reason(output)] == [34]
