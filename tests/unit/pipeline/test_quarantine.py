@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-import pytest
-
-from tests.brokers.memory import Clock, MemoryBroker
+from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import Killed, answered, partition, reason
 from tests.delivery.worker import BATCH, Worker
 from worker.pipeline.quarantine import SUSPECT_DELAY_S
 from worker.rules.crash_count import STARTS, Mark, parse
 
 P0 = partition(0)
-
-
-@pytest.fixture
-def broker() -> MemoryBroker:
-    return MemoryBroker(Clock())
 
 
 def started(broker: MemoryBroker) -> Worker:

@@ -6,18 +6,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.brokers.memory import Clock, MemoryBroker
+from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, partition, record
 from tests.delivery.worker import RETRY, Worker
 from worker.messages import Record, Request
 from worker.rules.retry_headers import PREFIX, retry_copy, topics
 
 P0 = partition(0)
-
-
-@pytest.fixture
-def broker() -> MemoryBroker:
-    return MemoryBroker(Clock())
 
 
 def reading(worker: Worker, *errors: Exception) -> Mock:
