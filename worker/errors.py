@@ -39,7 +39,7 @@ class Reason(StrEnum):
     SCHEMA = "schema"  # the writer's schema is unknown or does not resolve to ours
     INVALID = "invalid"  # decoded, but asks for something impossible (no labels, unknown language, ...)
     TOO_LARGE = "too_large"  # over a limit of the settings
-    EXPIRED = "expired"  # older than limits.max_age_s when its turn came
+    EXPIRED = "expired"  # older than limits.max_age_s when it was read
     INFERENCE = "inference"  # the model fails on this message alone
     CRASH = "crash"  # the process died with this message in hand, again and again
     EXHAUSTED = "exhausted"  # transient failures outlasted retry.max_attempts

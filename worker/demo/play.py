@@ -53,7 +53,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Answer:
-    """What came back for a sample."""
+    """What a sample led to."""
 
     topic: str
     result: dict[str, Any] | None
@@ -82,10 +82,10 @@ def samples(codecs: Codecs, count: int | None) -> list[Sample]:
     return [_renamed(made[i % len(made)], i // len(made)) for i in range(count)]
 
 
-def _renamed(sample: Sample, turn: int) -> Sample:
-    if not turn:
+def _renamed(sample: Sample, round_number: int) -> Sample:
+    if not round_number:
         return sample
-    return Sample(f"{sample.key}#{turn}", sample.language, sample.shown, sample.value, sample.reason)
+    return Sample(f"{sample.key}#{round_number}", sample.language, sample.shown, sample.value, sample.reason)
 
 
 def _sample(codecs: Codecs, request: dict[str, Any]) -> Sample:

@@ -31,7 +31,7 @@ class OffsetCommits:
         self._client = client
         self._assignment = assignment
         self._from_end = from_end
-        # False: no partition has a failed offset. Looking through all of them at every turn of the loop would cost.
+        # False: no partition has a failed offset. Looking through all of them in every step of the loop would cost.
         self._has_failed = False
 
     def committed(self, partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:

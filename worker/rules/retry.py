@@ -44,7 +44,7 @@ class DeadLetter:
 def decide(policy: RetryPolicy, fault: Fault, attempt: int, now_s: float, draw: float) -> Retry | DeadLetter:
     """Decide on a record whose attempt number ``attempt`` (from 1) ended in ``fault``.
 
-    A fault reaches this function only when it stands alone: a batch that fails is bisected first, so what is decided
+    A fault reaches this function only when it stands alone: a batch that fails is split first, so what is decided
     here never falls on a neighbour.
     """
     match fault.kind:
