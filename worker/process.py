@@ -18,7 +18,7 @@ def collect_rarely() -> None:
 
     What lives now (torch and transformers alone are half a million objects) stays until the end. Messages are freed by
     their reference counts; Python's threshold of 700 young objects, which a few dozen messages make, cost a tenth of
-    all time outside the model, and collecting the oldest generation stopped the loop for as long as a small batch takes.
+    all time outside the model, and the oldest generation stopped the loop for as long as a small batch takes.
     """
     gc.collect()
     gc.freeze()
