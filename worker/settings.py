@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,7 +33,6 @@ from pydantic_settings import (
 
 from worker.errors import SettingsError
 from worker.messages import LongText, Pooling
-from worker.rules import retry_headers, topic_names
 from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template
 
 PREFIX = "XNLI_"
@@ -62,14 +60,7 @@ def _parsed(value: object) -> object:
         raise ValueError(f'is no JSON ({error}): write {{"key": "value"}}') from None
 
 
-def _topic_name(name: str) -> str:
-    if (what := topic_names.refusal(name)) is not None:
-        raise ValueError(what)
-    return name
-
-
-TopicName = Annotated[str, AfterValidator(_topic_name)]
-Names = Annotated[tuple[TopicName, ...], NoDecode, BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Seconds = Annotated[tuple[float, ...], NoDecode, BeforeValidator(_listed)]
 Properties = Annotated[dict[str, Property], NoDecode, BeforeValidator(_parsed)]
 
@@ -100,8 +91,7 @@ class KafkaSettings(Section):
 
     bootstrap_servers: str = Field(min_length=1)
     group_id: str = Field(default="xnli-worker", min_length=1)
-    # Kafka holds the name of a static member to the rule of topic names.
-    group_instance_id: TopicName | None = None
+    group_instance_id: str | None = None
     group_protocol: Literal["classic", "consumer"] = "classic"
     # Out of repr: SASL passwords and TLS keys travel here.
     properties: Properties = Field(default_factory=dict, repr=False)
@@ -122,10 +112,10 @@ class TopicSettings(Section):
     """Topic names. ``retry`` holds delays in seconds, a topic GROUP.retry.DELAYs each; empty means retry in place."""
 
     input: Names = ("xnli.requests",)
-    output: TopicName = "xnli.results"
-    dead_letter: TopicName = "xnli.dead-letters"
+    output: str = Field(default="xnli.results", min_length=1)
+    dead_letter: str = Field(default="xnli.dead-letters", min_length=1)
     retry: Seconds = ()
-    label_sets: TopicName | None = None
+    label_sets: str | None = None
 
     @field_validator("input")
     @classmethod
@@ -285,29 +275,6 @@ class Settings(BaseSettings):
     http: HttpSettings = Field(default_factory=HttpSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
-    @model_validator(mode="after")
-    def _retry_topics(self) -> Settings:
-        """What is made of group and delays has to be as legal as what an operator writes, and as different."""
-        topics = self.topics
-        made = {topic: delay_s for delay_s, topic in retry_headers.topics(self.kafka.group_id, topics.retry)}
-        for topic in made:
-            if (what := topic_names.refusal(topic)) is not None:
-                raise ValueError(
-                    f"kafka.group_id = {self.kafka.group_id!r}: retry topics are named after the group, and {topic!r} "
-                    f"{what} (or leave topics.retry empty, to retry in place)"
-                )
-        given = [*topics.input, topics.output, topics.dead_letter, *filter(None, [topics.label_sets])]
-        if taken := made.keys() & set(given):
-            raise ValueError(
-                f"topics.retry: {min(taken)!r} is the retry topic of {made[min(taken)]:g} s and has another use already"
-            )
-        if (pair := topic_names.colliding([*given, *made])) is not None:
-            raise ValueError(
-                f"topics: {pair[0]!r} and {pair[1]!r} differ only in '.' and '_', and Kafka takes them for the same "
-                "name in its metrics and refuses to create both: rename one"
-            )
-        return self
-
 
 # Variables that steer the tests, not the worker: they share the prefix and are no settings.
 _TESTS = f"{PREFIX}TEST_"
@@ -387,8 +354,6 @@ def _explain(error: ValidationError, config_file: Path | None) -> str:
                 lines.append(f"{'.'.join(map(str, found['loc'][:3]))}: must be a string, a number, true or false")
             case "extra_forbidden":
                 lines.append(f"{where}: no such setting; {_known(found['loc'])}")
-            case _ if not where:  # of several sections: the message names them
-                lines.append(found["msg"].removeprefix("Value error, "))
             case _:
                 secret = where in {"schema_registry.password", "schema_registry.token"} or "properties" in where
                 shown = "" if secret or isinstance(found["input"], dict) else f" = {found['input']!r}"

@@ -248,31 +248,3 @@ def test_a_map_of_secrets_that_is_no_json_is_named_and_not_shown(text: str) -> N
     (finding,) = refusal({"XNLI_KAFKA__PROPERTIES": text})
     assert finding.startswith("kafka.properties: ")
     assert SECRET not in finding
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    ("variables", "says"),
-    [
-        ({"XNLI_TOPICS__INPUT": "^rgx-.*"}, "topics.input.0 = '^rgx-.*': is a pattern"),
-        ({"XNLI_TOPICS__OUTPUT": "a b"}, "topics.output = 'a b': has ' ', which Kafka does not take"),
-        ({"XNLI_KAFKA__GROUP_INSTANCE_ID": "a/b"}, "kafka.group_instance_id = 'a/b': has '/'"),
-        (
-            {"XNLI_KAFKA__GROUP_ID": "team/a worker", "XNLI_TOPICS__RETRY": "5"},
-            "kafka.group_id = 'team/a worker': retry topics are named after the group",
-        ),
-        ({"XNLI_KAFKA__GROUP_ID": "g" * 245, "XNLI_TOPICS__RETRY": "5"}, "has 254 characters; Kafka takes at most 249"),
-        ({"XNLI_TOPICS__RETRY": "5", "XNLI_TOPICS__OUTPUT": "xnli-worker.retry.5s"}, "has another use already"),
-        ({"XNLI_TOPICS__OUTPUT": "x.y", "XNLI_TOPICS__DEAD_LETTER": "x_y"}, "differ only in '.' and '_'"),
-    ],
-)
-def test_a_name_that_kafka_would_not_take_is_refused_at_the_start(variables: dict[str, str], says: str) -> None:
-    (line,) = refusal(variables)
-    assert says in line
-    assert not line.startswith(":")
-
-
-def test_a_group_may_have_any_name_where_no_topic_is_named_after_it() -> None:
-    assert from_environment(XNLI_KAFKA__GROUP_ID="team/a worker").kafka.group_id == "team/a worker"

@@ -14,7 +14,6 @@ producer could use them to forge where a result comes from: there they are ignor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Final
 
 from worker.messages import Headers, Origin, Output, OutputKind, Partition, Record
@@ -36,11 +35,8 @@ class RetryHeaders:
 
 
 def topics(group: str, delays_s: tuple[float, ...]) -> tuple[tuple[float, str], ...]:
-    """Each delay in seconds with the name of its topic: ``GROUP.retry.5s``. They belong to the group that waits.
-
-    A delay is written out as a decimal, never with an exponent, so that each has a legal name of its own.
-    """
-    return tuple((delay_s, f"{group}.retry.{Decimal(repr(delay_s)).normalize():f}s") for delay_s in sorted(delays_s))
+    """Each delay in seconds with the name of its topic: ``GROUP.retry.5s``. They belong to the group that waits."""
+    return tuple((delay_s, f"{group}.retry.{delay_s:g}s") for delay_s in sorted(delays_s))
 
 
 def retry_copy(record: Record, topic: str, attempt: int, not_before_ms: int) -> Output:
