@@ -72,6 +72,14 @@ class Undecided:
     offsets: list[TopicPartition]
 
 
+@dataclass(frozen=True, slots=True)
+class _LateEnd:
+    """An EndTxn that was lost with its connection, asked for again by the client, and is still on its way."""
+
+    epoch: int
+    commits: bool
+
+
 class MemoryBroker:
     """What clients share. ``visible`` is what a read_committed reader sees of all outputs, in order of commit."""
 
@@ -94,6 +102,11 @@ class MemoryBroker:
         self.queue_limit = 1 << 20
         self.latest_timestamp_ms: float = math.inf
         self.round_trip_s = 0.0  # of a request to produce
+        # How many of the next ends of transactions are lost with their connections; what arrives late, and to whom.
+        self.lost_ends = 0
+        self.late_ends: list[_LateEnd] = []
+        self.logs_ends = True
+        self.epoch = 0
 
     @contextmanager
     def plugged_in(self) -> Iterator[None]:
@@ -411,6 +424,9 @@ class MemoryProducer:
         self._reports: deque[Callable[[], None]] = deque()
         self._outputs: list[Output] = []
         self._settled = False
+        self._epoch = broker.epoch
+        self._logger = config.get("logger")
+        self._lines: deque[tuple[str, str]] = deque()
 
     def __len__(self) -> int:
         return len(self._queue) + len(self._reports)
@@ -418,6 +434,8 @@ class MemoryProducer:
     def init_transactions(self, timeout: float) -> None:
         self._meet("init_transactions")
         self._broker.settle(commit=False)  # what a predecessor left open
+        self._broker.epoch += 1
+        self._epoch = self._broker.epoch
 
     def produce(
         self,
@@ -440,6 +458,9 @@ class MemoryProducer:
         self._queue.append(_Queued(output, on_delivery))
 
     def poll(self, timeout: float) -> int:
+        while self._lines and self._logger is not None:
+            facility, text = self._lines.popleft()
+            self._logger.log(10, "%s [%s] %s", facility, "rdkafka#producer-1", text)
         if timeout:
             self._send()
             if not self._reports:
@@ -495,6 +516,7 @@ class MemoryProducer:
     def send_offsets_to_transaction(self, offsets: list[TopicPartition], metadata: int, timeout: float) -> None:
         self._send()
         self._expect(_Turn.OPEN)
+        self._meet_late_ends()
         if metadata != self._broker.generation:
             raise KafkaException(abortable(KafkaError.ILLEGAL_GENERATION).error)
         self._meet("send_offsets_to_transaction", timeout)
@@ -519,7 +541,24 @@ class MemoryProducer:
         self._settle(commit=False)
         self._turn = _Turn.READY
 
+    def _meet_late_ends(self) -> None:
+        """What arrives late ends the transaction that is open now, if it comes from the same epoch (KIP-890)."""
+        late = [end for end in self._broker.late_ends if end.epoch == self._epoch]
+        self._broker.late_ends.clear()
+        for end in late:
+            if end.commits:
+                self._broker.visible += self._outputs
+            self._outputs = []
+            if end.commits:  # the offsets belong to no transaction then
+                raise KafkaException(fatal(KafkaError.INVALID_TXN_STATE).error)
+
     def _settle(self, *, commit: bool) -> None:
+        if self._broker.lost_ends:
+            self._broker.lost_ends -= 1
+            self._broker.late_ends.append(_LateEnd(self._epoch, commit))
+            self._lines.append(("ENDTXN", "EndTxn returned _TRANSPORT in state EndingTransaction (may_retry=true)"))
+        if self._broker.logs_ends:
+            self._lines.append(("ENDTXN", "EndTxn returned NO_ERROR in state EndingTransaction (may_retry=true)"))
         if not self._settled:
             self._settled = True
             if commit and self._broker.undecided is None:

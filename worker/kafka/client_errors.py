@@ -46,6 +46,15 @@ _FENCING: Final = frozenset(
     }
 )
 
+_UNANSWERED: Final = frozenset(
+    {
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._TIMED_OUT_QUEUE,  # noqa: SLF001
+        KafkaError._MSG_TIMED_OUT,  # noqa: SLF001
+    }
+)
+
 
 def is_fatal(error: KafkaError) -> bool:
     """Whether a client that reports this can never go on. What a consumer polls has the code and not the flag."""
@@ -73,6 +82,11 @@ def is_retriable(error: KafkaError) -> bool:
     So no set of codes stands here: a time-out is retriable in one transactional call and abortable in another.
     """
     return error.retriable()
+
+
+def is_unanswered(error: KafkaError) -> bool:
+    """Whether a request was lost or not answered in time, so that it may still arrive."""
+    return error.code() in _UNANSWERED or error.retriable()
 
 
 def cannot_go_on(client: str, error: KafkaError) -> FatalError:

@@ -5,6 +5,10 @@ that outlasts ``transaction.timeout.ms`` and takes its producer for fenced, or i
 that the client wants to end. Neither is a reason for the process to end. A new producer under the same transactional
 id begins by ending what the old one left open (KIP-98); then committed offsets are final, and tell whether a
 transaction whose commit was under way took effect, because they are part of it.
+
+A producer is replaced, too, before the next transaction begins when a request of its last one was lost or not answered
+in time. Such a request may arrive late, and under the same producer epoch the broker would take it for a part of
+whatever transaction is open by then (KIP-890). The new producer has a new epoch, and what is late is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import NoReturn, Protocol
 
 import structlog
 
-from worker.errors import BrokerAway, FatalError, TransactionAborted
+from worker.errors import BrokerAway, FatalError, TransactionAborted, Unpublishable
 from worker.kafka.consumer import Consumer
 from worker.kafka.publisher import Clock
 from worker.messages import CommitBatch
@@ -34,6 +38,9 @@ class Transactional(Protocol):
 
     def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """One transaction; False while it is under way."""
+
+    def lost_request(self) -> str:
+        """Why a request may arrive late and must not meet another transaction; empty if none may."""
 
     def abandon(self) -> None:
         """Disconnect, and leave what is open to a successor."""
@@ -63,6 +70,7 @@ class RecoveringPublisher:
         self._clock = clock
         self._contested = contested
         self._current = open_next()
+        self._is_idle = True  # no transaction is open
         self._recovering = False  # the current publisher is new and not started yet
         self._in_doubt = False  # the fate of the last one's transaction is unknown yet
 
@@ -73,6 +81,9 @@ class RecoveringPublisher:
     def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """As `TransactionalPublisher.publish`, save that only a broker without transactions ends in FatalError."""
         deadline_s = self._clock() + timeout_s
+        if self._is_idle and not self._recovering and (why := self._current.lost_request()):
+            log.info("producer_replaced", why=why)
+            self._open_successor()
         if self._recovering:
             self._recover(timeout_s)
         if self._in_doubt:
@@ -83,23 +94,32 @@ class RecoveringPublisher:
                 return True
             raise TransactionAborted("it was not committed when its producer was lost")
         try:
-            return self._current.publish(release, max(0.1, deadline_s - self._clock()))
-        except FatalError as error:
+            self._is_idle = self._current.publish(release, max(0.1, deadline_s - self._clock()))
+        except (TransactionAborted, Unpublishable):
+            self._is_idle = True
+            raise
+        except (BrokerAway, FatalError) as error:
+            # The broker has not said how the transaction ended, or never will. Whatever of it is under way must not
+            # meet the next one, so nothing is asked of this producer any more.
             self._replace(error)
+        return self._is_idle
 
     def close(self) -> None:
         """Abort what is open, as far as the broker answers, and disconnect."""
         self._current.close()
 
-    def _replace(self, error: FatalError) -> NoReturn:
+    def _replace(self, error: BrokerAway | FatalError) -> NoReturn:
         """Always raises: what comes next is the caller's next call."""
         self._in_doubt = self._current.in_doubt
-        self._current.abandon()
-        self._current = self._open_next()
-        self._recovering = True
+        self._open_successor()
         log.warning("producer_lost", error=str(error), in_doubt=self._in_doubt)
         kind = BrokerAway if self._in_doubt else TransactionAborted
         raise kind(f"a new producer takes over: {error}") from error
+
+    def _open_successor(self) -> None:
+        self._current.abandon()
+        self._current = self._open_next()
+        self._recovering = self._is_idle = True
 
     def _recover(self, timeout_s: float) -> None:
         try:

@@ -11,6 +11,7 @@ from worker.errors import BrokerAway, Unpublishable
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
 from worker.kafka.client_errors import ErrorLog
+from worker.kafka.lost_requests import LostRequests
 from worker.kafka.publisher import Clock
 from worker.messages import Output, Position
 
@@ -50,11 +51,13 @@ class DeliveryReports:
 class ProducerConnection:
     """A producer and what both publishers do with it."""
 
-    def __init__(self, config: Properties, clock: Clock) -> None:
+    def __init__(self, config: Properties, clock: Clock, lost: LostRequests | None = None) -> None:
         self.clock = clock
         self.errors = ErrorLog("producer")
         self.singly = False  # from a refusal until a release has gone out: see DeliveryReports
         config = client_config.with_callbacks(config, self.errors) | {"delivery.report.only.error": True}
+        if lost is not None:
+            config |= lost.properties
         self.client = client_config.open_client(Producer, config)
 
     def produce(self, position: Position, output: Output, reports: DeliveryReports, deadline_s: float) -> None:

@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from worker.errors import BrokerAway, FatalError, TransactionAborted, Unpublishable, WorkerError
 from worker.kafka import client_errors
 from worker.kafka.client_config import Properties
+from worker.kafka.lost_requests import LostRequests
 from worker.kafka.pending_offsets import PendingOffsets, Spawn, on_thread
 from worker.kafka.producer import DeliveryReports, ProducerConnection
 from worker.kafka.publisher import Clock
@@ -39,7 +40,7 @@ class _State(Enum):
     IDLE = auto()
     OPEN = auto()  # begun, outputs on their way: may still be aborted
     OFFERED = auto()  # the offsets are on their way too
-    COMMITTING = auto()  # the broker may have committed: only the same call again tells
+    COMMITTING = auto()  # the broker may have committed: a successor finds out
     ABORTING = auto()  # decided, not acknowledged yet
 
 
@@ -65,7 +66,8 @@ class TransactionalPublisher:
         clock: Clock,
         spawn: Spawn = on_thread,
     ) -> None:
-        self._connection = ProducerConnection(config, clock)
+        self._lost = LostRequests(config)
+        self._connection = ProducerConnection(config, clock, self._lost)
         self._consumer = consumer
         self._clock = clock
         self._spawn = spawn
@@ -121,7 +123,7 @@ class TransactionalPublisher:
             self._abort(deadline_s, str(error))
             raise
         except BrokerAway as error:
-            self._abort(deadline_s, str(error))
+            self._abort(deadline_s, str(error), is_late=True)
             raise TransactionAborted(str(error)) from error
         except KafkaException as error:
             self._give_up(error, deadline_s)
@@ -161,7 +163,8 @@ class TransactionalPublisher:
             raise reports.unpublishable
         if left or reports.failed:
             self._connection.singly |= reports.refused
-            self._abort(deadline_s, reports.why)
+            is_late = bool(left) or any(map(client_errors.is_unanswered, reports.failed.values()))
+            self._abort(deadline_s, reports.why, is_late=is_late)
             raise TransactionAborted(f"{left + len(reports.failed)} records were not delivered ({reports.why})")
         if not self._consumer.owns(release.generations):
             self._abort(deadline_s, "a partition left")
@@ -174,11 +177,13 @@ class TransactionalPublisher:
             self._connection.client.commit_transaction(self._left_s(deadline_s))
         except KafkaException as error:
             if client_errors.is_retriable(error.args[0]):
-                # Committed or not: only the same call knows. The state stays, and the caller calls again.
+                # Committed or not: a successor finds out.
                 raise BrokerAway(f"commit not answered: {error.args[0].str()}") from error
             self._give_up(error, deadline_s)
         self._connection.singly = False
         self._state = _State.IDLE
+        self._connection.client.poll(0)  # delivers the log lines that are asked about
+        self._lost.ended()
 
     def _give_up(self, error: KafkaException, deadline_s: float) -> NoReturn:
         """Turn an error of a transactional call into ours. Always raises."""
@@ -189,15 +194,17 @@ class TransactionalPublisher:
         if is_final and (client_errors.names_cause(found) or self.in_doubt):
             raise client_errors.cannot_go_on("transactional producer", found) from error
         # Abortable, or retriable with our time used up: in both cases nothing was committed, and abort makes it final.
-        self._abort(deadline_s, found.str())
+        self._abort(deadline_s, found.str(), is_late=client_errors.is_unanswered(found))
         # Records are sent in the background: what made the transaction fail was met by a later call.
         self._connection.singly |= self._reports.refused
         if self._reports.unpublishable is not None:
             raise self._reports.unpublishable from error
         raise TransactionAborted(f"{found.name()}: {found.str()}") from error
 
-    def _abort(self, deadline_s: float, why: str) -> None:
+    def _abort(self, deadline_s: float, why: str, *, is_late: bool = False) -> None:
         self._state = _State.ABORTING
+        if is_late:  # something was not answered in time
+            self._lost.suppose(why)
         try:
             # At least a second: an abort that has no time would leave readers waiting for the transaction's time-out.
             self._connection.client.abort_transaction(max(1.0, self._left_s(deadline_s)))
@@ -211,6 +218,11 @@ class TransactionalPublisher:
 
     def _left_s(self, deadline_s: float) -> float:
         return max(0.1, deadline_s - self._clock())
+
+    def lost_request(self) -> str:
+        """Why a request of ours may arrive late, which another transaction must not meet; empty if none may."""
+        self._connection.client.poll(0)
+        return self._lost.why
 
     @property
     def in_doubt(self) -> bool:

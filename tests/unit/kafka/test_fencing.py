@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
+import structlog
 
-from tests.brokers.memory import Clock, MemoryBroker, fatal, retriable
+from tests.brokers.memory import Clock, MemoryBroker, abortable, fatal, retriable
 from tests.builders import IgnoreRebalances, output
 from tests.delivery.doubles import partition
 from worker.errors import BrokerAway, TransactionAborted, Unpublishable
@@ -168,6 +170,66 @@ def test_a_doubt_about_a_partition_that_left_is_its_new_owners(
     publish(renewing, asked, calls)
     assert not broker.visible
     assert Partition(P0.topic, P0.number) not in broker.committed
+
+
+@pytest.mark.parametrize("ends_by", ["commit", "abort"])
+def test_an_end_that_arrives_late_meets_no_other_transaction(
+    broker: MemoryBroker,
+    consumer: Consumer,
+    renewing: RecoveringPublisher,
+    calls: list[Callable[[], None]],
+    ends_by: str,
+) -> None:
+    """The client repeats it by itself and calls it a success: only its debug log tells."""
+    generation = consumer.assignment[P0]
+    first, second = (
+        release(consumer),
+        CommitBatch(((Position(P0, 1, generation), output(b"2")),), {P0: 2}, {P0: generation}),
+    )
+    broker.lost_ends = 1
+    if ends_by == "abort":
+        broker.faults["send_offsets_to_transaction"].append(abortable())
+        with pytest.raises(TransactionAborted):
+            publish(renewing, first, calls)
+    assert len(broker.late_ends) == (ends_by == "abort")
+    publish(renewing, first, calls)
+    publish(renewing, second, calls)
+    assert [seen.value for seen in broker.visible] == [b"answer", b"2"]
+    assert broker.committed[P0] == 2
+
+
+@pytest.mark.parametrize("call", ["commit_transaction", "abort_transaction"])
+@pytest.mark.parametrize("applied", [False, True])
+def test_an_end_that_is_not_answered_costs_the_producer(
+    broker: MemoryBroker,
+    consumer: Consumer,
+    renewing: RecoveringPublisher,
+    calls: list[Callable[[], None]],
+    call: str,
+    applied: bool,
+) -> None:
+    epoch = broker.epoch
+    broker.faults[call].append(retriable(applied=applied))
+    if call == "abort_transaction":
+        broker.faults["send_offsets_to_transaction"].append(abortable())
+    with pytest.raises(BrokerAway if call == "commit_transaction" else TransactionAborted):
+        publish(renewing, release(consumer), calls)
+    with suppress(TransactionAborted):
+        publish(renewing, release(consumer), calls)
+    assert broker.epoch == epoch + 1
+    if P0 not in broker.committed:
+        publish(renewing, release(consumer), calls)
+    assert (len(broker.visible), broker.committed[P0]) == (1, 1)
+
+
+def test_a_client_that_logs_no_ends_is_named_once(
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
+) -> None:
+    broker.logs_ends = False
+    with structlog.testing.capture_logs() as lines:
+        publish(renewing, release(consumer), calls)
+        publish(renewing, release(consumer), calls)
+    assert [line["event"] for line in lines] == ["lost_requests_unseen"]
 
 
 def test_without_doubt_any_release_may_follow(

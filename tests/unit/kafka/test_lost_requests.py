@@ -1,0 +1,70 @@
+"""What the debug log of a producer tells of lost requests. Its lines are of librdkafka 2.16."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from worker.kafka.lost_requests import LostRequests
+
+DEBUG, INFO, WARNING = logging.DEBUG, logging.INFO, logging.WARNING
+
+
+def line(lost: LostRequests, facility: str, text: str, level: int = DEBUG) -> None:
+    lost.log(level, "%s [%s] %s", facility, "rdkafka#producer-1", text)
+
+
+@pytest.mark.parametrize(
+    ("facility", "text"),
+    [
+        ("ENDTXN", "[thrd:main]: EndTxn returned _TRANSPORT in state CommittingTransaction (may_retry=true)"),
+        ("ENDTXN", "[thrd:main]: EndTxn returned REQUEST_TIMED_OUT in state AbortingTransaction (may_retry=true)"),
+        ("ADDOFFSETS", "[thrd:main]: AddOffsetsToTxn response from TxnCoordinator/1: _TRANSPORT (Refresh,Retry)"),
+        ("ADDOFFSETS", "[thrd:main]: AddOffsetsToTxn response from TxnCoordinator/1: _TIMED_OUT (Retry)"),
+        ("REQTMOUT", "[thrd:a:9092/1]: a:9092/1: Timed out TxnOffsetCommitRequest in flight (after 60000ms, ...)"),
+        ("FAIL", "[thrd:a:9092/1]: a:9092/1: Disconnected: closed by peer (after 139ms in state UP) (_TRANSPORT)"),
+    ],
+)
+def test_a_lost_request_is_seen(facility: str, text: str) -> None:
+    lost = LostRequests({})
+    line(lost, facility, text)
+    assert lost.why == text
+
+
+@pytest.mark.parametrize(
+    ("facility", "text"),
+    [
+        ("ENDTXN", "[thrd:main]: EndTxn returned NO_ERROR in state CommittingTransaction (may_retry=true)"),
+        ("ADDOFFSETS", "[thrd:main]: AddOffsetsToTxn response from TxnCoordinator/1: CONCURRENT_TRANSACTIONS (Retry)"),
+        ("FAIL", "[thrd:a:9092/1]: a:9092/1: Connect failed: refused (after 0ms in state CONNECT) (_TRANSPORT)"),
+        (
+            "FAIL",
+            "[thrd:a:9092/bootstrap]: a:9092/bootstrap: Decommissioning (after 7ms in state UP) (_DESTROY_BROKER)",
+        ),
+        ("TXNSTATE", "[thrd:main]: Transaction state change Ready -> InTransaction"),
+    ],
+)
+def test_what_every_transaction_says_is_no_loss(facility: str, text: str) -> None:
+    lost = LostRequests({})
+    line(lost, facility, text)
+    assert not lost.why
+
+
+@pytest.mark.parametrize(
+    ("config", "debug", "kept"),
+    [
+        ({}, "eos,broker", [INFO, WARNING]),
+        ({"log_level": 4}, "eos,broker", [WARNING]),
+        ({"debug": "msg"}, "msg,eos,broker", [DEBUG, INFO, WARNING]),
+    ],
+)
+def test_operators_decide_what_reaches_the_log(
+    config: dict[str, object], debug: str, kept: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = LostRequests(config)
+    assert lost.properties["debug"] == debug
+    with caplog.at_level(DEBUG, "librdkafka"):
+        for level in (DEBUG, INFO, WARNING):
+            line(lost, "X", "text", level)
+    assert [record.levelno for record in caplog.records] == kept
