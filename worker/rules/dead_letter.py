@@ -1,7 +1,8 @@
 """A record that cannot be answered, as the dead-letter topic receives it.
 
-Key, value, other headers and timestamp stay as they came, as far as they can be read. Our headers are replaced and never
-appended, so that a record which dies a second time does not grow; where it first came from is written once and kept.
+Key, value, other headers and timestamp stay as they came, as far as they can be read. Our headers are replaced and
+never appended, so that a record which dies a second time does not grow; where it first came from is written once and
+kept.
 """
 
 from __future__ import annotations
