@@ -84,6 +84,7 @@ class Record:
 
     ``attempt`` is the number, from 1, of the attempt to come. ``origin`` is where the record was first read, if it
     comes from a retry topic; None means here. Both are believed of retry topics alone, where no producer writes.
+    ``unreadable`` says what of it cannot be read, and why; it is empty for all but a few. What can be is here.
     """
 
     position: Position
@@ -93,6 +94,7 @@ class Record:
     timestamp_ms: int
     attempt: int = 1
     origin: Origin | None = None
+    unreadable: str = ""
 
 
 @value

@@ -47,7 +47,7 @@ class Listing:
             said.get("attempts", "?"),
             str(dead_letter.replays),
             *([remark] if self._remark is not None else []),
-            said.get("message", ""),
+            dead_letter.record.unreadable or said.get("message", ""),
         ]
         self._page.append([_printable(cell) for cell in cells])
         if len(self._page) == _PAGE_ROWS:
@@ -82,6 +82,7 @@ def summary(dead_letter: DeadLetterRecord) -> dict[str, Any]:
         "group": said.get("group"),
         "worker": said.get("worker"),
         "truncated": dead_letter.number("truncated"),
+        "unreadable": dead_letter.record.unreadable or None,
     }
 
 

@@ -25,8 +25,10 @@ def describe(record: Record, codecs: Codecs, *, dead_letters: bool) -> dict[str,
         "offset": offset,
         "timestamp": timestamp_of(record),
         "key": text_of(record.key),
-        "headers": {name: text_of(value) for name, value in record.headers},
+        "headers": None if record.unreadable else {name: text_of(value) for name, value in record.headers},
     }
+    if record.unreadable:
+        shown["unreadable"] = record.unreadable
     name, read = ("request", codecs.read_request) if dead_letters else ("result", codecs.read_result)
     try:
         shown[name] = None if record.value is None else read(record.value, record.headers)

@@ -17,7 +17,8 @@ class FetchState:
     ``next_offset`` is where reading goes on, None before the first record: the client's own position is unknown after a
     seek, and passes over what is held back. ``end_offset`` is where the partition ended when that was last seen, behind
     transaction markers and aborted records, which take offsets too. ``asked_offset`` is the last one whose commit was
-    asked for without waiting, ``failed_offset`` the one to commit again because such a commit failed.
+    asked for without waiting, ``failed_offset`` the one to commit again because such a commit failed. ``asked_end`` is
+    the end of a partition that was never fetched from.
     """
 
     partition: Partition
@@ -27,6 +28,7 @@ class FetchState:
     end_offset: int | None = None
     asked_offset: int | None = None
     failed_offset: int | None = None
+    asked_end: int | None = None
 
 
 class Assignment(Mapping[Partition, int]):

@@ -54,7 +54,7 @@ def consumer(settings: KafkaSettings) -> Properties:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "isolation.level": "read_committed",
-        # What tells the end of a partition from a pause of its producers: see Consumer.is_at_end.
+        # What tells the end of a partition from a pause of its producers: see Ends.reached.
         "enable.partition.eof": True,
     }
     if settings.group_instance_id is not None:

@@ -17,6 +17,7 @@ from worker.kafka import client_config
 from worker.kafka.assignment import Assignment, FetchState, partitions_of, positions_of
 from worker.kafka.client_config import Properties
 from worker.kafka.client_errors import PARTITION_END, ErrorLog
+from worker.kafka.ends import Ends
 from worker.kafka.offset_commits import OffsetCommits
 from worker.kafka.records import record_of
 from worker.messages import Partition, Record
@@ -41,7 +42,7 @@ class Listener(Protocol):
 class Consumer:
     """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition.
 
-    ``commits`` are its committed offsets.
+    ``commits`` are its committed offsets, ``ends`` where its partitions end.
     """
 
     def __init__(self, config: Properties) -> None:
@@ -55,6 +56,7 @@ class Consumer:
         self._client = client_config.open_client(Client, config | {"on_commit": self._on_commit})
         from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
         self.commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
+        self.ends = Ends(self._client, self._assignment)
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         """Join the group. The first `poll` connects."""
@@ -141,24 +143,6 @@ class Consumer:
     def owns(self, generations: Mapping[Partition, int]) -> bool:
         """Whether all these partitions are assigned, and under these generations, still."""
         return all(self._assignment.get(partition) == generation for partition, generation in generations.items())
-
-    def lag(self) -> dict[Partition, int]:
-        """Records between our read position and the end of each partition, from the watermarks already fetched."""
-        found: dict[Partition, int] = {}
-        for assigned in self._assignment.known.values():
-            if assigned.next_offset is not None and (end := self.end(assigned.partition)) is not None:
-                found[assigned.partition] = max(0, end - assigned.next_offset)
-        return found
-
-    def end(self, partition: Partition) -> int | None:
-        """The offset behind the last record of a partition, as the last fetch told it; None before the first."""
-        _, high = self._client.get_watermark_offsets(TopicPartition(partition.topic, partition.number), cached=True)
-        return int(high) if high >= 0 else None
-
-    def is_at_end(self, partition: Partition) -> bool:
-        """True if all there is of a partition has been read, as far as is known."""
-        assigned = self._assignment.known.get(partition)
-        return assigned is not None and assigned.end_offset is not None and assigned.next_offset == assigned.end_offset
 
     def close(self) -> None:
         """Leave the group. Revokes what is assigned first, so the listener sees it. May be called again."""

@@ -21,18 +21,27 @@ def record_of(message: Message, partition: Partition, generation: int) -> Record
     """
     kind, timestamp_ms = message.timestamp()
     offset: Any = message.offset()  # the client's types allow for None, which only errors have
+    headers, unreadable = headers_of(message)
     return Record(
         position=Position(partition, offset, generation),
         key=message.key(),
         value=message.value(),
-        headers=headers_of(message),
+        headers=headers,
         timestamp_ms=NO_TIMESTAMP if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms,
+        unreadable=unreadable,
     )
 
 
-def headers_of(message: Message) -> Headers:
-    """A message's headers, in their order. The client's types allow for text, which becomes UTF-8."""
-    raw: Any = message.headers()
+def headers_of(message: Message) -> tuple[Headers, str]:
+    """A message's headers, in their order, or none and why they cannot be read. Ask once for each message.
+
+    The client's types allow for text, which becomes UTF-8.
+    """
+    try:
+        raw: Any = message.headers()
+    except (SystemError, ValueError) as error:
+        # Names are text to the client, and any bytes to Kafka. Whoever asks again gets a tuple with holes in it.
+        return (), f"the name of a header is not UTF-8, so none of its headers can be read ({error.__cause__ or error})"
     if not raw:  # most records have none
-        return ()
-    return tuple([(name, value.encode() if isinstance(value, str) else value) for name, value in raw])
+        return (), ""
+    return tuple([(name, value.encode() if isinstance(value, str) else value) for name, value in raw]), ""

@@ -130,11 +130,11 @@ class Admission:
         Raises:
             RegistryAway: the record stays as it is; nobody is at fault.
         """
-        if record.value is None:
+        if record.value is None and not record.unreadable:
             self._resolver.skipped(record)
             return
         try:
-            self._check_age(record)
+            self._check(record)
             request = self._read(record)
             job = Job(record, request, self._encode(request))
         except (RegistryAway, FatalError):
@@ -151,7 +151,10 @@ class Admission:
         delay_s = self._retry.delay_s(self._attempts, self._random.random())
         self._resume_at_s = self._clocks.monotonic_s() + delay_s
 
-    def _check_age(self, record: Record) -> None:
+    def _check(self, record: Record) -> None:
+        """Raise Rejection for a record that Kafka's client could not read whole, or that is too old."""
+        if record.unreadable:
+            raise Rejection(Reason.MALFORMED, "read", record.unreadable)
         limit_s = self._max_age_s
         if limit_s is None or record.timestamp_ms < 0:
             return

@@ -57,12 +57,21 @@ class Quarantined:
 class AssignedPartition(Account):
     """A partition under one assignment: the records in hand (`Account`), and why it is not simply read on.
 
-    ``due_ms`` is when the next record of a retry topic is due, in wall-clock milliseconds; None where nothing waits.
+    ``committed_offset`` is the group's, None where it is not known. ``due_ms`` is when the next record of a retry topic
+    is due, in wall-clock milliseconds; None where nothing waits.
     """
 
+    committed_offset: int | None = None
     due_ms: int | None = None
     counted_start: CountedStart | None = None
     quarantined: Quarantined | None = None
+
+    def reached(self, end: int) -> None:
+        """It is read to its end, and all of it is answered: a predecessor had nothing in hand beyond."""
+        if self.counted_start is not None:
+            self.counted_start.until = min(self.counted_start.until, end)
+        if self.quarantined is not None:
+            self.quarantined.until = min(self.quarantined.until, end)
 
 
 Partitions = Ledger[AssignedPartition]

@@ -20,7 +20,7 @@ from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
 from worker.pipeline.clocks import BUSY_POLL_S, Clocks
 from worker.pipeline.partition import Partitions
 from worker.pipeline.quarantine import Quarantine
-from worker.pipeline.report import Report
+from worker.pipeline.report import LAG_INTERVAL_S, Report
 from worker.pipeline.resolve import Resolver
 from worker.rules.retry import RetryPolicy
 
@@ -64,6 +64,7 @@ class Publication:
         self._retry_at_s = 0.0
         self._began_s = 0.0
         self._attempts = 0
+        self._ends_at_s = 0.0
 
     @property
     def is_under_way(self) -> bool:
@@ -92,13 +93,18 @@ class Publication:
         now_s = self._clocks.monotonic_s()
         if now_s < self._retry_at_s:
             return
-        batch = self._unfinished or self._next(is_ending=is_draining)
+        has_ends = now_s >= self._ends_at_s and not is_draining
+        batch = self._unfinished or self._next(is_ending=is_draining, has_ends=has_ends)
         if not batch:
+            if has_ends:
+                self._ends_at_s = now_s + LAG_INTERVAL_S
             self._consumer.commits.recommit()
         elif self._unfinished is not None:
             self._publish(batch)
         elif is_draining or not self._may_grow(batch, now_s):
             self._began_s = now_s
+            if has_ends:
+                self._ends_at_s = now_s + LAG_INTERVAL_S
             self._publish(batch)
 
     def publish_until(self, deadline_s: float) -> None:
@@ -110,7 +116,7 @@ class Publication:
                 return
             self._clocks.wait(BUSY_POLL_S)
 
-    def _next(self, *, is_ending: bool) -> CommitBatch:
+    def _next(self, *, is_ending: bool, has_ends: bool) -> CommitBatch:
         if self._quarantine:
             self._quarantine.withhold(is_ending=is_ending)
         most = None
@@ -119,9 +125,27 @@ class Publication:
             # What was too much for its deadline would be aborted again and again: each failure halves what comes next.
             most = max(1, BATCHES_IN_HAND * self._batch_messages >> self._attempts)
         batch = self._partitions.release(most)
+        if has_ends:
+            batch = self._with_ends(batch)
         if not self._quarantine:
             return batch
         return replace(batch, metadata=self._quarantine.metadata(batch))
+
+    def _with_ends(self, batch: CommitBatch) -> CommitBatch:
+        """The batch, with the ends of partitions that are answered whole.
+
+        Behind the last record lie markers of transactions and aborted records, which nobody answers: without this they
+        were the group's lag for ever. Every few seconds is soon enough for that.
+        """
+        offsets, generations = dict(batch.offsets), dict(batch.generations)
+        for partition, assigned in self._partitions.accounts.items():
+            if assigned.entries:
+                continue
+            end = self._consumer.ends.reached(partition)
+            if end is not None and end > (assigned.committed_offset or 0):
+                assigned.reached(end)
+                offsets[partition], generations[partition] = end, assigned.generation
+        return replace(batch, offsets=offsets, generations=generations)
 
     def _may_grow(self, batch: CommitBatch, now_s: float) -> bool:
         """Under a backlog, gather a few batches to a publish: its round trips cost the same for one as for four.
@@ -158,6 +182,9 @@ class Publication:
             self._ended()
             self._attempts = 0
             acknowledged = self._partitions.acknowledge(batch)
+            for partition, behind in batch.offsets.items():
+                if (assigned := self._partitions.accounts.get(partition)) is not None:
+                    assigned.committed_offset = behind
             if self._quarantine:
                 self._quarantine.progressed(batch)
             self._report.committed(acknowledged, self._clocks.monotonic_s() - self._began_s)

@@ -126,7 +126,9 @@ class Quarantine:
     def assigned(self, partitions: Sequence[Partition]) -> None:
         """Look at what a predecessor left beside the committed offsets, before anything of the partitions is read."""
         for partition, (offset, former) in self._marks.found(partitions).items():
-            self._begin(self._partitions.accounts[partition], offset, former)
+            assigned = self._partitions.accounts[partition]
+            assigned.committed_offset = offset
+            self._begin(assigned, offset, former)
 
     def _begin(self, assigned: AssignedPartition, offset: int, former: Mark) -> None:
         mark = begin(former, offset, self._window)
@@ -186,7 +188,7 @@ class Quarantine:
         partition, offset = assigned.partition, record.position.offset
         if start.read is None:
             # Nobody has read what was not there yet: the end, as the first fetch told it, is far enough.
-            end = self._consumer.end(partition)
+            end = self._consumer.ends.end(partition)
             if end is not None:
                 start.until = min(start.until, max(end, offset + 1))
         is_far = offset >= start.committed + self._window
@@ -202,7 +204,7 @@ class Quarantine:
         """Take the next record of a quarantined partition in hand; no more is fetched until it is answered."""
         position = record.position
         # What killed a predecessor was there before it died.
-        if (end := self._consumer.end(position.partition)) is not None:
+        if (end := self._consumer.ends.end(position.partition)) is not None:
             quarantined.until = min(quarantined.until, max(end, position.offset + 1))
         self._consumer.hold(position.partition, position.offset + 1)
         quarantined.record = record
@@ -248,7 +250,7 @@ class Quarantine:
             if start is None:
                 continue
             is_first = start.former.starts > 0 and not start.has_progress and not is_ending
-            is_whole = start.held or self._consumer.is_at_end(assigned.partition)
+            is_whole = start.held or self._consumer.ends.reached(assigned.partition) is not None
             assigned.is_withheld = is_first and not (is_whole and all(entry.resolved for entry in assigned.entries))
 
     # Committing -------------------------------------------------------------------------------------------------------

@@ -73,8 +73,11 @@ class Report:
         self._metrics.queued(Queue.RESULTS, finished)
         if now_s >= self._lag_at_s:
             self._lag_at_s = now_s + LAG_INTERVAL_S
-            for partition, unread in self._consumer.lag().items():
-                self._metrics.lag(partition.topic, partition.number, unread + self._partitions.owed(partition))
+            accounts = self._partitions.accounts
+            found = self._consumer.ends.lag({partition: held.committed_offset for partition, held in accounts.items()})
+            for partition, lag in found.items():
+                self._metrics.lag(*partition, lag.unread + len(accounts[partition].entries))
+                self._metrics.unstable(*partition, lag.unstable)
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
@@ -94,6 +97,7 @@ class Report:
     def rebalanced(self, kind: Rebalance, partitions: Sequence[Partition], held: int) -> None:
         """Partitions came or went, and ``held`` are held now."""
         self._metrics.rebalanced(kind, partitions, assigned=held)
+        self._lag_at_s = 0.0  # every partition has its series from the assignment on
         self._health.assigned(held)
         log.info("rebalance", kind=kind.value, partitions=[f"{p.topic}-{p.number}" for p in partitions], held=held)
 
@@ -140,7 +144,8 @@ class Report:
                 retried += 1
         self._metrics.published(len(timestamps_ms))
         self._metrics.answered(self._clocks.wall_s() * 1000, timestamps_ms)
-        self._log_batches(len(timestamps_ms) + retried, dead_lettered)
+        if acknowledged:
+            self._log_batches(len(timestamps_ms) + retried, dead_lettered)
 
     def _log_batches(self, published: int, dead_lettered: int) -> None:
         """The lines of the batches whose results have just gone out (or wait behind a retry)."""

@@ -1,7 +1,8 @@
 """A record that cannot be answered, as the dead-letter topic receives it.
 
-Key, value, other headers and timestamp stay as they came. Our headers are replaced and never appended, so that a record
-which dies a second time does not grow; where it first came from is written once and kept.
+Key, value, other headers and timestamp stay as they came, as far as they can be read. Our headers are replaced and
+never appended, so that a record which dies a second time does not grow; where it first came from is written once and
+kept.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def dead_letter(record: Record, fault: Fault, attempts: int, source: DeadLetterS
     }
     if all(f"{PREFIX}{name}" in before for name in ORIGIN):
         ours.update({name: before[f"{PREFIX}{name}"] for name in ORIGIN})
+    if record.unreadable:
+        ours["headers"] = b"unreadable"  # which is why there are none but ours
     kept: Headers = tuple(h for h in retry_headers.without(record.headers) if not h[0].startswith(PREFIX))
     headers = kept + tuple((f"{PREFIX}{name}", value) for name, value in ours.items())
     timestamp_ms = record.timestamp_ms if record.timestamp_ms >= 0 else None

@@ -66,11 +66,6 @@ class Ledger(Generic[AnAccount]):
         """Records read and not yet acknowledged."""
         return self._in_flight
 
-    def owed(self, partition: Partition) -> int:
-        """Records of one partition read and not yet acknowledged."""
-        account = self._accounts.get(partition)
-        return len(account.entries) if account is not None else 0
-
     @property
     def held_bytes(self) -> int:
         """Bytes of keys, values and headers of the records in flight."""

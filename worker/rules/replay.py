@@ -97,6 +97,7 @@ class Cause(StrEnum):
     TRUNCATED = "truncated"  # the rest of the value is gone
     ORIGIN = "origin"  # it names none of the worker's input topics
     TOO_LARGE = "too_large"  # the destination refuses its size
+    UNREADABLE = "unreadable"  # its headers, or all of the request, could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,10 @@ def replayed(
             whoever wrote the request could have written, and a replay must not carry records to topics of his choice.
         max_replays: One that was replayed so often before is refused.
     """
+    if dead_letter.record.unreadable:
+        return Refusal(Cause.UNREADABLE, f"{dead_letter.record.unreadable}; send the request again")
+    if dead_letter.record.value is None:
+        return Refusal(Cause.UNREADABLE, "holds no request, whose bytes could not be read; send the request again")
     if "truncated" in dead_letter.said:
         return Refusal(
             Cause.TRUNCATED,

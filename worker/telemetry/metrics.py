@@ -228,6 +228,13 @@ class _Flow:
             "topic",
             "partition",
         )
+        # Part of the lag. Where it stays, a producer of requests has left a transaction open.
+        self.unstable = declare.gauge(
+            "xnli_worker_unstable_records",
+            "Records that an open transaction of their producer hides from every reader.",
+            "topic",
+            "partition",
+        )
         self.assigned = declare.gauge("xnli_worker_assigned_partitions", "Partitions held.")
         self.paused = declare.gauge("xnli_worker_paused_partitions", "Partitions held and paused by back-pressure.")
 
@@ -266,6 +273,7 @@ class Metrics:
         ProcessCollector(namespace="xnli_worker", registry=registry)
         self._consumed = {topic: self._records.consumed.labels(topic) for topic in topics}
         self._lag_of: dict[tuple[str, int], Gauge] = {}
+        self._unstable_of: dict[tuple[str, int], Gauge] = {}
 
     def consumed(self, topic: str, records: int) -> None:
         """``records`` of ``topic`` were polled. ``topic`` is one of those subscribed to, which bounds the label."""
@@ -341,6 +349,13 @@ class Metrics:
             gauge = self._lag_of[topic, partition] = self._flow.lag.labels(topic, partition)
         gauge.set(records)
 
+    def unstable(self, topic: str, partition: int, records: int) -> None:
+        """Records of a partition held that lie behind its last stable offset."""
+        gauge = self._unstable_of.get((topic, partition))
+        if gauge is None:
+            gauge = self._unstable_of[topic, partition] = self._flow.unstable.labels(topic, partition)
+        gauge.set(records)
+
     def rebalanced(self, kind: Rebalance, partitions: Iterable[Partition], *, assigned: int) -> None:
         """``partitions`` came or went; ``assigned`` are held in all. Those that went lose their lag."""
         self._broker.rebalances[kind].inc()
@@ -350,6 +365,8 @@ class Metrics:
         for topic, partition in partitions:
             if self._lag_of.pop((topic, partition), None) is not None:
                 self._flow.lag.remove(topic, partition)
+            if self._unstable_of.pop((topic, partition), None) is not None:
+                self._flow.unstable.remove(topic, partition)
 
     def paused(self, partitions: int) -> None:
         """How many partitions are paused now."""

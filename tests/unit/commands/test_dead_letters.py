@@ -116,6 +116,7 @@ def test_a_dead_letter_in_a_list(broker: Broker, capfd: pytest.CaptureFixture[st
             "group": "g",
             "worker": "w",
             "truncated": None,
+            "unreadable": None,
         }
     ]
 

@@ -44,3 +44,24 @@ def test_a_record_without_a_timestamp_says_so(timestamp: tuple[int, int], expect
 )
 def test_headers_keep_their_order_and_bytes(raw: object, expected: Headers) -> None:
     assert record_of(message(headers=raw), P0, 0).headers == expected
+
+
+class _Broken:
+    """As the client answers where a header's name is not UTF-8: an error first, then a tuple with holes in it."""
+
+    asked = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(message(), name)
+
+    def headers(self) -> object:
+        self.asked += 1
+        if self.asked > 1:
+            return [None]
+        raise SystemError
+
+
+def test_headers_that_cannot_be_read_leave_the_rest_as_it_came() -> None:
+    record = record_of(_Broken(), P0, 0)  # type: ignore[arg-type]
+    assert (record.key, record.value, record.timestamp_ms, record.headers) == (b"k", b"v", 1234, ())
+    assert "not UTF-8" in record.unreadable

@@ -149,3 +149,8 @@ def test_a_key_is_asked_for_as_it_is_shown() -> None:
     assert Selection(key="\\xff!").takes(dead(key=b"\xff!"))
     assert Selection(key="東京").takes(dead(key="東京".encode()))
     assert not Selection(key="").takes(dead(key=None))
+
+
+def test_what_could_not_be_read_is_not_replayed() -> None:
+    assert refused(DeadLetterRecord(replace(dead().record, headers=(), unreadable="no headers"))) is Cause.UNREADABLE
+    assert refused(DeadLetterRecord(replace(dead().record, value=None))) is Cause.UNREADABLE

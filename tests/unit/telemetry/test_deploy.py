@@ -34,6 +34,7 @@ def series() -> dict[str, dict[str, set[str]]]:
     metrics.identify(version="1", model="m", revision="r", device="cpu", precision="fp32")
     metrics.rebalanced(Rebalance.ASSIGNED, [Partition("requests", 0)], assigned=1)
     metrics.lag("requests", 0, 0)
+    metrics.unstable("requests", 0, 0)
     found: dict[str, dict[str, set[str]]] = {}
     for family in registry.collect():
         for sample in family.samples:
