@@ -382,8 +382,11 @@ class MemoryConsumer:
         return 0, len(self._broker.inputs.get(Partition(partition.topic, partition.partition), []))
 
     def unsubscribe(self) -> None:
+        self._queue.append(self._revoke_all)  # of what is owned by then: another rebalance may come first
+
+    def _revoke_all(self) -> None:
         if self.owned:
-            self.rebalance("revoke", list(self.owned))
+            self._on["revoke"](self, _positions(list(self.owned)))
 
     def close(self) -> None:
         self._serve_callbacks()
