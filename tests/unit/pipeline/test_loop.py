@@ -35,11 +35,12 @@ from worker.pipeline.fetch import PAUSE_AFTER_S
 from worker.rules.crash_count import DEATHS, STARTS, Mark, parse, render
 from worker.rules.dead_letter import is_truncated
 from worker.rules.dead_letter_limit import DeadLetterLimits
+from worker.rules.names import retry_topics
 from worker.rules.retry import RetryPolicy
-from worker.rules.retry_headers import PREFIX, retry_copy, topics
+from worker.rules.retry_headers import PREFIX, retry_copy
 
 P0, P1 = partition(0), partition(1)
-RETRY_TOPICS = topics("group", (5.0,))
+RETRY_TOPICS = retry_topics("group", (5.0,))
 RETRY_PARTITION = Partition(RETRY_TOPICS[0][1], 0)
 BOTH = pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
 
