@@ -42,7 +42,7 @@ from worker.pipeline.publish import Publication
 from worker.pipeline.quarantine import WINDOW_BATCHES, OneAtATime, Quarantine
 from worker.pipeline.report import Report
 from worker.pipeline.resolve import Policy, Resolver, ResultWriter, WriteResult
-from worker.rules import retry_headers
+from worker.rules import names
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
@@ -323,7 +323,7 @@ class App:
             ),
             source=DeadLetterSource(settings.topics.dead_letter, settings.kafka.group_id, instance),
             limits=DeadLetterLimits(dead_letter.max_consecutive, dead_letter.max_ratio),
-            retry_topics=retry_headers.topics(settings.kafka.group_id, settings.topics.retry),
+            retry_topics=names.retry_topics(settings.kafka.group_id, settings.topics.retry),
         )
 
     def _request_reader(self, codecs: Codecs) -> RequestReader:
@@ -343,8 +343,7 @@ class App:
     def _open_publisher(self, consumer: Consumer, instance: str) -> Publisher:
         kafka = self._settings.kafka
         if self._settings.delivery.guarantee == "exactly_once":
-            # Of group and instance: a restart under the same name fences its predecessor and ends what it left open.
-            config = client_config.producer(kafka, transactional_id=f"{kafka.group_id}-{instance}")
+            config = client_config.producer(kafka, transactional_id=names.transactional_id(kafka.group_id, instance))
             return RecoveringPublisher(
                 lambda: TransactionalPublisher(config, consumer, time.monotonic),
                 consumer,

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,6 +34,7 @@ from pydantic_settings import (
 
 from worker.errors import SettingsError
 from worker.messages import LongText, Pooling
+from worker.rules import names
 from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template
 
 PREFIX = "XNLI_"
@@ -60,7 +62,19 @@ def _parsed(value: object) -> object:
         raise ValueError(f'is no JSON ({error}): write {{"key": "value"}}') from None
 
 
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+def _sound(problem: Callable[[str], str | None]) -> AfterValidator:
+    """A check by a rule that says what is wrong with a value."""
+
+    def check(value: str) -> str:
+        if found := problem(value):
+            raise ValueError(found)
+        return value
+
+    return AfterValidator(check)
+
+
+Topic = Annotated[str, _sound(names.topic_problem)]
+Topics = Annotated[tuple[Topic, ...], NoDecode, BeforeValidator(_listed)]
 Seconds = Annotated[tuple[float, ...], NoDecode, BeforeValidator(_listed)]
 Properties = Annotated[dict[str, Property], NoDecode, BeforeValidator(_parsed)]
 
@@ -90,8 +104,8 @@ class KafkaSettings(Section):
     }
 
     bootstrap_servers: str = Field(min_length=1)
-    group_id: str = Field(default="xnli-worker", min_length=1)
-    group_instance_id: str | None = None
+    group_id: Annotated[str, _sound(names.id_problem)] = "xnli-worker"
+    group_instance_id: Annotated[str, _sound(names.instance_problem)] | None = None
     group_protocol: Literal["classic", "consumer"] = "classic"
     # Out of repr: SASL passwords and TLS keys travel here.
     properties: Properties = Field(default_factory=dict, repr=False)
@@ -111,27 +125,26 @@ class KafkaSettings(Section):
 class TopicSettings(Section):
     """Topic names. ``retry`` holds delays in seconds, a topic GROUP.retry.DELAYs each; empty means retry in place."""
 
-    input: Names = ("xnli.requests",)
-    output: str = Field(default="xnli.results", min_length=1)
-    dead_letter: str = Field(default="xnli.dead-letters", min_length=1)
+    input: Topics = ("xnli.requests",)
+    output: Topic = "xnli.results"
+    dead_letter: Topic = "xnli.dead-letters"
     retry: Seconds = ()
-    label_sets: str | None = None
+    label_sets: Topic | None = None
 
     @field_validator("input")
     @classmethod
     def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("name at least one input topic")
+        if len(set(value)) != len(value):
+            raise ValueError("a topic stands there twice: name each once")
         return value
 
     @field_validator("retry")
     @classmethod
     def _delays(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        for delay_s in value:
-            if not 0 < delay_s < float("inf"):
-                raise ValueError(f"{delay_s} is no delay: write seconds above 0, as in 5, 60, 600")
-        if len(set(value)) != len(value):
-            raise ValueError("a delay stands there twice: each has a topic of its own")
+        if problem := names.delays_problem(value):
+            raise ValueError(problem)
         return value
 
     @model_validator(mode="after")
@@ -275,6 +288,15 @@ class Settings(BaseSettings):
     http: HttpSettings = Field(default_factory=HttpSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
+    @model_validator(mode="after")
+    def _derived_names(self) -> Settings:
+        """Names that take more than one section to make."""
+        topics, group = self.topics, self.kafka.group_id
+        given = [*topics.input, topics.output, topics.dead_letter, *([topics.label_sets] if topics.label_sets else [])]
+        if problem := names.retry_topics_problem(group, topics.retry, given) or names.collision_problem(given):
+            raise ValueError(problem)
+        return self
+
 
 # Variables that steer the tests, not the worker: they share the prefix and are no settings.
 _TESTS = f"{PREFIX}TEST_"
@@ -345,6 +367,8 @@ def _explain(error: ValidationError, config_file: Path | None) -> str:
         where = ".".join(str(part) for part in found["loc"])
         variable = PREFIX + "__".join(str(part) for part in found["loc"][:2]).upper()
         match found["type"]:
+            case _ if not found["loc"]:  # of several sections: the message names the setting
+                lines.append(found["msg"].removeprefix("Value error, "))
             case "missing" if len(found["loc"]) == 1:
                 needed = [key for key, field in _section(where).model_fields.items() if field.is_required()]
                 lines.extend(_missing(f"{where}.{key}", f"{variable}__{key.upper()}", config_file) for key in needed)

@@ -52,6 +52,8 @@ class Worker:
     stuck: bool = False
     # The broker takes its time over a transaction's offsets, until `answer_offsets`.
     slow_offsets: bool = False
+    # How far the wall clock is ahead of the monotonic one: an administrator may set it.
+    wall_ahead_s: float = 0.0
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -89,7 +91,7 @@ class Worker:
             max_age_s=self.max_age_s,
             metrics=Metrics(self.registry),
             health=self.health,
-            clocks=Clocks(clock, clock, self.wait),
+            clocks=Clocks(clock, lambda: clock() + self.wall_ahead_s, self.wait),
             seed=0,
         )
         self.loop.start([INPUT])

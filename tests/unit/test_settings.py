@@ -189,6 +189,46 @@ def test_topics_that_would_make_a_loop_or_are_none(topics: dict[str, str], expec
 
 
 @pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"TOPICS__INPUT": "^rgx-.*"}, "topics.input.0 = '^rgx-.*': is a regular expression"),
+        ({"TOPICS__INPUT": "good,team/a"}, "topics.input.1 = 'team/a': is no topic name: it has '/'"),
+        ({"TOPICS__INPUT": "a,a"}, "a topic stands there twice"),
+        ({"TOPICS__OUTPUT": "."}, "topics.output = '.': is no topic name"),
+        ({"TOPICS__LABEL_SETS": "x" * 250}, "it has 250 characters"),
+        ({"TOPICS__INPUT": "a.b", "TOPICS__DEAD_LETTER": "a_b"}, "'a.b' and 'a_b' differ in '.' and '_' only"),
+        ({"KAFKA__GROUP_ID": " "}, "kafka.group_id = ' ': is blank"),
+        ({"KAFKA__GROUP_ID": "a\nb"}, "leave control characters out"),
+        ({"KAFKA__GROUP_INSTANCE_ID": ""}, "kafka.group_instance_id = '': is blank"),
+        ({"KAFKA__GROUP_INSTANCE_ID": "xnli-check"}, "which would fence this worker"),
+        (
+            {"KAFKA__GROUP_ID": "team/a worker", "TOPICS__RETRY": "5"},
+            "topics.retry: the retry topic 'team/a worker.retry.5s' is no topic name: it has ' ', '/'",
+        ),
+        ({"KAFKA__GROUP_ID": "g" * 245, "TOPICS__RETRY": "5"}, "it has 254 characters, and Kafka allows 249"),
+        (
+            {"KAFKA__GROUP_ID": "g", "TOPICS__RETRY": "5", "TOPICS__OUTPUT": "g.retry.5s"},
+            "topics.retry: 'g.retry.5s' is a retry topic of kafka.group_id = 'g' and has another use",
+        ),
+        (
+            {"KAFKA__GROUP_ID": "g", "TOPICS__RETRY": "5", "TOPICS__INPUT": "g_retry_5s"},
+            "'g_retry_5s' and 'g.retry.5s' differ in '.' and '_' only",
+        ),
+        ({"TOPICS__RETRY": "5,5.0"}, "the delay 5 stands there twice"),
+        ({"TOPICS__RETRY": "0.1234561,0.1234562"}, "would share the topic GROUP.retry.0.123456s"),
+        ({"TOPICS__RETRY": "1e12"}, "is no delay"),
+    ],
+)
+def test_names_that_kafka_refuses_or_confuses(variables: dict[str, str], expected: str) -> None:
+    (finding,) = refusal({f"XNLI_{key}": name for key, name in variables.items()})
+    assert expected in finding
+
+
+def test_a_group_without_retry_topics_may_have_any_name_that_kafka_takes() -> None:
+    assert from_environment(XNLI_KAFKA__GROUP_ID="team/a worker").kafka.group_id == "team/a worker"
+
+
+@pytest.mark.parametrize(
     "registry",
     [
         {"TOKEN": SECRET, "USERNAME": "me", "PASSWORD": SECRET},

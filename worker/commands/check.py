@@ -22,7 +22,7 @@ from worker.commands.connection import Reports, say
 from worker.errors import BrokerAway, FatalError, SettingsError, TopicMissing, WorkerError
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
-from worker.rules import retry_headers
+from worker.rules import names
 from worker.settings import Settings
 from worker.telemetry import log
 
@@ -173,7 +173,7 @@ def _topics(trial: _Trial) -> str:
 
 
 def _retry_topics(settings: Settings) -> tuple[str, ...]:
-    return tuple(topic for _, topic in retry_headers.topics(settings.kafka.group_id, settings.topics.retry))
+    return tuple(topic for _, topic in names.retry_topics(settings.kafka.group_id, settings.topics.retry))
 
 
 def _retention(trial: _Trial) -> str:
@@ -207,7 +207,8 @@ def _transactions(trial: _Trial) -> str:
             "transactions: use Apache Kafka, or set delivery.guarantee = 'at_least_once'"
         )
     # Always the same id: no worker is fenced by it, and the coordinator, which remembers ids for days, remembers one.
-    config = client_config.producer(settings.kafka, transactional_id=f"{settings.kafka.group_id}-xnli-check")
+    own = names.transactional_id(settings.kafka.group_id, names.CHECK_INSTANCE)
+    config = client_config.producer(settings.kafka, transactional_id=own)
     reports = Reports()
     began_s = time.monotonic()
     with _connected(Producer, config, reports) as producer:

@@ -18,6 +18,7 @@ from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
 from worker.kafka.reader import Reader
 from worker.kafka.topics import partition_numbers
+from worker.rules import names
 from worker.settings import KafkaSettings, Settings
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def open_reader(kafka: KafkaSettings, topic: str, reports: Reports, *, client: s
         group: Whose committed offsets it may read, and move by a transaction; None: it asks for none.
     """
     config = client_config.reader(client_config.consumer(kafka), group or kafka.group_id)
-    return Reader(connect(Consumer, config | {"client.id": f"{kafka.group_id}-{client}"}, reports), topic, reports)
+    return Reader(
+        connect(Consumer, config | {"client.id": names.client_id(kafka.group_id, client)}, reports), topic, reports
+    )
 
 
 def metadata(client: Consumer | Producer, kafka: KafkaSettings, reports: Reports, timeout_s: float) -> ClusterMetadata:

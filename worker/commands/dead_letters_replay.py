@@ -46,6 +46,7 @@ from worker.kafka import client_config
 from worker.kafka.reader import Extent
 from worker.kafka.transactional import TransactionalPublisher
 from worker.messages import CommitBatch, Output, Partition, Position
+from worker.rules import names
 from worker.rules.replay import Cause, DeadLetterRecord, Refusal, Selection, replayed
 from worker.settings import Settings
 from worker.telemetry import log
@@ -94,6 +95,8 @@ def campaign_of(
     topics = settings.topics
     if to == topics.dead_letter:
         raise SettingsError(f"--to {to!r} is the dead-letter topic itself; name another")
+    if to is not None and (problem := names.topic_problem(to)):
+        raise SettingsError(f"--to {to!r} {problem}")
     if name is None:
         meant = asdict(selection) | {"reasons": sorted(selection.reasons), "from": topics.dead_letter, "to": to}
         name = hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()[:12]

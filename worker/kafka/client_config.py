@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from worker.errors import SettingsError
+from worker.rules import names
 from worker.settings import KafkaSettings
 
 # A transaction holds produce and commit calls only, never inference, so ten seconds (the figure of Kafka Streams under
@@ -22,7 +23,7 @@ Client = TypeVar("Client")
 def common(settings: KafkaSettings, client: str) -> Properties:
     """What every client of ours shares. ``client`` is the suffix of client.id, for the broker's logs and quotas."""
     return {
-        "client.id": f"{settings.group_id}-{client}",
+        "client.id": names.client_id(settings.group_id, client),
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 5_000,
         **settings.properties,

@@ -16,7 +16,7 @@ from worker.pipeline.admit import Admission
 from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
 from worker.pipeline.clocks import BUSY_POLL_S, Clocks
 from worker.pipeline.handoff import Handoff
-from worker.pipeline.partition import AssignedPartition, Partitions
+from worker.pipeline.partition import AssignedPartition, Partitions, RetryWait
 from worker.pipeline.quarantine import Quarantine
 from worker.pipeline.report import Report
 from worker.rules import retry_headers
@@ -100,17 +100,18 @@ class Fetcher:
 
     def _patience_s(self, now_s: float, deadline_s: float) -> float:
         if self._retry_topics:
-            due_ms = [a.due_ms for a in self._partitions.accounts.values() if a.due_ms is not None]
-            if due_ms:
-                deadline_s = min(deadline_s, now_s + min(due_ms) / 1000 - self._clocks.wall_s())
+            waits = [assigned.retry_wait for assigned in self._partitions.accounts.values()]
+            due_s = (wait.due_s for wait in waits if wait is not None and not wait.is_over)
+            deadline_s = min([deadline_s, *due_s])
         return min(IDLE_POLL_S, max(0.0, deadline_s - now_s))
 
     def _set_aside(self, records: Sequence[Record]) -> list[Record]:
         """Leave out what is not due yet (retry topics) and take one record at a time of quarantined partitions."""
-        now_ms = int(self._clocks.wall_s() * 1000)
+        now_s = self._clocks.monotonic_s()
         for partition, assigned in self._partitions.accounts.items():
-            if assigned.due_ms is not None and assigned.due_ms <= now_ms:
-                assigned.due_ms = None
+            wait = assigned.retry_wait
+            if wait is not None and not wait.is_over and wait.due_s <= now_s:
+                wait.is_over = True
                 self._consumer.unhold(partition)
         kept: list[Record] = []
         held: set[Partition] = set()
@@ -119,7 +120,7 @@ class Fetcher:
             if partition in held:
                 continue
             assigned = self._partitions.accounts[partition]
-            record = self._from_retry_topic(assigned, read, now_ms) if partition.topic in self._retry_topics else read
+            record = self._from_retry_topic(assigned, read, now_s) if partition.topic in self._retry_topics else read
             if record is None:
                 held.add(partition)
             elif assigned.quarantined is not None:
@@ -134,13 +135,18 @@ class Fetcher:
             self._quarantine.count_starts({record.position.partition for record in kept})
         return kept
 
-    def _from_retry_topic(self, assigned: AssignedPartition, record: Record, now_ms: int) -> Record | None:
+    def _from_retry_topic(self, assigned: AssignedPartition, record: Record, now_s: float) -> Record | None:
         """A record of a retry topic as it was first read; None if it is not due, and held until then."""
         headers = retry_headers.parse(record)
         if headers is None:
             return record
-        if 0 < headers.not_before_ms - now_ms <= self._longest_wait_ms:
-            self._consumer.hold(assigned.partition, record.position.offset)
-            assigned.due_ms = headers.not_before_ms
+        offset, waited = record.position.offset, assigned.retry_wait
+        if waited is not None and waited.offset == offset and waited.is_over:
+            # The wall clock is not asked again: it may have been set meanwhile.
+            return retry_headers.restored(record, headers)
+        wait_ms = headers.not_before_ms - int(self._clocks.wall_s() * 1000)
+        if 0 < wait_ms <= self._longest_wait_ms:
+            self._consumer.hold(assigned.partition, offset)
+            assigned.retry_wait = RetryWait(offset, now_s + wait_ms / 1000)
             return None
         return retry_headers.restored(record, headers)

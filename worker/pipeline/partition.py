@@ -54,15 +54,27 @@ class Quarantined:
 
 
 @dataclass(slots=True)
+class RetryWait:
+    """A record of a retry topic that was looked at before it was due.
+
+    It is kept when it is over, because the record may be held for another reason and read once more.
+    ``due_s`` is of the monotonic clock: a wall clock that is set meanwhile changes nothing.
+    """
+
+    offset: int
+    due_s: float
+    is_over: bool = False
+
+
+@dataclass(slots=True)
 class AssignedPartition(Account):
     """A partition under one assignment: the records in hand (`Account`), and why it is not simply read on.
 
-    ``committed_offset`` is the group's, None where it is not known. ``due_ms`` is when the next record of a retry topic
-    is due, in wall-clock milliseconds; None where nothing waits.
+    ``committed_offset`` is the group's, None where it is not known.
     """
 
     committed_offset: int | None = None
-    due_ms: int | None = None
+    retry_wait: RetryWait | None = None
     counted_start: CountedStart | None = None
     quarantined: Quarantined | None = None
 

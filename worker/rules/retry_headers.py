@@ -34,11 +34,6 @@ class RetryHeaders:
     timestamp_ms: int
 
 
-def topics(group: str, delays_s: tuple[float, ...]) -> tuple[tuple[float, str], ...]:
-    """Each delay in seconds with the name of its topic: ``GROUP.retry.5s``. They belong to the group that waits."""
-    return tuple((delay_s, f"{group}.retry.{delay_s:g}s") for delay_s in sorted(delays_s))
-
-
 def retry_copy(record: Record, topic: str, attempt: int, not_before_ms: int) -> Output:
     """The record as the retry topic receives it. ``attempt`` is the number of the attempt to come."""
     origin = origin_of(record)

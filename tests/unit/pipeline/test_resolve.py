@@ -10,7 +10,8 @@ from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, partition, record
 from tests.delivery.worker import RETRY, Worker
 from worker.messages import Record, Request
-from worker.rules.retry_headers import PREFIX, retry_copy, topics
+from worker.rules import names
+from worker.rules.retry_headers import PREFIX, retry_copy
 
 P0 = partition(0)
 
@@ -62,7 +63,7 @@ def test_a_record_that_cannot_be_read_ever_is_given_up_after_all_its_attempts(
 
 
 def test_a_record_that_could_not_be_read_waits_in_its_retry_topic(broker: MemoryBroker) -> None:
-    (retry_topic,) = retry_topics = topics("group", (5.0,))
+    (retry_topic,) = retry_topics = names.retry_topics("group", (5.0,))
     worker = Worker(broker, retry_topics=retry_topics)
     broker.assign(P0)
     reading(worker, MemoryError())

@@ -14,9 +14,10 @@ from tests.delivery.observed import P0, started
 from tests.delivery.worker import Worker
 from worker.messages import Partition
 from worker.rules.crash_count import Mark, render
-from worker.rules.retry_headers import PREFIX, retry_copy, topics
+from worker.rules.names import retry_topics
+from worker.rules.retry_headers import PREFIX, retry_copy
 
-RETRY_TOPICS = topics("group", (5.0,))
+RETRY_TOPICS = retry_topics("group", (5.0,))
 RETRY_PARTITION = Partition(RETRY_TOPICS[0][1], 0)
 
 
@@ -43,11 +44,12 @@ def test_on_an_input_topic_a_record_has_its_first_attempt_whatever_it_says(broke
     [
         {"not_before": 4_600_000},  # in an hour, in a topic of five seconds
         {"not_before": 10**400},
+        {"not_before": -(10**400)},
         {"timestamp": 10**400},
         {"timestamp": -(10**400)},
         {"attempt": -5},
     ],
-    ids=["skewed", "never", "future", "past", "attempt"],
+    ids=["skewed", "never", "long ago", "future", "past", "attempt"],
 )
 def test_absurd_headers_in_a_retry_topic_hold_up_nobody(broker: MemoryBroker, fields: dict[str, int]) -> None:
     worker = Worker(broker, retry_topics=RETRY_TOPICS)
@@ -71,6 +73,23 @@ def test_a_record_in_a_retry_topic_waits_until_it_is_due(broker: MemoryBroker, m
     while not broker.visible and broker.clock() < began_s + 20:
         worker.turn()
     assert broker.clock() - began_s == pytest.approx(6.0, abs=0.2)
+
+
+@pytest.mark.parametrize("shift_s", [-3600.0, -30.0, 3600.0])
+@pytest.mark.parametrize("moment_s", [0.5, 4.5])
+def test_a_wait_that_has_begun_goes_on_when_the_wall_clock_is_set(
+    broker: MemoryBroker, moment_s: float, shift_s: float
+) -> None:
+    worker = Worker(broker, retry_topics=RETRY_TOPICS)
+    broker.assign(RETRY_PARTITION)
+    broker.headers = retry_headers(not_before=int((broker.clock() + 5) * 1000))
+    broker.send(RETRY_PARTITION, b"ok")
+    began_s = broker.clock()
+    while not broker.visible and broker.clock() < began_s + 60:
+        if broker.clock() >= began_s + moment_s:
+            worker.wall_ahead_s = shift_s
+        worker.turn()
+    assert broker.clock() - began_s == pytest.approx(5.0, abs=0.2)
 
 
 def test_a_dead_letter_that_could_not_be_read_names_its_attempt(broker: MemoryBroker) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.messages import Headers, Origin, Output, Partition, Position, Record
-from worker.rules.retry_headers import PREFIX, origin_of, parse, restored, retry_copy, topics, without
+from worker.rules.retry_headers import PREFIX, origin_of, parse, restored, retry_copy, without
 
 foreign: st.SearchStrategy[Headers] = st.lists(
     st.tuples(
@@ -77,7 +77,3 @@ def test_retry_headers_of_a_record_that_was_not_restored_are_not_believed() -> N
     record = Record(Position(Partition("requests", 3), 41, 1), None, b"", forged.headers, 0)
     assert origin_of(record) == Origin(Partition("requests", 3), 41)
     assert origin_of(record) == origin_of(Record(record.position, None, b"", (), 0))
-
-
-def test_topics_are_named_after_group_and_delay_shortest_first() -> None:
-    assert topics("g", (60, 0.5, 5)) == ((0.5, "g.retry.0.5s"), (5, "g.retry.5s"), (60, "g.retry.60s"))
