@@ -19,7 +19,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.registry import LoopbackRegistry
 from tests.faults.verifier import Account, Progress, Topics, Watch, account, count, send
-from tests.faults.workers import WorkerProcess
+from tests.faults.workers import ROOT, WorkerProcess
 from worker.avro import json_request
 from worker.avro.codec import REQUEST, Codecs, schema_folder
 
@@ -76,6 +76,7 @@ class Stage:
         self.random = random.Random(seed)
         self.members: list[WorkerProcess] = []
         self.poison: set[str] = set()
+        self.flaky: set[str] = set()
         self.restarts = 0  # starts that nobody had asked for
         self.exactly_once = guarantee == "exactly_once"
         self._folder = folder
@@ -113,13 +114,13 @@ class Stage:
 
     # Workers ----------------------------------------------------------------------------------------------------------
 
-    def join(self, **settings: str) -> WorkerProcess:
-        """Start one more worker."""
+    def join(self, *, checkout: Path = ROOT, **settings: str) -> WorkerProcess:
+        """Start one more worker, of this code or of another checkout's."""
         self._started += 1
         log = self._folder / f"worker-{self._started}.log"
         if self._static:
             settings["XNLI_KAFKA__GROUP_INSTANCE_ID"] = f"worker-{self._started}"
-        member = WorkerProcess(self._environment() | settings, log)
+        member = WorkerProcess(self._environment() | settings, log, checkout=checkout)
         self.members.append(member)
         return member
 
@@ -150,17 +151,26 @@ class Stage:
 
     # Messages ---------------------------------------------------------------------------------------------------------
 
-    def feed(self, share: float, *, poison: int = 0) -> None:
-        """Send the next ``share`` of all messages, ``poison`` of them such that the model fails on them."""
+    def feed(self, share: float, *, poison: int = 0, flaky: int = 0) -> None:
+        """Send the next ``share`` of all messages.
+
+        The model fails on ``poison`` of them, and on ``flaky`` others at first.
+        """
         fed = min(self.size.messages, self._fed + round(share * self.size.messages))
         numbers = range(self._fed, fed)
-        bad = set(self.random.sample(numbers, min(poison, len(numbers))))
+        drawn = self.random.sample(numbers, min(poison + flaky, len(numbers)))
+        bad, shaky = set(drawn[:poison]), set(drawn[poison:])
         self.poison |= {f"k{i}" for i in bad}
+        self.flaky |= {f"k{i}" for i in shaky}
         self._fed = fed
+
+        def text(i: int) -> str:
+            return f"poison {i}" if i in bad else f"flaky=1 {i}" if i in shaky else f"plain text {i}"
+
         send(
             self.kafka.bootstrap_servers,
             self.topics.requests,
-            ((f"k{i}", self._request(f"k{i}", f"poison {i}" if i in bad else f"plain text {i}")) for i in numbers),
+            ((f"k{i}", self._request(f"k{i}", text(i))) for i in numbers),
         )
 
     def _request(self, key: str, text: str) -> bytes:
@@ -251,7 +261,8 @@ class Stage:
         self.until(lambda: self._progress.lag() == 0, "everything to be committed")
         for member in self.members[:]:
             self.leave(member)
-        found = account(self.kafka.bootstrap_servers, self.topics, self._codecs)
+        unordered = self.flaky if "XNLI_TOPICS__RETRY" in self._settings else frozenset[str]()
+        found = account(self.kafka.bootstrap_servers, self.topics, self._codecs, unordered=unordered)
         if found.inputs != self.size.messages:
             raise CellFailed(f"{found.inputs} inputs, not {self.size.messages}: the feeding is broken, not the worker")
         return found

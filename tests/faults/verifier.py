@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,8 +246,13 @@ class Progress:
         self._consumer.close()
 
 
-def account(bootstrap_servers: str, topics: Topics, codecs: Codecs = _CODECS) -> Account:
-    """Hold results and dead letters against the inputs, by key; every input must have a key of its own."""
+def account(
+    bootstrap_servers: str, topics: Topics, codecs: Codecs = _CODECS, *, unordered: Collection[str] = ()
+) -> Account:
+    """Hold results and dead letters against the inputs, by key; every input must have a key of its own.
+
+    Nothing is asked of the order of ``unordered`` keys: they went through a retry topic.
+    """
     inputs = [m for m in read_all(bootstrap_servers, topics.requests) if m.value() is not None]
     results = read_all(bootstrap_servers, topics.results)
     letters = read_all(bootstrap_servers, topics.dead_letters)
@@ -259,7 +264,7 @@ def account(bootstrap_servers: str, topics: Topics, codecs: Codecs = _CODECS) ->
     seen: set[bytes] = set()
     for message in results:
         key = bytes(message.key() or b"")
-        if key in seen:
+        if key in seen or key.decode() in unordered:
             continue
         seen.add(key)
         source = codecs.read_result(message.value() or b"", _headers(message))["source"]

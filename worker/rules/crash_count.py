@@ -22,8 +22,10 @@ the committed offset, which survives the process and follows the partition to an
    death, one that may have answered records before it, `STARTS` without progress, `DEATHS` marked.
 5. A mark that a process finds as it left it itself, when it lost the partition in an outage say, counts for nothing.
 
-The metadata is nothing, ``{"starts": n}``, ``{"until": offset}`` or ``{"until": offset, "suspect": n}``, where n counts
-the marks. Releases up to 0.1 wrote ``"suspect": true`` for the first mark, and read any number as that.
+The metadata is nothing, ``{"starts": n, "in_hand": true}``, ``{"until": offset}`` or
+``{"until": offset, "suspect": n}``, where n counts the marks. Releases up to 0.1 wrote ``"suspect": true`` for the
+first mark, and read any number as that. They also counted starts that had nothing in hand, and their orderly stop did
+not take them back: a count without ``in_hand`` is such a one, and says nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def parse(metadata: str | None) -> Mark:
         found = json.loads(metadata or "{}")
         if not isinstance(found, dict):
             return Mark()
-        starts, until, deaths = found.get("starts", 0), found.get("until", -1), found.get("suspect", 0)
+        starts = found.get("starts", 0) if found.get("in_hand") is True else 0
+        until, deaths = found.get("until", -1), found.get("suspect", 0)
     except (ValueError, RecursionError):
         return Mark()
     is_sound = all(isinstance(number, int) and number <= _LARGEST for number in (starts, until, deaths))
@@ -81,7 +84,7 @@ def render(mark: Mark) -> str:
     """The mark as metadata; empty for the ordinary state."""
     fields: dict[str, int] = {}
     if mark.starts:
-        fields["starts"] = mark.starts
+        fields |= {"starts": mark.starts, "in_hand": True}
     if mark.quarantined:
         fields["until"] = mark.until
     if mark.deaths:

@@ -21,13 +21,24 @@ def test_foreign_metadata_counts_as_none_or_as_a_mark_and_never_fails(metadata: 
 
 DAMAGED = [
     *(None, "", "{", "[]", "17", '"text"', "[" * 9999),
-    *('{"starts": "x"}', '{"starts": null}', '{"starts": -1}', '{"until": 1e400}', '{"until": 99999999999999999999}'),
+    *('{"starts": "x", "in_hand": true}', '{"starts": null, "in_hand": true}', '{"starts": -1, "in_hand": true}'),
+    *(
+        '{"starts": 1e400, "in_hand": true}',
+        '{"starts": 2, "in_hand": 1}',
+        '{"until": 1e400}',
+        '{"until": 99999999999999999999}',
+    ),
 ]
 
 
 @pytest.mark.parametrize("metadata", DAMAGED)
 def test_damaged_metadata_counts_as_none(metadata: str | None) -> None:
     assert parse(metadata) == Mark()
+
+
+def test_starts_that_an_older_release_counted_say_nothing_of_records_in_hand() -> None:
+    assert parse('{"starts": 3}') == Mark()
+    assert parse('{"starts": 2, "in_hand": true, "added later": 1}') == Mark(starts=2)
 
 
 def test_an_ordinary_commit_carries_no_metadata() -> None:
