@@ -107,7 +107,12 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) 
         self_test=model.self_test,
         sleep=wait,
     )
-    engine = Engine(checkpoint, max_tokens=settings.batch.max_tokens, cache_pairs=settings.cache.max_pairs)
+    engine = Engine(
+        checkpoint,
+        max_tokens=settings.batch.max_tokens,
+        max_request_tokens=settings.limits.max_tokens,
+        cache_pairs=settings.cache.max_pairs,
+    )
     engine.warm_up()
     return engine
 

@@ -196,7 +196,7 @@ class ModelSettings(Section):
     pooling: Pooling = Pooling.MEAN
     normalize: bool = True
     self_test: Literal["refuse", "warn", "off"] = "refuse"
-    # A call of the model that takes longer means a device that hangs: the worker ends, for a supervisor to restart.
+    # A forward that takes longer means a device that hangs: the worker ends, for a supervisor to restart.
     timeout_s: float = Field(default=300.0, gt=0)
 
     @field_validator("hypothesis_template")
@@ -239,12 +239,13 @@ class DeadLetterSettings(Section):
 
 
 class LimitSettings(Section):
-    """Bounds on one request. ``max_age_s`` None: requests do not expire."""
+    """Bounds on one request. ``max_tokens`` is over all its rows. ``max_age_s`` None: requests do not expire."""
 
     max_text_chars: int = Field(default=100_000, ge=1)
     max_labels: int = Field(default=256, ge=1)
     max_label_chars: int = Field(default=500, ge=1)
     max_message_bytes: int = Field(default=1_048_576, ge=64)
+    max_tokens: int = Field(default=262_144, ge=16)
     max_age_s: float | None = Field(default=None, gt=0)
 
 

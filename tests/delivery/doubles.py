@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -131,7 +131,8 @@ class Engine:
         self.failures_before: Counter[str] = Counter()  # of each word: so often it fails when it is alone
         self._failures: Counter[str] = Counter()
 
-    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
+    def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
+        beat()
         self.runs.append(len(requests))
         if self.away:
             self.away -= 1

@@ -68,7 +68,8 @@ class ScriptedModel:
         count = max(1, len(request.hypotheses))
         return Encoded((self._row,) * count, windows=1, truncated=False, tokens=8 * count)
 
-    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
+    def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
+        beat()
         began_s = time.perf_counter()
         pause_s = SECONDS_PER_BATCH
         self._batches += 1

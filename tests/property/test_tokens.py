@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import threading
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -310,3 +311,35 @@ def test_encoding_lets_other_threads_run() -> None:
     done.set()
     other.join()
     assert turns > 20  # a call that keeps the GIL leaves a turn or two
+
+
+@checked
+@given(
+    text=TEXT,
+    labels=st.lists(st.sampled_from(["a", "a longer label"]), min_size=1, max_size=3),
+    long_text=st.sampled_from(LongText),
+)
+def test_a_request_is_refused_from_the_first_token_over_its_limit(
+    text: str, labels: list[str], long_text: LongText
+) -> None:
+    loaded = checkpoint("xlm-roberta")
+    request = classify(text * 9, *labels, long_text=long_text)
+    encoded = tokens("xlm-roberta").encode(request)
+    assert Tokens(loaded, max_request_tokens=encoded.tokens).encode(request).tokens == encoded.tokens
+    with pytest.raises(Rejection, match=rf"^{encoded.tokens} tokens in {len(encoded.rows)} rows") as refused:
+        Tokens(loaded, max_request_tokens=encoded.tokens - 1).encode(request)
+    assert refused.value.reason is Reason.TOO_LARGE
+    assert f"limits.max_tokens is {encoded.tokens - 1};" in str(refused.value)
+
+
+def test_too_much_work_is_refused_before_its_rows_are_made() -> None:
+    request = classify("a b " * 25_000, *[f"label {i}" for i in range(256)], long_text=LongText.WINDOW_MAX)
+    small = Tokens(checkpoint("xlm-roberta"), max_request_tokens=262_144)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Rejection) as refused:
+            small.encode(request)
+        assert tracemalloc.get_traced_memory()[1] < 16e6, "the rows alone are tens of megabytes"
+    finally:
+        tracemalloc.stop()
+    assert refused.value.reason is Reason.TOO_LARGE

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,8 +46,9 @@ class Forward(Protocol):
 
 @dataclass(slots=True)
 class _Tally:
-    """What a call has done so far."""
+    """What a call has done so far, and who hears that it goes on."""
 
+    beat: Callable[[], None]
     rows: int = 0
     computed: int = 0
     tokens: int = 0
@@ -77,18 +78,25 @@ class Engine:
     Args:
         checkpoint: The loaded model.
         max_tokens: Upper bound of the token slots of one forward. The largest single row is always admitted.
+        max_request_tokens: How many tokens the rows of one request may have together; None: any number.
         cache_pairs: How many pairs' logits to cache over batches, evicting the least recently used; 0 caches none.
         forward: How to run rows; by default packed where the architecture allows it, else padded.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, max_tokens: int, cache_pairs: int = 0, forward: Forward | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_tokens: int,
+        max_request_tokens: int | None = None,
+        cache_pairs: int = 0,
+        forward: Forward | None = None,
     ) -> None:
         if forward is None:
             forward = Packed(checkpoint) if encoder.supports(checkpoint) else Padded(checkpoint)
         self._checkpoint = checkpoint
         self._forward = forward
-        self._tokens = Tokens(checkpoint)
+        self._tokens = Tokens(checkpoint, max_request_tokens=max_request_tokens)
         self._budget = TokenBudget(_room(checkpoint, max_tokens))
         self._cache: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
         self._cache_pairs = cache_pairs
@@ -118,19 +126,21 @@ class Engine:
         """Tokenise a request. Thread-safe against `run`.
 
         Raises:
-            Rejection: The checkpoint cannot do what the request asks.
+            Rejection: The checkpoint cannot do what the request asks, or it is more work than one request may be.
         """
         return self._tokens.encode(request)
 
-    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
-        """Compute the outcomes of a batch, in its order.
+    def run(
+        self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None] = lambda: None
+    ) -> tuple[list[Outcome], Work]:
+        """Compute the outcomes of a batch, in its order. ``beat`` is called before each forward.
 
         Raises:
             OutOfDeviceMemory: One row alone does not fit into the device's memory.
             Rejection: A message makes the model give infinities or NaN.
             FatalError: The device is unusable for this process.
         """
-        tally = _Tally()
+        tally = _Tally(beat)
         outcomes: dict[int, Outcome] = {}
         groups: dict[Pooling | None, list[int]] = {}
         for i, (request, _) in enumerate(requests):
@@ -173,7 +183,7 @@ class Engine:
         )
         row = self.encode(request).rows[0]
         count = self._budget.tokens // len(row.token_ids) if self._checkpoint.device.type == "cuda" else 1
-        tally = _Tally()
+        tally = _Tally(lambda: None)
         self._slices([row] * max(1, count), None if order else Pooling.MEAN, tally)
         self._budget.settle()
         self._shrinks = 0
@@ -222,6 +232,7 @@ class Engine:
             count = max(1, int(np.searchsorted(slots, self._budget.tokens, side="right")))
             chosen = [rows[i] for i in rest[:count]]
             held = int(slots[count - 1])
+            tally.beat()
             try:
                 part = self._forward.logits(chosen) if pooling is None else self._forward.pooled(chosen, pooling)
             except Exception as error:  # noqa: BLE001 (whatever is not about memory is raised again at once)

@@ -50,10 +50,14 @@ class Tokens:
 
     Args:
         checkpoint: whose tokenizer, window and languages apply.
+        max_request_tokens: how many tokens the rows of one request may have together; None: any number.
         cache_hypotheses: how many hypotheses to cache, each at most a window long.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, cache_hypotheses: int = 10_000) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, max_request_tokens: int | None = None, cache_hypotheses: int = 10_000
+    ) -> None:
+        self._max_request_tokens = max_request_tokens
         self._segment = _segmenter(checkpoint.tokenizer)
         self._max_length = checkpoint.max_length
         self._left = checkpoint.tokenizer.truncation_side == "left"
@@ -73,7 +77,7 @@ class Tokens:
 
         Raises:
             Rejection: (invalid) the checkpoint has no classification head, does not know the language, or a hypothesis
-                leaves no room for the text.
+                leaves no room for the text; (too_large) its rows together have more tokens than one request may have.
         """
         if request.task is not Task.EMBED and not self._classifies:
             _reject(f"{self._name} has no classification head: it serves EMBED, not {request.task}")
@@ -85,16 +89,21 @@ class Tokens:
         text = self._segment(request.text)
         rooms = [self._max_length - len(frame.before) - len(tail) for tail in tails]
         least = min(rooms)
+        around = sum(len(frame.before) + len(tail) for tail in tails)
         if len(text) <= least:
+            self._require_work(len(tails), around + len(text) * len(tails))
             heads, truncated = [[np.concatenate((frame.before, text))]] * len(tails), False
         elif request.long_text is LongText.TRUNCATE:
             self._require_room(request, rooms, 1)
+            self._require_work(len(tails), around + sum(min(room, len(text)) for room in rooms))
             cuts = [text[-room:] if self._left else text[:room] for room in rooms]
             heads, truncated = [[np.concatenate((frame.before, cut))] for cut in cuts], True
         else:
             # Windows of fewer tokens than a quarter of the model's say little, and each costs a row of the forward.
             self._require_room(request, rooms, self._max_length // 4)
-            windows = [text[start : start + least] for start in _window_starts(len(text), least)]
+            starts = _window_starts(len(text), least)
+            self._require_work(len(tails) * len(starts), len(starts) * (around + least * len(tails)))
+            windows = [text[start : start + least] for start in starts]
             heads, truncated = [[np.concatenate((frame.before, window)) for window in windows]] * len(tails), False
         rows = []
         for tail, windows_of_tail in zip(tails, heads, strict=True):
@@ -121,6 +130,17 @@ class Tokens:
                     )
                 hypothesis = request.hypotheses[index]
                 self._reject_hypothesis(hypothesis, len(self._tail(hypothesis)), least)
+
+    def _require_work(self, rows: int, tokens: int) -> None:
+        """Refuse too much work, before any of the rows is made: they may be gigabytes."""
+        limit = self._max_request_tokens
+        if limit is not None and tokens > limit:
+            raise Rejection(
+                Reason.TOO_LARGE,
+                "encode",
+                f"{tokens} tokens in {rows} rows (one for each hypothesis and window); limits.max_tokens is {limit}; "
+                "send a shorter text or fewer labels, let it be truncated, or raise the limit",
+            )
 
     def _reject_hypothesis(self, hypothesis: str, tail: int, least: int = 1) -> NoReturn:
         special = len(self._pair.between) + len(self._pair.after)

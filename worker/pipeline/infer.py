@@ -26,8 +26,8 @@ log = structlog.get_logger("worker.inference")
 class Runs(Protocol):
     """The part of `worker.inference.engine.Engine` that this thread uses."""
 
-    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
-        """Outcomes in the order of the requests."""
+    def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
+        """Outcomes in the order of the requests. ``beat`` is called before each forward: slow is not hung."""
 
 
 _BEAT_S: Final = 10.0
@@ -97,7 +97,10 @@ class InferenceThread:
         return None
 
     def start(self) -> None:
-        """Run on a thread. Daemonic, because a device that hangs must not keep a process from exiting."""
+        """Run on a thread. Daemonic, because a device that hangs must not keep a process from exiting.
+
+        `worker.process.end` knows the thread by its name.
+        """
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -164,6 +167,9 @@ class InferenceThread:
             delay_s -= _BEAT_S
             self._beat(self._clock())
 
+    def _goes_on(self) -> None:
+        self._beat(self._clock())
+
     def _compute(self, jobs: Sequence[Job], tally: _Tally, *, is_bad: bool = False) -> list[Finished]:
         """Answer jobs together; if that fails, in quarters, until the culprit stands alone.
 
@@ -178,7 +184,7 @@ class InferenceThread:
             return self._split(jobs, tally)
         self._beat(self._clock())
         try:
-            outcomes, work = self._engine.run([(job.request, job.encoded) for job in jobs])
+            outcomes, work = self._engine.run([(job.request, job.encoded) for job in jobs], self._goes_on)
         except (FatalError, TransientError):
             raise
         except Exception as error:  # noqa: BLE001 (whatever a text provokes in the model, it ends that text only)

@@ -274,3 +274,13 @@ def test_a_settled_budget_does_not_grow_past_what_was_found() -> None:
     for _ in range(TokenBudget.SUCCESSES_PER_STEP * 20):
         budget.succeed()
     assert budget.tokens == 800
+
+
+def test_whoever_watches_hears_of_each_forward_before_it(checkpoint: Checkpoint) -> None:
+    forward = ByHand(room=24)
+    engine = Engine(checkpoint, max_tokens=40, forward=forward)
+    jobs = encode(engine, [classify("word " * n, "a", "b") for n in (3, 9, 1)])
+    heard: list[int] = []
+    _, work = engine.run(jobs, lambda: heard.append(len(forward.calls)))
+    assert sorted(set(heard)) == list(range(work.forwards)), "one that did not fit and was tried again is heard twice"
+    assert len(heard) == work.forwards + work.shrinks

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,8 @@ class Engine:
         self.runs: list[int] = []
         self.texts: list[str] = []
 
-    def run(self, requests: Sequence[tuple[Request, Encoded]]) -> tuple[list[Outcome], Work]:
+    def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
+        beat()
         self.runs.append(len(requests))
         self.texts += [request.text for request, _ in requests]
         if self.away:
@@ -123,6 +124,27 @@ def test_a_device_that_is_away_for_longer_than_a_batch_may_take_is_no_hang(monke
     done = _step(stage, ["fine"])
     assert all(isinstance(f, Answered) for f in done.finished)
     assert clock() - began_s == pytest.approx(2 * 900)
+
+
+def test_a_batch_of_many_forwards_is_slow_and_not_hung() -> None:
+    clock, limit_s = Clock(), 10.0
+    health = Health(loop_limit_s=60, inference_limit_s=limit_s)
+
+    class Slow(Engine):
+        def run(
+            self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]
+        ) -> tuple[list[Outcome], Work]:
+            for _ in range(5):
+                beat()
+                clock.advance(0.9 * limit_s)
+                assert health.healthy(clock()).ok
+            clock.advance(0.2 * limit_s)
+            assert not health.healthy(clock()).ok, "the last one takes too long"
+            return super().run(requests, beat)
+
+    stage = InferenceThread(Slow(), POLICY, clock, health.inference_beat, health.inference_idle)
+    assert _step(stage, ["fine"]).work.computed == 1
+    assert health.healthy(clock()).ok
 
 
 def test_memory_that_runs_out_for_one_alone_is_told_as_such() -> None:
