@@ -19,6 +19,9 @@ class FetchState:
     transaction markers and aborted records, which take offsets too. ``asked_offset`` is the last one whose commit was
     asked for without waiting, ``failed_offset`` the one to commit again because such a commit failed. ``asked_end`` is
     the end of a partition that was never fetched from.
+
+    ``bad_offset`` names a batch that cannot be read, ``bad_times`` how often that was met in a row, ``bad_error`` why;
+    while ``is_passing`` no record is taken. Since ``quiet_since_s`` nothing came at ``quiet_offset``.
     """
 
     partition: Partition
@@ -29,6 +32,12 @@ class FetchState:
     asked_offset: int | None = None
     failed_offset: int | None = None
     asked_end: int | None = None
+    bad_offset: int | None = None
+    bad_times: int = 0
+    bad_error: str = ""
+    is_passing: bool = False
+    quiet_offset: int | None = None
+    quiet_since_s: float = 0.0
 
 
 class Assignment(Mapping[Partition, int]):

@@ -35,6 +35,16 @@ _OF_THE_RECORD: Final = frozenset(
         KafkaError.INVALID_TIMESTAMP,  # too far from the broker's clock (message.timestamp.*.max.ms)
     }
 )
+# Of a batch of records as it lies in the log: the same bytes would fail again. A larger limit may help with the first.
+_TOO_LARGE_TO_UNPACK: Final = KafkaError._BAD_COMPRESSION  # noqa: SLF001 (or its bytes are damaged: it is one code)
+_OF_THE_BATCH: Final = frozenset(
+    {
+        _TOO_LARGE_TO_UNPACK,
+        KafkaError._NOT_IMPLEMENTED,  # noqa: SLF001 (a compression or a format that nobody knows)
+        KafkaError._BAD_MSG,  # noqa: SLF001 (a wrong checksum, with check.crcs; records that run over its end)
+        KafkaError._UNDERFLOW,  # noqa: SLF001 (it ends too soon)
+    }
+)
 # Another process took our place, so everything that we would still write is not ours to write. None of them comes from
 # the network: each is the coordinator's verdict, or librdkafka's summary of one.
 _FENCING: Final = frozenset(
@@ -74,6 +84,16 @@ def is_fencing(error: KafkaError) -> bool:
 def is_of_the_record(error: KafkaError) -> bool:
     """Whether a record was refused for what it is, so that sending it again is of no use."""
     return error.code() in _OF_THE_RECORD
+
+
+def is_of_the_batch(error: KafkaError) -> bool:
+    """Whether a batch of records could not be read for what it is."""
+    return error.code() in _OF_THE_BATCH
+
+
+def may_be_large(error: KafkaError) -> bool:
+    """Whether a larger limit for what a batch unpacks to may let it be read."""
+    return error.code() == _TOO_LARGE_TO_UNPACK
 
 
 def is_retriable(error: KafkaError) -> bool:

@@ -20,6 +20,7 @@ from worker.kafka.client_errors import PARTITION_END, ErrorLog
 from worker.kafka.ends import Ends
 from worker.kafka.offset_commits import OffsetCommits
 from worker.kafka.records import record_of
+from worker.kafka.unreadable import UnreadableBatches
 from worker.messages import Partition, Record
 
 # Of a tenth of a second each, until the listener is called, which has a deadline of its own.
@@ -42,7 +43,8 @@ class Listener(Protocol):
 class Consumer:
     """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition.
 
-    ``commits`` are its committed offsets, ``ends`` where its partitions end.
+    ``commits`` are its committed offsets, ``ends`` where its partitions end, ``unreadable`` what of
+    them cannot be read.
     """
 
     def __init__(self, config: Properties) -> None:
@@ -57,6 +59,7 @@ class Consumer:
         from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
         self.commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
         self.ends = Ends(self._client, self._assignment)
+        self.unreadable = UnreadableBatches(self._client, self._assignment, self.ends, config)
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         """Join the group. The first `poll` connects."""
@@ -83,6 +86,9 @@ class Consumer:
         Raises:
             FatalError: librdkafka says that this client cannot go on (`Fenced`: another took its place in the group).
         """
+        passed = self.unreadable.take()
+        if passed:
+            return passed
         # consume(n, t) waits for all n or for t to pass; waiting for the first alone keeps a lone record's latency low.
         message = self._client.poll(timeout_s)
         # Stamped at once: a rebalance inside consume() would otherwise give it the generation of a later assignment.
@@ -167,10 +173,13 @@ class Consumer:
                 self._ended(message)
             else:
                 self._errors(error)
+                self.unreadable.failed(message.topic(), message.partition(), error, message.offset())
             return None
         assigned = self._assignment.known.get((message.topic(), message.partition()))
         if assigned is None:
             # librdkafka may hand over records of a partition revoked a moment ago; its new owner has them.
+            return None
+        if assigned.bad_offset is not None and self.unreadable.is_passing(assigned, message.offset() or 0):
             return None
         record = record_of(message, assigned.partition, assigned.generation)
         assigned.next_offset = record.position.offset + 1
@@ -178,7 +187,9 @@ class Consumer:
 
     def _ended(self, message: Message) -> None:
         assigned = self._assignment.known.get((message.topic(), message.partition()))
-        if assigned is not None and not assigned.held:  # what is held is read again from where it was held
+        if assigned is None or assigned.held:  # what is held is read again from where it was held
+            return
+        if assigned.bad_offset is None or not self.unreadable.is_passing(assigned, message.offset() or 0):
             assigned.next_offset = assigned.end_offset = message.offset()
 
     def _on_assign(self, client: Client, positions: list[TopicPartition]) -> None:

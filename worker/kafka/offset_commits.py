@@ -41,17 +41,22 @@ class OffsetCommits:
             BrokerAway: no answer in time.
         """
         try:
-            found = self._client.committed(positions_of(partitions), timeout=timeout_s)
-            return {
+            answer = self._client.committed(positions_of(partitions), timeout=timeout_s)
+            found = {
                 Partition(p.topic, p.partition): (p.offset if p.offset >= 0 else self._beginning(p), p.metadata or "")
-                for p in found
+                for p in answer
                 if p.error is None
             }
+            for partition, (offset, _) in found.items():
+                assigned = self._assignment.known.get(partition)
+                if assigned is not None and assigned.next_offset is None:
+                    assigned.next_offset = offset  # where reading begins
         except KafkaException as error:
             raise BrokerAway(
                 f"committed offsets unknown: {error.args[0].str()}; a transaction that is open on them holds them "
                 "back, and one that hangs for longer than transaction.timeout.ms is ended with kafka-transactions.sh"
             ) from error
+        return found
 
     def _beginning(self, partition: TopicPartition) -> int:
         low, high = self._client.get_watermark_offsets(partition, timeout=_WATERMARK_TIMEOUT_S)

@@ -20,13 +20,11 @@ Cost: everything is counted per poll, per batch or per publish. Any thread may c
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -36,11 +34,10 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from worker.errors import Reason
 from worker.messages import Batch, Partition, Trigger, Work
+from worker.telemetry.distribution import Distribution
 
 
 class Stage(StrEnum):
@@ -58,6 +55,13 @@ class Queue(StrEnum):
 
     BATCHES = "batches"  # closed, not yet begun
     RESULTS = "results"  # finished, not yet taken
+
+
+class Skipped(StrEnum):
+    """Why records were never read: values of the label ``reason``."""
+
+    UNREADABLE = "unreadable"  # a batch that is damaged, or packed in an unknown way: it has a dead letter
+    RETENTION = "retention"  # deleted before anybody read them
 
 
 class Rebalance(StrEnum):
@@ -87,31 +91,6 @@ _INFERENCE_SECONDS = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 _END_TO_END_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 _Kind = TypeVar("_Kind", bound=StrEnum)
-
-
-class _Distribution(Collector):
-    """A histogram that takes many observations at once: one by one, with a lock for each, a message would feel them."""
-
-    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._bounds = bounds
-        self._lock = threading.Lock()
-        self._state = np.zeros(len(bounds) + 1, dtype=np.int64), 0.0
-
-    def observe(self, values: npt.NDArray[np.float64]) -> None:
-        """Count each value in the first bucket whose bound is not below it."""
-        slots = np.bincount(np.searchsorted(self._bounds, values, side="left"), minlength=len(self._bounds) + 1)
-        with self._lock:
-            counts, total = self._state
-            self._state = counts + slots, total + float(values.sum())
-
-    def collect(self) -> Iterable[Metric]:
-        """Buckets as Prometheus has them: each holds those below it too."""
-        counts, total = self._state  # replaced whole, so that both belong together
-        edges = [*map(str, self._bounds), "+Inf"]
-        buckets = list(zip(edges, np.cumsum(counts).tolist(), strict=True))
-        yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=total)
 
 
 class _Declare:
@@ -153,6 +132,12 @@ class _Records:
             "Dead-letter records acknowledged by the broker, by reason.",
             "reason",
             Reason,
+        )
+        self.skipped = declare.counters(
+            "xnli_worker_records_skipped_total",
+            "Offsets passed over whose records nobody will read.",
+            "reason",
+            Skipped,
         )
         self.tombstones = declare.counter("xnli_worker_tombstones_total", "Records with a null value, skipped.")
 
@@ -208,7 +193,7 @@ class _Time:
         stages = declare.histogram("xnli_worker_stage_seconds", "Time spent in a stage.", _STAGE_SECONDS, "stage")
         self.stages = {stage: stages.labels(stage) for stage in Stage}
         # What a user feels. Clocks of producers differ, so it may be off by their skew; it is never counted below 0.
-        self.end_to_end = _Distribution(
+        self.end_to_end = Distribution(
             "xnli_worker_end_to_end_seconds",
             "From a request's record timestamp to the acknowledgement of its result.",
             _END_TO_END_SECONDS,
@@ -285,6 +270,10 @@ class Metrics:
     def tombstones(self, records: int = 1) -> None:
         """Records with a null value were skipped."""
         self._records.tombstones.inc(records)
+
+    def skipped(self, reason: str, records: int) -> None:
+        """Offsets were passed over for good; ``reason`` is a value of `Skipped`."""
+        self._records.skipped[reason].inc(records)
 
     def published(self, results: int) -> None:
         """Results were acknowledged; call it after the transaction's commit, where there is one."""
