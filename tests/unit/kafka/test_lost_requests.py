@@ -66,5 +66,5 @@ def test_operators_decide_what_reaches_the_log(
     assert lost.properties["debug"] == debug
     with caplog.at_level(DEBUG, "librdkafka"):
         for level in (DEBUG, INFO, WARNING):
-            line(lost, "X", f"said at {getLevelName(level)}", level)  # a repeat would be held back
+            line(lost, "X", f"said at {logging.getLevelName(level)}", level)  # a repeat would be held back
     assert [record.levelno for record in caplog.records] == kept
