@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from worker import __version__
+from worker import __version__, process
 from worker.errors import FatalError, SettingsError, TransientError, WorkerError
 
 if TYPE_CHECKING:
@@ -48,6 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Argparse exits with 2 by itself on wrong usage."""
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return process.end(_code_of(command, arguments))
+    except BaseException:
+        process.end(FAILED)  # a bug: with a forward under way it is told here, else by the interpreter
+        raise
+
+
+def _code_of(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """The exit code of a command, whatever of ours it raises."""
     try:
         return command(arguments)
     except SettingsError as error:

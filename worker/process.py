@@ -1,12 +1,20 @@
-"""What concerns the process as a whole: Python's search for cycles, and memory that was freed."""
+"""What concerns the process as a whole: Python's search for cycles, memory that was freed, and the end."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import logging
+import os
+import sys
+import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
+
+# The thread that may be inside the device when the process ends; see `end`.
+INFERENCE_THREAD: Final = "inference"
 
 # Young objects that begin a search, and searches of each generation that begin one of the next.
 THRESHOLDS: Final = (20_000, 50, 100)
@@ -23,6 +31,24 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)
+
+
+def end(code: int) -> int:
+    """Return the exit code, or end the process with it at once if a forward is still under way.
+
+    Python's own end would stop that thread in the middle of torch's C++, as soon as it asks for the interpreter again,
+    and C++ answers with SIGABRT ("terminate called without an active exception") in place of our code. Call it last:
+    everything is closed, and no handler of ``atexit`` runs.
+    """
+    if any(thread.name == INFERENCE_THREAD for thread in threading.enumerate()):
+        if (error := sys.exception()) is not None:
+            traceback.print_exception(error)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # the reader of our output went away, or it is closed
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 class FreedMemory:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from worker import settings
+from worker import process, settings
 from worker.app import App, Model
 from worker.cli import StopFlag
 from worker.errors import WorkerError
@@ -116,10 +116,11 @@ def serve(engine: Callable[[Settings], Model]) -> int:
     log.configure(loaded.log.level, loaded.log.format, sys.stderr)
     stop = StopFlag()
     try:
-        return 0 if App(loaded, engine=engine(loaded)).run(stop) else 1
+        code = 0 if App(loaded, engine=engine(loaded)).run(stop) else 1
     except WorkerError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 1
+        code = 1
+    return process.end(code)
 
 
 if __name__ == "__main__":

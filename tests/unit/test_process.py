@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +55,55 @@ def test_what_lives_at_the_start_is_looked_through_no_more() -> None:
     finally:
         gc.unfreeze()
         gc.set_threshold(*thresholds)
+
+
+FORWARD_UNDER_WAY = """
+import sys, time
+import torch
+from tests.unit.pipeline.test_infer import POLICY, Engine
+from tests.delivery.doubles import job
+from worker import cli
+from worker.errors import Stalled
+from worker.messages import Batch, Trigger
+from worker.pipeline.infer import InferenceThread
+
+class Multiplies(Engine):
+    def run(self, requests, beat):
+        matrix = torch.ones(1500, 1500)
+        while True:
+            matrix @ matrix
+
+def command(_):
+    thread = InferenceThread(Multiplies(), POLICY, time.monotonic, lambda _: None, lambda: None)
+    thread.start()
+    thread.offer(Batch((job(0, "text"),), 1, 0.0, Trigger.WAIT))
+    time.sleep(1.0)
+    assert not thread.stop(0.1)
+    print("the last line")  # into a pipe, so it waits in a buffer
+    {how}
+
+cli._check = command
+sys.exit(cli.main(["check"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("return 1", ""),
+        ("raise Stalled('no progress')", "xnli-worker: Stalled: no progress"),
+        ("raise ZeroDivisionError('a bug')", "ZeroDivisionError: a bug"),
+    ],
+)
+def test_a_forward_under_way_does_not_change_the_exit_code(how: str, said: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FORWARD_UNDER_WAY.format(how=how)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "the last line\n"), ended.stderr
+    assert said in ended.stderr
+    assert "terminate called" not in ended.stderr
