@@ -65,6 +65,7 @@ class Health:
         self._model_loaded = False
         self._assigned = 0
         self._draining = False
+        self._stalled: tuple[str, ...] = ()
 
     def loop_beat(self, now_s: float) -> None:
         """The Kafka loop begins a step. Before the first beat the worker is starting and held to no limit."""
@@ -85,6 +86,10 @@ class Health:
     def assigned(self, partitions: int) -> None:
         """How many partitions are held; told at each rebalance."""
         self._assigned = partitions
+
+    def stalled(self, partitions: tuple[str, ...]) -> None:
+        """A sentence for each partition held that cannot be read, and how to mend it."""
+        self._stalled = partitions
 
     def draining(self) -> None:
         """Shutdown has begun; there is no way back."""
@@ -112,7 +117,7 @@ class Health:
             (self._assigned > 0, "no partitions are assigned"),
             (not self._draining, "the worker is draining"),
         )
-        return Verdict(tuple(problem for passed, problem in checks if not passed))
+        return Verdict((*(problem for passed, problem in checks if not passed), *self._stalled))
 
 
 @dataclass(frozen=True, slots=True)

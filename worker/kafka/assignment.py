@@ -21,7 +21,8 @@ class FetchState:
     the end of a partition that was never fetched from.
 
     ``bad_offset`` names a batch that cannot be read, ``bad_times`` how often that was met in a row, ``bad_error`` why;
-    while ``is_passing`` no record is taken. Since ``quiet_since_s`` nothing came at ``quiet_offset``.
+    while ``is_passing`` no record is taken. Since ``quiet_since_s`` nothing came at ``quiet_offset``. ``stalled``
+    says why it cannot be read until somebody mends something; it is empty as a rule.
     """
 
     partition: Partition
@@ -36,6 +37,7 @@ class FetchState:
     bad_times: int = 0
     bad_error: str = ""
     is_passing: bool = False
+    stalled: str = ""
     quiet_offset: int | None = None
     quiet_since_s: float = 0.0
 

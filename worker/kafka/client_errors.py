@@ -45,6 +45,17 @@ _OF_THE_BATCH: Final = frozenset(
         KafkaError._UNDERFLOW,  # noqa: SLF001 (it ends too soon)
     }
 )
+# Of one partition, until somebody mends it. librdkafka tells of it, once or again and again, and reads the others.
+_OF_THE_PARTITION: Final = {
+    KafkaError._AUTO_OFFSET_RESET: (  # noqa: SLF001 (auto.offset.reset = error)
+        "set the group's offset with kafka-consumer-groups.sh --reset-offsets while no worker runs, or leave "
+        "auto.offset.reset out of kafka.consumer_properties"
+    ),
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user to read the topic (kafka-acls.sh --operation Read)",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topic, or correct topics.input",
+    KafkaError._UNKNOWN_TOPIC: "create the topic, or correct topics.input",  # noqa: SLF001
+    KafkaError._UNKNOWN_PARTITION: "look whether the topic was made again with fewer partitions",  # noqa: SLF001
+}
 # Another process took our place, so everything that we would still write is not ours to write. None of them comes from
 # the network: each is the coordinator's verdict, or librdkafka's summary of one.
 _FENCING: Final = frozenset(
@@ -89,6 +100,11 @@ def is_of_the_record(error: KafkaError) -> bool:
 def is_of_the_batch(error: KafkaError) -> bool:
     """Whether a batch of records could not be read for what it is."""
     return error.code() in _OF_THE_BATCH
+
+
+def mend_of_partition(error: KafkaError) -> str | None:
+    """What mends an error by which one partition stands still; None for any other."""
+    return _OF_THE_PARTITION.get(error.code())
 
 
 def may_be_large(error: KafkaError) -> bool:

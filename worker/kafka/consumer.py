@@ -20,6 +20,7 @@ from worker.kafka.client_errors import PARTITION_END, ErrorLog
 from worker.kafka.ends import Ends
 from worker.kafka.offset_commits import OffsetCommits
 from worker.kafka.records import record_of
+from worker.kafka.skips import Skips
 from worker.kafka.unreadable import UnreadableBatches
 from worker.messages import Partition, Record
 
@@ -44,7 +45,7 @@ class Consumer:
     """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition.
 
     ``commits`` are its committed offsets, ``ends`` where its partitions end, ``unreadable`` what of
-    them cannot be read.
+    them cannot be read, ``skips`` what was passed over.
     """
 
     def __init__(self, config: Properties) -> None:
@@ -59,7 +60,8 @@ class Consumer:
         from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
         self.commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
         self.ends = Ends(self._client, self._assignment)
-        self.unreadable = UnreadableBatches(self._client, self._assignment, self.ends, config)
+        self.skips = Skips(self._client, from_end=from_end)
+        self.unreadable = UnreadableBatches(self._client, self._assignment, self.ends, self.skips, config)
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         """Join the group. The first `poll` connects."""
@@ -173,7 +175,9 @@ class Consumer:
                 self._ended(message)
             else:
                 self._errors(error)
-                self.unreadable.failed(message.topic(), message.partition(), error, message.offset())
+                assigned = self._assignment.known.get((message.topic(), message.partition()))
+                if assigned is not None:
+                    self.unreadable.failed(assigned, error, message.offset())
             return None
         assigned = self._assignment.known.get((message.topic(), message.partition()))
         if assigned is None:
@@ -182,7 +186,10 @@ class Consumer:
         if assigned.bad_offset is not None and self.unreadable.is_passing(assigned, message.offset() or 0):
             return None
         record = record_of(message, assigned.partition, assigned.generation)
+        if record.position.offset != assigned.next_offset:
+            self.skips.jumped(assigned, record.position.offset)
         assigned.next_offset = record.position.offset + 1
+        assigned.stalled = ""
         return record
 
     def _ended(self, message: Message) -> None:
@@ -190,6 +197,8 @@ class Consumer:
         if assigned is None or assigned.held:  # what is held is read again from where it was held
             return
         if assigned.bad_offset is None or not self.unreadable.is_passing(assigned, message.offset() or 0):
+            self.skips.jumped(assigned, message.offset() or 0)
+            assigned.stalled = ""
             assigned.next_offset = assigned.end_offset = message.offset()
 
     def _on_assign(self, client: Client, positions: list[TopicPartition]) -> None:

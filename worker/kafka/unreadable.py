@@ -1,4 +1,4 @@
-"""Record batches that the client cannot read, and that it would ask for again and again.
+"""What the client cannot read: record batches that it would ask for again and again, and whole partitions.
 
 A batch that is damaged, packed in an unknown way or larger than the client unpacks is an error that comes back at the
 same offset; one whose records run over its end is nothing at all, neither record nor error. Either way the partition
@@ -9,7 +9,7 @@ passed over and never silently: a record without key and value stands for it, wh
 from __future__ import annotations
 
 import queue
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 from confluent_kafka import Consumer as Client
@@ -22,6 +22,7 @@ from worker.kafka.client_config import Properties
 from worker.kafka.ends import Ends
 from worker.kafka.pending_offsets import Spawn, on_thread
 from worker.kafka.records import NO_TIMESTAMP, record_of
+from worker.kafka.skips import Skips
 from worker.messages import Origin, Partition, Position, Record
 
 log = structlog.get_logger("worker.kafka")
@@ -33,36 +34,43 @@ REPEATS: Final = 3
 SILENCE_S: Final = 20.0
 
 
-class Skip(NamedTuple):
-    """Records that nobody will read: from an offset to before another. ``reason`` is a label of the metric."""
-
-    partition: Partition
-    from_offset: int
-    to_offset: int
-    reason: str
-
-
 class UnreadableBatches:
     """Notices batches that cannot be read, has them looked at, and goes on behind them. Kafka thread only.
 
-    ``skipped`` is what was passed over and is not reported yet.
+    Args:
+        client: The member of the group.
+        assignment: What is assigned to it.
+        ends: Where that ends.
+        skips: Hears what is passed over.
+        properties: Of the client.
+        spawn: Runs what takes seconds elsewhere.
     """
 
     def __init__(
-        self, client: Client, assignment: Assignment, ends: Ends, properties: Properties, spawn: Spawn = on_thread
+        self,
+        client: Client,
+        assignment: Assignment,
+        ends: Ends,
+        skips: Skips,
+        properties: Properties,
+        spawn: Spawn = on_thread,
     ) -> None:
         self._client = client
         self._assignment = assignment
         self._ends = ends
+        self._skips = skips
         self._properties = properties
         self._spawn = spawn
         self._found: queue.SimpleQueue[tuple[Probe, Batch | None]] = queue.SimpleQueue()
-        self.skipped: list[Skip] = []
 
-    def failed(self, topic: str | None, number: int | None, error: KafkaError, base: int | None) -> None:
-        """A batch could not be read; ``base`` is the offset by which the client names it."""
-        assigned = self._assignment.known.get((topic, number))
-        if assigned is None or assigned.held or base is None or not client_errors.is_of_the_batch(error):
+    def failed(self, assigned: FetchState, error: KafkaError, base: int | None) -> None:
+        """A fetch failed. If a batch could not be read, ``base`` is the offset by which the client names it."""
+        mend = client_errors.mend_of_partition(error)
+        if mend is not None and not assigned.stalled:
+            name = _name(assigned.partition)
+            assigned.stalled = f"{name} stands still: {error.str()}; {mend}"
+            log.error("partition_stalled", partition=name, code=error.name(), error=error.str(), mend=mend)
+        if assigned.held or base is None or not client_errors.is_of_the_batch(error):
             return
         end = self._ends.end(assigned.partition)
         if end is not None and base >= end:
@@ -75,6 +83,11 @@ class UnreadableBatches:
         assigned.bad_error = f"{error.name()}: {error.str()}"
         if assigned.bad_times == REPEATS:
             self._look_at(assigned, base, may_be_large=client_errors.may_be_large(error))
+
+    @property
+    def stalled(self) -> tuple[str, ...]:
+        """A sentence for each assigned partition that cannot be read until somebody mends something."""
+        return tuple(assigned.stalled for assigned in self._assignment.known.values() if assigned.stalled)
 
     def watch(self, now_s: float, *, is_paused: bool) -> None:
         """Notice partitions that give neither records nor errors; call it every few seconds."""
@@ -133,7 +146,7 @@ class UnreadableBatches:
         first = records[-1].position.offset + 1 if records else batch.first
         if not batch.is_whole and first < batch.end:
             records.append(_stand_in(batch, first))
-            self.skipped.append(Skip(batch.partition, first, batch.end, "unreadable"))
+            self._skips.add(batch.partition, first, batch.end, "unreadable")
         return records
 
     def _look_at(self, assigned: FetchState, base: int | None, *, may_be_large: bool) -> None:

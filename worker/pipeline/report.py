@@ -74,6 +74,9 @@ class Report:
         if now_s >= self._lag_at_s:
             self._lag_at_s = now_s + LAG_INTERVAL_S
             self._consumer.unreadable.watch(now_s, is_paused=self._consumer.paused)
+            stalled = self._consumer.unreadable.stalled
+            self._metrics.stalled(len(stalled))
+            self._health.stalled(stalled)
             accounts = self._partitions.accounts
             found = self._consumer.ends.lag({partition: held.committed_offset for partition, held in accounts.items()})
             for partition, lag in found.items():
@@ -92,19 +95,9 @@ class Report:
 
     def fetched(self, records: Sequence[Record]) -> None:
         """Records entered the ledger."""
-        if skips := self._consumer.unreadable.skipped:
-            for partition, from_offset, to_offset, reason in skips:
-                count = to_offset - from_offset
-                self._metrics.skipped(reason, count)
-                log.error(
-                    "records_skipped",
-                    partition=f"{partition.topic}-{partition.number}",
-                    from_offset=from_offset,
-                    to_offset=to_offset,
-                    records=count,
-                    reason=reason,
-                )
-            skips.clear()
+        if self._consumer.skips:
+            for skip in self._consumer.skips.take():
+                self._metrics.skipped(skip.reason, skip.to_offset - skip.from_offset)
         for topic, count in Counter(record.position.partition.topic for record in records).items():
             self._metrics.consumed(topic, count)
 

@@ -62,6 +62,7 @@ class Skipped(StrEnum):
 
     UNREADABLE = "unreadable"  # a batch that is damaged, or packed in an unknown way: it has a dead letter
     RETENTION = "retention"  # deleted before anybody read them
+    RESET = "reset"  # the group had read them, and they are gone: reading began anew
 
 
 class Rebalance(StrEnum):
@@ -221,6 +222,9 @@ class _Flow:
             "partition",
         )
         self.assigned = declare.gauge("xnli_worker_assigned_partitions", "Partitions held.")
+        self.stalled = declare.gauge(
+            "xnli_worker_stalled_partitions", "Partitions held that cannot be read until somebody mends something."
+        )
         self.paused = declare.gauge("xnli_worker_paused_partitions", "Partitions held and paused by back-pressure.")
 
 
@@ -356,6 +360,10 @@ class Metrics:
                 self._flow.lag.remove(topic, partition)
             if self._unstable_of.pop((topic, partition), None) is not None:
                 self._flow.unstable.remove(topic, partition)
+
+    def stalled(self, partitions: int) -> None:
+        """How many partitions cannot be read now."""
+        self._flow.stalled.set(partitions)
 
     def paused(self, partitions: int) -> None:
         """How many partitions are paused now."""
