@@ -17,7 +17,7 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -65,6 +65,7 @@ class Health:
         self._model_loaded = False
         self._assigned = 0
         self._draining = False
+        self._missing: tuple[str, ...] = ()
 
     def loop_beat(self, now_s: float) -> None:
         """The Kafka loop begins a step. Before the first beat the worker is starting and held to no limit."""
@@ -86,6 +87,10 @@ class Health:
         """How many partitions are held; told at each rebalance."""
         self._assigned = partitions
 
+    def topics_missing(self, topics: Sequence[str]) -> None:
+        """Which topics that we write to are not there."""
+        self._missing = tuple(topics)
+
     def draining(self) -> None:
         """Shutdown has begun; there is no way back."""
         self._draining = True
@@ -106,13 +111,17 @@ class Health:
         )
 
     def ready(self) -> Verdict:
-        """Whether this worker takes part in the work: a model loaded, partitions held, not on its way out."""
+        """Whether this worker takes part in the work: model, partitions and topics are there, no drain."""
         checks = (
             (self._model_loaded, "the model is not loaded yet"),
             (self._assigned > 0, "no partitions are assigned"),
             (not self._draining, "the worker is draining"),
         )
-        return Verdict(tuple(problem for passed, problem in checks if not passed))
+        missing = (
+            f"topic {topic!r} is not there: create it (kafka-topics.sh --create --topic {topic}) or correct the setting"
+            for topic in self._missing
+        )
+        return Verdict((*(problem for passed, problem in checks if not passed), *missing))
 
 
 @dataclass(frozen=True, slots=True)

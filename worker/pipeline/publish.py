@@ -153,7 +153,8 @@ class Publication:
         except Unpublishable as error:
             self._ended()
             self._report.aborted()
-            self._resolver.refused(error)
+            for refused in (error, *error.others):
+                self._resolver.refused(refused)
         else:
             self._ended()
             self._attempts = 0
