@@ -22,7 +22,7 @@ from worker.avro.codec import Codecs, open_codecs
 from worker.avro.request import Defaults, Limits
 from worker.errors import BrokerAway, RegistryAway, Stalled
 from worker.http.health import Health, HealthServer
-from worker.kafka import client_config
+from worker.kafka import client_config, known_limits
 from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RecoveringPublisher
@@ -41,7 +41,7 @@ from worker.pipeline.partition import Partitions
 from worker.pipeline.publish import Publication
 from worker.pipeline.quarantine import WINDOW_BATCHES, OneAtATime, Quarantine
 from worker.pipeline.report import Report
-from worker.pipeline.resolve import Policy, Resolver, ResultWriter, WriteResult
+from worker.pipeline.resolve import Policy, Refusal, Resolver, ResultWriter, WriteResult
 from worker.rules import names
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
@@ -126,6 +126,7 @@ def open_loop(
     read: ReadRequest,
     encode: Encode,
     write: WriteResult,
+    refusal: Refusal,
     batch: BatchPolicy,
     policy: Policy,
     max_age_s: float | None,
@@ -140,7 +141,13 @@ def open_loop(
     partitions = Partitions()
     handoff = Handoff(inference, batch, clocks)
     resolver = Resolver(
-        partitions=partitions, write=write, policy=policy, metrics=metrics, clocks=clocks, jitter=jitter
+        partitions=partitions,
+        write=write,
+        refusal=refusal,
+        policy=policy,
+        metrics=metrics,
+        clocks=clocks,
+        jitter=jitter,
     )
     admission = Admission(
         read=read,
@@ -235,6 +242,7 @@ class App:
         self._inference: InferenceThread | None = None
         self._publisher: Publisher | None = None
         self._label_sets: LabelSets | None = None
+        self._limits: known_limits.KnownLimits | None = None
         self._freed = process.FreedMemory()
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
@@ -262,6 +270,8 @@ class App:
         """One step of the loop, watched."""
         if self._label_sets is not None:
             self._label_sets.refresh()
+        if self._limits is not None:
+            self._limits.refresh()
         loop.step()
         self._freed.give_back(time.monotonic())
         verdict = self.health.healthy(time.monotonic())
@@ -294,9 +304,11 @@ class App:
             self._label_sets.load(stop_requested)
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         consumer = Consumer(client_config.consumer(settings.kafka))
-        self._publisher = self._open_publisher(consumer, instance)
-        self._await_broker(self._publisher, wait)
         policy = self._policy(instance)
+        written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
+        self._limits = limits = known_limits.load(settings.kafka, written, self.health.topics_missing)
+        self._publisher = self._open_publisher(consumer, instance, limits)
+        self._await_broker(self._publisher, wait)
         self._inference = InferenceThread(
             engine, policy.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
         )
@@ -308,6 +320,7 @@ class App:
             read=self._request_reader(codecs),
             encode=engine.encode,
             write=ResultWriter(codecs, settings.topics.output, engine.identity),
+            refusal=limits.refusal,
             batch=BatchPolicy(batch.max_messages, batch.max_tokens, batch.max_wait_ms / 1000),
             policy=policy,
             max_age_s=settings.limits.max_age_s,
@@ -345,17 +358,18 @@ class App:
             Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
         )
 
-    def _open_publisher(self, consumer: Consumer, instance: str) -> Publisher:
+    def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
         kafka = self._settings.kafka
         if self._settings.delivery.guarantee == "exactly_once":
             config = client_config.producer(kafka, transactional_id=names.transactional_id(kafka.group_id, instance))
             return RecoveringPublisher(
-                lambda: TransactionalPublisher(config, consumer, time.monotonic),
+                lambda: TransactionalPublisher(limits.fitted(config), consumer, time.monotonic),
                 consumer,
                 time.monotonic,
                 contested=kafka.group_instance_id is not None,
             )
-        return AtLeastOncePublisher(client_config.producer(kafka, transactional_id=None), consumer, time.monotonic)
+        config = limits.fitted(client_config.producer(kafka, transactional_id=None))
+        return AtLeastOncePublisher(config, consumer, time.monotonic)
 
     def _await_registry(self, codecs: Codecs, wait: Callable[[float], None]) -> None:
         """Wait for the registry for as long as it takes: an outage at the start is an outage."""

@@ -97,7 +97,7 @@ class TransactionAborted(WorkerError):  # noqa: N818
 class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
     """The broker or the client refuses this one output for what it is, most often its size.
 
-    ``code`` is librdkafka's code of the refusal, a `confluent_kafka.KafkaError` value.
+    ``code`` is librdkafka's code of the refusal, a `confluent_kafka.KafkaError` value. ``others`` were refused with it.
     """
 
     def __init__(self, position: Position, output: Output, code: int, message: str) -> None:
@@ -105,6 +105,7 @@ class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
         self.position = position
         self.output = output
         self.code = code
+        self.others: tuple[Unpublishable, ...] = ()
 
 
 class TopicMissing(WorkerError):  # noqa: N818 (a state of the cluster)

@@ -428,6 +428,7 @@ class MemoryProducer:
         self._outputs: list[Output] = []
         self._settled = False
         self._epoch = broker.epoch
+        self._batch_bytes: int = config.get("batch.size", 1_000_000)
         self._logger = config.get("logger")
         self._lines: deque[tuple[str, str]] = deque()
 
@@ -485,17 +486,25 @@ class MemoryProducer:
         """What librdkafka does on a thread of its own, at any time. Its reports wait to be served."""
         if self._broker.away:
             return
-        # What waits for a topic goes in one request, and the broker refuses a request whole for one record of it.
-        refused = {one.output.topic: error for one in self._queue if (error := self._refusal(one.output)) is not None}
+        # What waits for a topic goes in one batch, save what is larger than one. The broker refuses batches whole.
+        refused = {
+            one.output.topic: error
+            for one in self._queue
+            if (error := self._refusal(one.output)) is not None and not self._is_alone(one.output)
+        }
         while self._queue:
             queued = self._queue.popleft()
-            error = refused.get(queued.output.topic)
+            is_alone = self._is_alone(queued.output)
+            error = self._refusal(queued.output) if is_alone else refused.get(queued.output.topic)
             if error is None:
                 (self._outputs if self._transactional else self._broker.visible).append(queued.output)
             elif self._turn is _Turn.OPEN:
                 self._turn = _Turn.BROKEN
             if error is not None or self._reports_success:
                 self._reports.append(partial(queued.on_delivery, error, None))
+
+    def _is_alone(self, output: Output) -> bool:
+        return _size_bytes(output) > self._batch_bytes
 
     def _report(self) -> None:
         while self._reports:

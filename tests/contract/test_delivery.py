@@ -124,6 +124,7 @@ class Worker:
             read=codec.read,
             encode=encode,
             write=codec.write,
+            refusal=lambda *_: None,
             batch=BATCH,
             policy=Policy(RETRY, DeadLetterSource(bench.dead_letters, bench.name, instance), DeadLetterLimits()),
             max_age_s=None,

@@ -21,7 +21,7 @@ from worker.messages import Record, Request
 from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.clocks import Clocks
 from worker.pipeline.infer import InferenceThread
-from worker.pipeline.resolve import Policy
+from worker.pipeline.resolve import Policy, Refusal
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
@@ -54,6 +54,8 @@ class Worker:
     slow_offsets: bool = False
     # How far the wall clock is ahead of the monotonic one: an administrator may set it.
     wall_ahead_s: float = 0.0
+    # What the broker is known to refuse.
+    refusal: Refusal = field(default=lambda *_: None)
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -81,6 +83,7 @@ class Worker:
             read=self._read,
             encode=encode,
             write=self.codec.write,
+            refusal=self.refusal,
             batch=self.batch,
             policy=Policy(
                 retry=self.retry,

@@ -17,7 +17,7 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -66,6 +66,7 @@ class Health:
         self._assigned = 0
         self._draining = False
         self._stalled: tuple[str, ...] = ()
+        self._missing: tuple[str, ...] = ()
 
     def loop_beat(self, now_s: float) -> None:
         """The Kafka loop begins a step. Before the first beat the worker is starting and held to no limit."""
@@ -91,6 +92,10 @@ class Health:
         """A sentence for each partition held that cannot be read, and how to mend it."""
         self._stalled = partitions
 
+    def topics_missing(self, topics: Sequence[str]) -> None:
+        """Which topics that we write to are not there."""
+        self._missing = tuple(topics)
+
     def draining(self) -> None:
         """Shutdown has begun; there is no way back."""
         self._draining = True
@@ -111,13 +116,17 @@ class Health:
         )
 
     def ready(self) -> Verdict:
-        """Whether this worker takes part in the work: a model loaded, partitions held, not on its way out."""
+        """Whether this worker takes part in the work: model, partitions and topics are there, no drain."""
         checks = (
             (self._model_loaded, "the model is not loaded yet"),
             (self._assigned > 0, "no partitions are assigned"),
             (not self._draining, "the worker is draining"),
         )
-        return Verdict((*(problem for passed, problem in checks if not passed), *self._stalled))
+        missing = (
+            f"topic {topic!r} is not there: create it (kafka-topics.sh --create --topic {topic}) or correct the setting"
+            for topic in self._missing
+        )
+        return Verdict((*(problem for passed, problem in checks if not passed), *missing, *self._stalled))
 
 
 @dataclass(frozen=True, slots=True)

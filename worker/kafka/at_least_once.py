@@ -29,7 +29,7 @@ class AtLeastOncePublisher:
         self._reports: DeliveryReports | None = None
         self._delivered: dict[Position, Output] = {}
         self._all_sent = False
-        self._singly = False
+        self._suspects: set[Position] = set()
 
     def start(self, timeout_s: float) -> None:
         """Nothing to prepare."""
@@ -38,7 +38,7 @@ class AtLeastOncePublisher:
         """Produce, wait for every delivery report, then commit without waiting: a later commit says more anyway."""
         deadline_s = self._clock() + timeout_s
         if self._reports is None:
-            self._release, self._reports = release, DeliveryReports(singly=self._singly)
+            self._release, self._reports = release, DeliveryReports(self._suspects)
             self._send(release, self._reports, deadline_s)
         left = self._connection.flush(deadline_s)
         self._connection.check()
@@ -52,7 +52,7 @@ class AtLeastOncePublisher:
         self._consumer.commits.commit(offsets, wait=False, metadata=release.metadata)
         self._reports = None
         self._delivered.clear()
-        self._singly = False
+        self._suspects = set()
         return True
 
     def _send(self, release: CommitBatch, reports: DeliveryReports, deadline_s: float) -> None:
@@ -64,7 +64,7 @@ class AtLeastOncePublisher:
                     self._connection.produce(position, output, reports, deadline_s)
             self._all_sent = True
         except Unpublishable as error:
-            reports.unpublishable = error  # raised once what is in front of it is reported on
+            reports.refuse(error)  # raised once what is in front of it is reported on
         except KafkaException as error:
             found: KafkaError = error.args[0]
             self._connection.check()
@@ -75,7 +75,7 @@ class AtLeastOncePublisher:
     def _fall_short(self, release: CommitBatch, reports: DeliveryReports) -> NoReturn:
         """Remember what was delivered, so that the next call sends the rest alone. Always raises."""
         self._delivered |= {position: output for position, output in reports.sent if position not in reports.failed}
-        self._singly |= reports.refused
+        self._suspects |= reports.suspects
         self._reports = None
         if reports.unpublishable is not None:
             raise reports.unpublishable

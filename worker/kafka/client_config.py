@@ -16,6 +16,9 @@ from worker.settings import KafkaSettings
 # exactly-once) are plenty, and readers wait no longer than that for the transaction of a worker that died.
 TRANSACTION_TIMEOUT_MS: Final = 10_000
 
+# librdkafka's own batch.size, in bytes before compression.
+BATCH_BYTES: Final = 1_000_000
+
 Properties = dict[str, Any]
 Client = TypeVar("Client")
 

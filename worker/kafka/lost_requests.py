@@ -25,6 +25,9 @@ _CONTEXTS: Final = "eos,broker"
 # Python's level for each of librdkafka's (syslog's), as confluent-kafka maps them.
 _PYTHON_LEVELS: Final = (50, 50, 50, 40, 30, 20, 20, 10)
 _DEFAULT_LOG_LEVEL: Final = 6
+# Critical and error to librdkafka: a transaction that must be aborted, or a producer that must be replaced (it was
+# fenced, or a rebalance overtook its transaction). Both are done within milliseconds, or end with an error of ours.
+_MENDED: Final = frozenset({"FATAL", "TXNERR"})
 
 
 class LostRequests:
@@ -49,8 +52,11 @@ class LostRequests:
 
     def log(self, level: int, form: str, *arguments: str) -> None:
         """Take a line: what the client calls in place of `logging.Logger.log`, inside ``poll`` and ``flush``."""
-        if len(arguments) == 3 and not self.why:
-            self._read(arguments[0], arguments[2])
+        if len(arguments) == 3:
+            if not self.why:
+                self._read(arguments[0], arguments[2])
+            if arguments[0] in _MENDED:
+                level = min(level, logging.WARNING)
         if level >= self._threshold:
             self._logger.log(level, form, *arguments)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
+from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -15,37 +17,54 @@ from worker.kafka.lost_requests import LostRequests
 from worker.kafka.publisher import Clock
 from worker.messages import Output, Position
 
+_FLUSH_S: Final = 0.05
+_CAUSE_S: Final = 0.5
+
 
 class DeliveryReports:
     """What became of the records of one release: those sent that did not fail, once none is in the producer's queue.
 
     Only failures are reported (delivery.report.only.error): a report of each success cost as much as the sending.
 
-    ``singly``: every record was sent in a request of its own, so a refusal tells which one is refused. Otherwise the
-    broker refuses a whole request for one record of it, and the report blames its neighbours too.
+    The broker refuses a whole batch of the producer's for one record of it, and the reports blame its neighbours too.
+    Only of a record that was alone in its batch is it known that it is the one: it is ``unpublishable``. All others
+    become ``suspects``, to be sent alone the next time.
+
+    Args:
+        suspects: The suspects of the last time.
     """
 
-    def __init__(self, *, singly: bool) -> None:
-        self.singly = singly
-        self.refused = False
+    def __init__(self, suspects: AbstractSet[Position] = frozenset()) -> None:
+        self.alone = suspects
+        self.suspects: set[Position] = set()
         self.sent: list[tuple[Position, Output]] = []
         self.failed: dict[Position, KafkaError] = {}
         self.unpublishable: Unpublishable | None = None
 
-    def take(self, position: Position, output: Output, error: KafkaError | None, _: Message) -> None:
+    def take(self, position: Position, output: Output, is_alone: bool, error: KafkaError | None, _: Message) -> None:
         """One record failed, or, where a client reports everything, did not."""
         if error is None:
             return
         self.failed[position] = error
         if client_errors.is_of_the_record(error):
-            self.refused = True
-            if self.singly:
-                self.unpublishable = client_errors.unpublishable(position, output, error)
+            if is_alone:
+                self.refuse(client_errors.unpublishable(position, output, error))
+            else:
+                self.suspects.add(position)
+
+    def refuse(self, refused: Unpublishable) -> None:
+        """A record is known to be refused for what it is."""
+        if self.unpublishable is None:
+            self.unpublishable = refused
+        else:
+            self.unpublishable.others += (refused,)
 
     @property
     def why(self) -> str:
         """Why not everything was delivered."""
-        return next((error.str() for error in self.failed.values()), "time ran out")
+        output_of = dict(self.sent)
+        failed = ((output_of[position].topic, error.str()) for position, error in self.failed.items())
+        return next((f"{topic}: {error}" for topic, error in failed), "time ran out")
 
 
 class ProducerConnection:
@@ -54,7 +73,9 @@ class ProducerConnection:
     def __init__(self, config: Properties, clock: Clock, lost: LostRequests | None = None) -> None:
         self.clock = clock
         self.errors = ErrorLog("producer")
-        self.singly = False  # from a refusal until a release has gone out: see DeliveryReports
+        self.suspects: set[Position] = set()  # from a refusal until a release has gone out: see DeliveryReports
+        # librdkafka puts nothing into a batch with a record that is larger than a batch may be.
+        self._batch_bytes = int(config.get("batch.size", client_config.BATCH_BYTES))
         config = client_config.with_callbacks(config, self.errors) | {"delivery.report.only.error": True}
         if lost is not None:
             config |= lost.properties
@@ -67,7 +88,11 @@ class ProducerConnection:
             Unpublishable: the record is larger than the client may send.
             BrokerAway: the queue stayed full until the deadline.
         """
-        reported = partial(reports.take, position, output)
+        is_suspect = position in reports.alone
+        is_alone = is_suspect or (output.value is not None and len(output.value) > self._batch_bytes)
+        if is_suspect and self.flush(deadline_s):
+            raise BrokerAway("no delivery report in time for what was sent before a suspect")
+        reported = partial(reports.take, position, output, is_alone)
         while True:
             try:
                 self.client.produce(
@@ -89,8 +114,8 @@ class ProducerConnection:
                 raise
             else:
                 reports.sent.append((position, output))
-                # Whatever shares a request with it would share the blame.
-                if reports.singly and self.flush(deadline_s):
+                # Whatever shares a batch with it would share the blame.
+                if is_suspect and self.flush(deadline_s):
                     raise BrokerAway("no delivery report in time for a record sent by itself")
                 return
 
@@ -99,6 +124,19 @@ class ProducerConnection:
         while (left := self.client.flush(max(0.0, deadline_s - self.clock()))) and self.clock() < deadline_s:
             pass
         return left
+
+    def flush_or_fail(self, reports: DeliveryReports, deadline_s: float) -> int:
+        """As `flush`, but a transaction sends nothing more once a record has failed: who waits then, waits in vain."""
+        has_failed = False
+        while left := self.flush(min(deadline_s, self.clock() + _FLUSH_S)):
+            if reports.unpublishable is not None or reports.suspects:
+                return 0
+            # What was not sent fails at once, and what was refused a moment later: that tells why.
+            if reports.failed and not has_failed:
+                has_failed, deadline_s = True, min(deadline_s, self.clock() + _CAUSE_S)
+            if self.clock() >= deadline_s:
+                return 0 if has_failed else left
+        return 0
 
     def check(self) -> None:
         """Raise FatalError if librdkafka has said that this client cannot go on, after hearing what it has to say."""

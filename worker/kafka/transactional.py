@@ -73,7 +73,7 @@ class TransactionalPublisher:
         self._spawn = spawn
         self._state = _State.IDLE
         # Of the open transaction.
-        self._reports = DeliveryReports(singly=False)
+        self._reports = DeliveryReports()
         self._deadline_s = 0.0
         self._offsets: PendingOffsets
 
@@ -112,7 +112,7 @@ class TransactionalPublisher:
 
     def _open(self, release: CommitBatch, deadline_s: float) -> None:
         """Begin, produce, and send the offsets on their way."""
-        self._reports = DeliveryReports(singly=self._connection.singly)
+        self._reports = DeliveryReports(self._connection.suspects)
         self._deadline_s = deadline_s
         try:
             self._connection.client.begin_transaction()
@@ -157,12 +157,12 @@ class TransactionalPublisher:
             self._give_up(error, deadline_s)
         if error is not None:
             raise error
-        left = self._connection.flush(deadline_s)
+        left = self._connection.flush_or_fail(reports, deadline_s)
         if reports.unpublishable is not None:
             self._abort(deadline_s, str(reports.unpublishable))
             raise reports.unpublishable
         if left or reports.failed:
-            self._connection.singly |= reports.refused
+            self._connection.suspects |= reports.suspects
             is_late = bool(left) or any(map(client_errors.is_unanswered, reports.failed.values()))
             self._abort(deadline_s, reports.why, is_late=is_late)
             raise TransactionAborted(f"{left + len(reports.failed)} records were not delivered ({reports.why})")
@@ -180,7 +180,7 @@ class TransactionalPublisher:
                 # Committed or not: a successor finds out.
                 raise BrokerAway(f"commit not answered: {error.args[0].str()}") from error
             self._give_up(error, deadline_s)
-        self._connection.singly = False
+        self._connection.suspects = set()
         self._state = _State.IDLE
         self._connection.client.poll(0)  # delivers the log lines that are asked about
         self._lost.ended()
@@ -196,7 +196,7 @@ class TransactionalPublisher:
         # Abortable, or retriable with our time used up: in both cases nothing was committed, and abort makes it final.
         self._abort(deadline_s, found.str(), is_late=client_errors.is_unanswered(found))
         # Records are sent in the background: what made the transaction fail was met by a later call.
-        self._connection.singly |= self._reports.refused
+        self._connection.suspects |= self._reports.suspects
         if self._reports.unpublishable is not None:
             raise self._reports.unpublishable from error
         raise TransactionAborted(f"{found.name()}: {found.str()}") from error

@@ -177,17 +177,21 @@ class Publication:
         except Unpublishable as error:
             self._ended()
             self._report.aborted()
-            self._resolver.refused(error)
+            for refused in (error, *error.others):
+                self._resolver.refused(refused)
         else:
-            self._ended()
-            self._attempts = 0
-            acknowledged = self._partitions.acknowledge(batch)
-            for partition, behind in batch.offsets.items():
-                if (assigned := self._partitions.accounts.get(partition)) is not None:
-                    assigned.committed_offset = behind
-            if self._quarantine:
-                self._quarantine.progressed(batch)
-            self._report.committed(acknowledged, self._clocks.monotonic_s() - self._began_s)
+            self._committed(batch)
+
+    def _committed(self, batch: CommitBatch) -> None:
+        self._ended()
+        self._attempts = 0
+        acknowledged = self._partitions.acknowledge(batch)
+        for partition, behind in batch.offsets.items():
+            if (assigned := self._partitions.accounts.get(partition)) is not None:
+                assigned.committed_offset = behind
+        if self._quarantine:
+            self._quarantine.progressed(batch)
+        self._report.committed(acknowledged, self._clocks.monotonic_s() - self._began_s)
 
     def _ended(self) -> None:
         self._unfinished, self._is_broker_away = None, False

@@ -47,6 +47,8 @@ from worker.telemetry.metrics import Metrics
 log = structlog.get_logger("worker.kafka")
 
 WriteResult = Callable[[Job, Outcome], Output]
+# What the broker would say to an output that it will certainly refuse; None for what may be sent.
+Refusal = Callable[[Position, Output], Unpublishable | None]
 
 _PROCESS_DIED: Final = Fault(
     FaultKind.MESSAGE, Reason.CRASH, "quarantine", "ProcessDied", "the process died with this record in hand"
@@ -101,6 +103,7 @@ class Resolver:
         *,
         partitions: Partitions,
         write: WriteResult,
+        refusal: Refusal,
         policy: Policy,
         metrics: Metrics,
         clocks: Clocks,
@@ -108,6 +111,7 @@ class Resolver:
     ) -> None:
         self._partitions = partitions
         self._write = write
+        self._refusal = refusal
         self._policy = policy
         self._metrics = metrics
         self._clocks = clocks
@@ -151,7 +155,7 @@ class Resolver:
         self._failed(replace(record, attempt=DEATHS), _PROCESS_DIED)
 
     def refused(self, error: Unpublishable) -> None:
-        """An output that the broker refuses for what it is: something publishable takes its place.
+        """An output that the broker refuses, or certainly will, for what it is: something publishable takes its place.
 
         Raises:
             FatalError: the dead-letter topic takes not even a truncated dead letter.
@@ -165,13 +169,13 @@ class Resolver:
             self._failed(replace(self._partitions.record(position), attempt=output.attempts), fault)
         elif error.code == KafkaError.INVALID_TIMESTAMP and output.timestamp_ms is not None:
             # Its request came from the future; when that was, the header xnli.dlq.timestamp still says.
-            self._partitions.resolve(position, replace(output, timestamp_ms=None))
+            self._resolve(position, replace(output, timestamp_ms=None))
         elif is_truncated(output):
             raise FatalError(
                 f"{output.topic} refuses even a truncated dead letter ({error}); raise its max.message.bytes"
             )
         else:
-            self._partitions.resolve(position, truncated(output))
+            self._resolve(position, truncated(output))
 
     # What is decided --------------------------------------------------------------------------------------------------
 
@@ -183,8 +187,17 @@ class Resolver:
             log.exception("result_not_written", offset=job.record.position.offset)
             return self._failed(job, fault_of(error, "encode", traceback.format_exc()))
         self._dead_letters.answered()
-        self._partitions.resolve(job.record.position, output)
+        self._resolve(job.record.position, output)
         return False
+
+    def _resolve(self, position: Position, output: Output) -> None:
+        """Resolve a record, unless its output need not be sent to be refused: it would take a transaction with it."""
+        refused = self._refusal(position, output)
+        # (Nothing can take the place of a truncated dead letter. The broker has the last word on it.)
+        if refused is None or (refused.code != KafkaError.INVALID_TIMESTAMP and is_truncated(output)):
+            self._partitions.resolve(position, output)
+        else:
+            self.refused(refused)
 
     def _failed(self, failed: Job | Record, fault: Fault) -> bool:
         """Another attempt or a dead letter, for a job or a record that failed alone. True if it is tried again."""
@@ -206,7 +219,7 @@ class Resolver:
             delay_s, topic = topics[min(record.attempt, len(topics)) - 1]
             not_before_ms = int((self._clocks.wall_s() + delay_s) * 1000)
             copy = retry_headers.retry_copy(record, topic, record.attempt + 1, not_before_ms)
-            self._partitions.resolve(record.position, copy)
+            self._resolve(record.position, copy)
             return
         again = replace(record, attempt=record.attempt + 1)
         waiting = replace(failed, record=again) if isinstance(failed, Job) else again
@@ -224,7 +237,7 @@ class Resolver:
         except DeadLetterLimit:
             self.is_halted = True  # by the operator's limit: no record in hand is why the process ends
             raise
-        self._partitions.resolve(record.position, dead_letter(record, fault, record.attempt, self._policy.source))
+        self._resolve(record.position, dead_letter(record, fault, record.attempt, self._policy.source))
 
     # What waits -------------------------------------------------------------------------------------------------------
 

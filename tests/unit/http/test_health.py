@@ -193,3 +193,15 @@ def test_ipv6_hosts_work() -> None:
     with socket.create_connection(("::1", server.port)):
         pass
     server.close()
+
+
+def test_a_topic_that_is_missing_is_named_until_it_is_there() -> None:
+    health = Health(loop_limit_s=60, inference_limit_s=60)
+    health.model_loaded()
+    health.assigned(1)
+    health.topics_missing(["dead-letters"])
+    (problem,) = health.ready().problems
+    assert "'dead-letters'" in problem
+    assert "--create --topic dead-letters" in problem
+    health.topics_missing([])
+    assert health.ready().ok

@@ -118,6 +118,20 @@ def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
     assert not broker.visible
 
 
+def test_of_what_is_larger_than_a_batch_the_first_try_names_all_culprits(
+    broker: MemoryBroker, consumer: Consumer
+) -> None:
+    broker.broker_limit_bytes = 100
+    config = {"transactional.id": "x", "batch.size": 100}
+    publisher = TransactionalPublisher(config, consumer, broker.clock, lambda call: call())
+    generation = consumer.assignment[P0]
+    values = [b"small", b"x" * 200, b"small", b"x" * 300, b"small"]
+    outputs = tuple((Position(P0, offset, generation), output(value)) for offset, value in enumerate(values))
+    with pytest.raises(Unpublishable) as refused:
+        publisher.publish(CommitBatch(outputs, {P0: 5}, {P0: generation}), 5.0)
+    assert [one.position.offset for one in (refused.value, *refused.value.others)] == [1, 3]
+
+
 def test_a_transaction_broken_off_before_its_offsets_is_aborted(broker: MemoryBroker, consumer: Consumer) -> None:
     threads = iter([False, True])
 

@@ -51,6 +51,14 @@ def test_what_every_transaction_says_is_no_loss(facility: str, text: str) -> Non
     assert not lost.why
 
 
+@pytest.mark.parametrize(("facility", "level"), [("FATAL", logging.CRITICAL), ("TXNERR", logging.ERROR)])
+def test_what_is_mended_within_milliseconds_is_no_more_than_a_warning(
+    facility: str, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    line(LostRequests({}), facility, "Fatal error: Local: This instance has been fenced", level)
+    assert [record.levelno for record in caplog.records] == [WARNING]
+
+
 @pytest.mark.parametrize(
     ("config", "debug", "kept"),
     [

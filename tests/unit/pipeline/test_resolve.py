@@ -5,13 +5,16 @@ from __future__ import annotations
 from unittest.mock import Mock
 
 import pytest
+from confluent_kafka import KafkaError
 
 from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, HUGE_BYTES, OUTPUT, partition, record
 from tests.delivery.worker import RETRY, Worker
-from worker.messages import Record, Request
+from worker.errors import Unpublishable
+from worker.messages import Output, Position, Record, Request
 from worker.rules import names
 from worker.rules.retry_headers import PREFIX, retry_copy
+from worker.rules.topic_limits import CLOCK_SKEW_MS, TopicLimits
 
 P0 = partition(0)
 
@@ -70,6 +73,27 @@ def test_a_record_that_could_not_be_read_waits_in_its_retry_topic(broker: Memory
     broker.send(P0, b"bad")
     worker.settle()
     assert [output.topic for output in broker.visible] == [retry_topic[1]]
+
+
+def test_what_will_be_refused_is_replaced_before_it_is_sent(broker: MemoryBroker) -> None:
+    """Two results and a dead letter of the future would take three transactions with them."""
+    broker.broker_limit_bytes = HUGE_BYTES // 2
+    broker.latest_timestamp_ms = 0
+    small = TopicLimits(broker.broker_limit_bytes, is_compressed=False, future_ms=0)
+
+    def refusal(position: Position, output: Output) -> Unpublishable | None:
+        if small.is_too_large(output):
+            return Unpublishable(position, output, KafkaError.MSG_SIZE_TOO_LARGE, "too large")
+        if small.has_wrong_time(output, -CLOCK_SKEW_MS):
+            return Unpublishable(position, output, KafkaError.INVALID_TIMESTAMP, "from the future")
+        return None
+
+    worker = Worker(broker, refusal=refusal)
+    broker.assign(P0)
+    broker.send(P0, b"ok", b"huge", b"huge", b"ok")
+    worker.settle()
+    assert [output.topic for output in broker.visible] == [OUTPUT, DEAD_LETTERS, DEAD_LETTERS, OUTPUT]
+    assert worker.counted("transactions_total", result="aborted") == 0
 
 
 @pytest.mark.parametrize("flaky", [0, 1, 2])
