@@ -27,6 +27,7 @@ from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
+from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
 from worker.label_sets.topic import LabelSets
 from worker.messages import Encoded, ModelIdentity, Request
@@ -42,6 +43,7 @@ from worker.pipeline.publish import Publication
 from worker.pipeline.quarantine import WINDOW_BATCHES, OneAtATime, Quarantine
 from worker.pipeline.report import Report
 from worker.pipeline.resolve import Policy, Resolver, ResultWriter, WriteResult
+from worker.pipeline.topic_watch import TopicWatch
 from worker.rules import retry_headers
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
@@ -126,6 +128,7 @@ def open_loop(
     max_age_s: float | None,
     metrics: Metrics,
     health: Health,
+    topic_ids: TopicIds | None = None,
     clocks: Clocks | None = None,
     seed: int | None = None,
 ) -> Loop:
@@ -202,6 +205,7 @@ def open_loop(
         report=report,
         health=health,
         clocks=clocks,
+        topic_watch=None if topic_ids is None else TopicWatch(topic_ids, consumer, clocks),
     )
 
 
@@ -296,6 +300,7 @@ class App:
             engine, policy.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
         )
         batch = settings.batch
+        topics = [*settings.topics.input, *(topic for _, topic in policy.retry_topics)]
         self._loop = open_loop(
             consumer=consumer,
             publisher=self._publisher,
@@ -308,9 +313,10 @@ class App:
             max_age_s=settings.limits.max_age_s,
             metrics=self.metrics,
             health=self.health,
+            topic_ids=TopicIds(client_config.common(settings.kafka, "topic-ids"), topics),
         )
         self._inference.start()
-        self._loop.start([*settings.topics.input, *(topic for _, topic in policy.retry_topics)])
+        self._loop.start(topics)
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return self._loop
 
