@@ -7,7 +7,6 @@ batch N-1 is produced.
 
 from __future__ import annotations
 
-import random
 import socket
 import time
 import uuid
@@ -27,21 +26,16 @@ from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
+from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
 from worker.label_sets.topic import LabelSets
 from worker.messages import Encoded, ModelIdentity, Request
-from worker.pipeline.admit import Admission, Encode, ReadRequest, RequestReader
-from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
-from worker.pipeline.clocks import Clocks
-from worker.pipeline.fetch import Fetcher
-from worker.pipeline.handoff import Handoff
+from worker.pipeline.admit import RequestReader
+from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.infer import InferenceThread, Runs
 from worker.pipeline.loop import Loop
-from worker.pipeline.partition import Partitions
-from worker.pipeline.publish import Publication
-from worker.pipeline.quarantine import WINDOW_BATCHES, OneAtATime, Quarantine
-from worker.pipeline.report import Report
-from worker.pipeline.resolve import Policy, Refusal, Resolver, ResultWriter, WriteResult
+from worker.pipeline.resolve import Policy, ResultWriter
+from worker.pipeline.wiring import open_loop
 from worker.rules import names
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
@@ -115,106 +109,6 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) 
     )
     engine.warm_up()
     return engine
-
-
-# size: one flat list of what is given to whom; to split it would hide just that.
-def open_loop(
-    *,
-    consumer: Consumer,
-    publisher: Publisher,
-    inference: InferenceThread,
-    read: ReadRequest,
-    encode: Encode,
-    write: WriteResult,
-    refusal: Refusal,
-    batch: BatchPolicy,
-    policy: Policy,
-    max_age_s: float | None,
-    metrics: Metrics,
-    health: Health,
-    clocks: Clocks | None = None,
-    seed: int | None = None,
-) -> Loop:
-    """The steps of the pipeline, wired together."""
-    clocks = clocks or Clocks()
-    jitter = random.Random(seed)  # noqa: S311 (back-off, not a secret)
-    partitions = Partitions()
-    handoff = Handoff(inference, batch, clocks)
-    resolver = Resolver(
-        partitions=partitions,
-        write=write,
-        refusal=refusal,
-        policy=policy,
-        metrics=metrics,
-        clocks=clocks,
-        jitter=jitter,
-    )
-    admission = Admission(
-        read=read,
-        encode=encode,
-        partitions=partitions,
-        handoff=handoff,
-        resolver=resolver,
-        batch=batch,
-        retry=policy.retry,
-        max_age_s=max_age_s,
-        metrics=metrics,
-        clocks=clocks,
-        jitter=jitter,
-    )
-    quarantine = Quarantine(
-        consumer,
-        partitions,
-        clocks,
-        window=WINDOW_BATCHES * batch.max_messages,
-        # What is held before fetching pauses, and a poll more.
-        horizon=(BATCHES_IN_HAND + 1) * batch.max_messages,
-    )
-    report = Report(
-        partitions=partitions,
-        consumer=consumer,
-        handoff=handoff,
-        transactional=publisher.transactional,
-        metrics=metrics,
-        health=health,
-        clocks=clocks,
-    )
-    return Loop(
-        consumer=consumer,
-        publisher=publisher,
-        partitions=partitions,
-        fetcher=Fetcher(
-            consumer=consumer,
-            partitions=partitions,
-            quarantine=quarantine,
-            handoff=handoff,
-            admission=admission,
-            batch=batch,
-            retry_topics=policy.retry_topics,
-            report=report,
-            clocks=clocks,
-        ),
-        admission=admission,
-        quarantine=quarantine,
-        one_at_a_time=OneAtATime(quarantine, admission, handoff, resolver),
-        handoff=handoff,
-        resolver=resolver,
-        publication=Publication(
-            partitions=partitions,
-            publisher=publisher,
-            consumer=consumer,
-            quarantine=quarantine,
-            resolver=resolver,
-            batch=batch,
-            retry=policy.retry,
-            report=report,
-            clocks=clocks,
-            jitter=jitter,
-        ),
-        report=report,
-        health=health,
-        clocks=clocks,
-    )
 
 
 class _Stopped(Exception):  # noqa: N818 (asked for, no error)
@@ -313,6 +207,7 @@ class App:
             engine, policy.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
         )
         batch = settings.batch
+        topics = [*settings.topics.input, *(topic for _, topic in policy.retry_topics)]
         self._loop = open_loop(
             consumer=consumer,
             publisher=self._publisher,
@@ -326,9 +221,10 @@ class App:
             max_age_s=settings.limits.max_age_s,
             metrics=self.metrics,
             health=self.health,
+            topic_ids=TopicIds(client_config.common(settings.kafka, "topic-ids"), topics),
         )
         self._inference.start()
-        self._loop.start([*settings.topics.input, *(topic for _, topic in policy.retry_topics)])
+        self._loop.start(topics)
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return self._loop
 

@@ -373,7 +373,7 @@ class MemoryConsumer:
 
     def seek(self, position: TopicPartition) -> None:
         owned = self.owned[Partition(position.topic, position.partition)]
-        owned.fetch_at = owned.app_at = position.offset
+        owned.fetch_at = owned.app_at = max(0, position.offset)  # negative: the beginning
         owned.ended_at = None
 
     def get_watermark_offsets(

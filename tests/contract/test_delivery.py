@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry
 
 from tests.brokers.kafka import Kafka
 from tests.delivery.doubles import Codec, Engine, answered, encode
-from worker.app import open_loop
 from worker.http.health import Health
 from worker.kafka import client_config
 from worker.kafka.at_least_once import AtLeastOncePublisher
@@ -31,6 +30,7 @@ from worker.messages import Output, OutputKind
 from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.resolve import Policy
+from worker.pipeline.wiring import open_loop
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy

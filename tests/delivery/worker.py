@@ -10,7 +10,6 @@ from prometheus_client import CollectorRegistry
 
 from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
-from worker.app import open_loop
 from worker.http.health import Health
 from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
@@ -22,6 +21,7 @@ from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.clocks import Clocks
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.resolve import Policy, Refusal
+from worker.pipeline.wiring import open_loop
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy

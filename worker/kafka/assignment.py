@@ -61,6 +61,10 @@ class Assignment(Mapping[Partition, int]):
     def __len__(self) -> int:
         return len(self.known)
 
+    def next_offsets(self) -> dict[Partition, int]:
+        """Where reading goes on in each partition, as far as it has begun."""
+        return {each.partition: each.next_offset for each in self.known.values() if each.next_offset is not None}
+
     def add(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """Take partitions in, each under a generation of its own. Returns these generations."""
         fresh: dict[Partition, int] = {}

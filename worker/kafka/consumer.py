@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Consumer as Client
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from worker.kafka import client_config
 from worker.kafka.assignment import Assignment, FetchState, partitions_of, positions_of
@@ -71,7 +71,7 @@ class Consumer:
         )
 
     @property
-    def assignment(self) -> Mapping[Partition, int]:
+    def assignment(self) -> Assignment:
         """Owned partitions and their generations: a live view."""
         return self._assignment
 
@@ -143,6 +143,14 @@ class Consumer:
                 topic, number = assigned.partition
                 with suppress(KafkaException):  # which costs the second, and nothing else
                     self._client.seek(TopicPartition(topic, number, assigned.next_offset))
+
+    def begin_anew(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Read assigned partitions from their beginning, and return their new generations."""
+        fresh = self._assignment.add(partitions)
+        for partition in partitions:
+            self._client.seek(TopicPartition(partition.topic, partition.number, OFFSET_BEGINNING))
+        (self._client.pause if self._paused else self._client.resume)(positions_of(partitions))
+        return fresh
 
     def group_metadata(self) -> Any:
         """What proves membership to the transaction coordinator (KIP-447)."""

@@ -85,6 +85,11 @@ class Reader:
         self._assigned = {number: Partition(self.topic, number) for number in starts}
         self.client.assign([self._at(number, start) for number, start in starts.items()])
 
+    def assign_also(self, starts: Mapping[int, int]) -> None:
+        """Read these partitions too."""
+        self._assigned |= {number: Partition(self.topic, number) for number in starts}
+        self.client.incremental_assign([self._at(number, start) for number, start in starts.items()])
+
     @property
     def is_caught_up(self) -> bool:
         """True once every assigned partition was read to an end that it had at the time."""

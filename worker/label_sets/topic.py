@@ -2,12 +2,13 @@
 
 A producer of requests then names a set instead of repeating forty labels in every message. The whole topic is read
 before the first request is, and followed from there; a tombstone takes a set away. Every worker reads every partition,
-outside any group, and keeps at most `MAX_SETS`.
+those added later too, outside any group, and keeps at most `MAX_SETS`. A topic that was made again is read again.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -20,6 +21,7 @@ from worker.kafka import client_config
 from worker.kafka.client_config import Properties
 from worker.kafka.client_errors import ErrorLog
 from worker.kafka.reader import Reader
+from worker.kafka.topic_ids import TopicChange, TopicIds
 from worker.messages import Record
 
 log = structlog.get_logger("worker.kafka")
@@ -37,6 +39,9 @@ class LabelSets:
         self.sets: Mapping[str, tuple[str, ...]] = MappingProxyType(self._sets)
         client = client_config.open_client(Consumer, client_config.reader(config, group="xnli-worker-label-sets"))
         self._reader = Reader(client, topic, ErrorLog("label sets"))
+        self._ids = TopicIds(config, [topic])
+        # The names in the topic that was made again, while it is read for the first time.
+        self._again: set[str] | None = None
 
     def load(self, stop_requested: Callable[[], bool]) -> None:
         """Read the topic to its end, waiting for the broker as long as it takes.
@@ -53,11 +58,36 @@ class LabelSets:
 
     def refresh(self, most: int = 100) -> None:
         """Take in what has arrived since, at most ``most`` changes, without waiting."""
+        if not self._ids.ask(time.monotonic()):
+            for change in self._ids.answer() or ():
+                self._change(change)
         for _ in range(most):
             record = self._reader.poll(0)
             if record is None:
-                return
+                break
             self._take(record)
+        if self._again is not None and self._reader.is_caught_up:
+            # Until now the former topic's sets served: requests that name one need not fail meanwhile.
+            for name in self._sets.keys() - self._again:
+                del self._sets[name]
+            self._again = None
+            log.info("label_sets_loaded", topic=self._topic, sets=len(self._sets))
+
+    def _change(self, change: TopicChange) -> None:
+        if change.is_made_again:
+            log.error(
+                "topic_made_again",
+                topic=self._topic,
+                former_id=change.former.topic_id,
+                id=change.current.topic_id,
+                reads_from="the beginning",
+            )
+            self._again = set()
+            self._reader.assign(dict.fromkeys(range(change.current.partitions), OFFSET_BEGINNING))
+        else:
+            added = range(change.former.partitions, change.current.partitions)
+            log.info("partitions_added", topic=self._topic, partitions=list(added))
+            self._reader.assign_also(dict.fromkeys(added, OFFSET_BEGINNING))
 
     def close(self) -> None:
         """Disconnect."""
@@ -77,6 +107,8 @@ class LabelSets:
 
     def _take(self, record: Record) -> None:
         name = (record.key or b"").decode("utf-8", "replace")
+        if self._again is not None:
+            self._again.add(name)
         if record.value is None:
             self._sets.pop(name, None)
             return

@@ -7,10 +7,12 @@ and the group membership stays alive, whatever is away.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from worker.errors import BrokerAway
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
 from worker.kafka.publisher import Publisher
@@ -24,6 +26,7 @@ from worker.pipeline.publish import Publication
 from worker.pipeline.quarantine import OneAtATime, Quarantine
 from worker.pipeline.report import Report
 from worker.pipeline.resolve import Resolver
+from worker.pipeline.topic_watch import TopicWatch
 from worker.telemetry.metrics import Rebalance
 
 # Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
@@ -42,7 +45,7 @@ class Phase(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class Loop:
-    """The steps and what they share. Everything runs on the thread that calls `step`; `worker.app` wires it."""
+    """The steps and what they share, made by `worker.pipeline.wiring`. All runs on the thread that calls `step`."""
 
     consumer: Consumer
     publisher: Publisher
@@ -57,6 +60,7 @@ class Loop:
     report: Report
     health: Health
     clocks: Clocks
+    topic_watch: TopicWatch | None = None
     phase: Phase = Phase.RUNNING
 
     def start(self, topics: Sequence[str]) -> None:
@@ -67,6 +71,8 @@ class Loop:
         """Every step of the pipeline once. Raises FatalError, or whatever crashed the inference thread."""
         is_draining = self.phase is Phase.DRAINING
         self.health.loop_beat(self.clocks.monotonic_s())
+        if self.topic_watch is not None:
+            self._look_for_topics_made_again(self.topic_watch)
         self.fetcher.step(is_draining=is_draining, deadline_s=self._deadline_s())
         self.admission.step()
         if not (self.quarantine and self.one_at_a_time.step(lambda: self.publication.is_done)):
@@ -74,6 +80,18 @@ class Loop:
         self._collect()
         self.publication.step(is_draining=is_draining)
         self.report.step()
+
+    def _look_for_topics_made_again(self, watch: TopicWatch) -> None:
+        watch.step()
+        # A commit that is under way may carry positions of the former topic: what is committed after it wins.
+        if watch.has_changes and not self.publication.is_under_way and (anew := watch.take()):
+            for partition in anew:
+                self.handoff.forget(partition)
+            generations = self.consumer.begin_anew(anew)
+            # So that a position of the former topic does not outlive this process.
+            with suppress(BrokerAway):  # it is noted, and committed again
+                self.consumer.commits.commit(dict.fromkeys(anew, 0), wait=False)
+            self.assigned(generations)
 
     def _collect(self) -> None:
         while (result := self.handoff.collect()) is not None:
