@@ -102,12 +102,12 @@ def _play(
 def test_an_abort_that_arrives_in_the_next_transaction_takes_nothing_away(
     proxied: ProxiedKafka, topics: Topics, tmp_path: Path
 ) -> None:
-    """The broker refuses a result twice, first with all that shares its request; so two transactions are aborted.
+    """The broker refuses a result, so its transaction is aborted.
 
-    The second abort is lost, asked for again, and arrives after all. By then the next transaction has written the dead
+    The abort is lost, asked for again, and arrives after all. By then the next transaction has written the dead
     letter, which is aborted; its offset, which is sent after it, is not.
     """
-    aborts = [None, Hold(until=Api.PRODUCE, cut=True)]
+    aborts = [Hold(until=Api.PRODUCE, cut=True)]
     arrived = len(proxied.proxy.resent)
     found = _play(
         proxied,
