@@ -155,6 +155,7 @@ class Weather:
         )
 
 
+@pytest.mark.acceptance
 @pytest.mark.timeout(300 + MESSAGES // 50)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_is_lost_or_doubled_whatever_becomes_of_requests(
