@@ -179,6 +179,7 @@ def test_fast_kills_condemn_nothing(kafka: Kafka, topics: Topics, tmp_path: Path
     assert (found.lost, found.duplicated, found.dead_letters, found.results) == ((), (), 0, total)
 
 
+@pytest.mark.acceptance  # one killer is found in test_poison.py too
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("protocol", ["classic", pytest.param("consumer", marks=pytest.mark.acceptance)])
 def test_a_record_that_kills_is_found_within_six_restarts(
