@@ -1,6 +1,6 @@
 # make demo    broker, model and sample messages in one process (no Java, no Docker)
 # make test    every suite, one representative of each kind; real Kafka needs Java 17+ and Maven, or XNLI_TEST_KAFKA=host:port
-# make acceptance  every test at full size, with ten times the examples of Hypothesis, then the fault matrix: long
+# make acceptance  every test, the slow ones too, at full size, with ten times the examples of Hypothesis, then the fault matrix: long
 # make explore the delivery state machine with 2,000 examples that nobody chose, under each guarantee; EXAMPLES=N for others
 # make lint    ruff and mypy --strict
 # make faults  the fault matrix on real Kafka; XNLI_TEST_FAULTS_MESSAGES=100000 for its full size

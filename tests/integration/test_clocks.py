@@ -18,6 +18,7 @@ pytestmark = pytest.mark.kafka
 DELAY_S = 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("moment_s", [1.0, pytest.param(4.0, marks=pytest.mark.acceptance)])
 def test_a_retry_comes_when_it_is_due_although_the_clock_was_set_back(

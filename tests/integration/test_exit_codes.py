@@ -84,7 +84,7 @@ def test_a_drain_that_ran_out_of_time_ends_with_1(kafka: Kafka, topics: Topics, 
         assert "terminate called" not in worker.log_path.read_text()
 
 
-@pytest.mark.acceptance
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_a_stall_ends_with_1(kafka: Kafka, topics: Topics, tmp_path: Path) -> None:
     settings = _environment(kafka, topics) | {"XNLI_MODEL__TIMEOUT_S": json.dumps(LIMIT_S)}

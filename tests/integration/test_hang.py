@@ -50,6 +50,7 @@ def _health(port: int) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_device_that_hangs_ends_the_process_and_its_records_are_answered_by_the_next(
     kafka: Kafka, topics: Topics, tmp_path: Path

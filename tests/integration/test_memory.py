@@ -69,6 +69,7 @@ def _answer(
     return _metrics(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_memory_that_others_take_costs_speed_and_no_message_but_one_that_does_not_fit_even_alone(
     kafka: Kafka, topics: Topics, tmp_path: Path

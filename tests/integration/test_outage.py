@@ -77,6 +77,7 @@ def _environment(lone: KafkaCluster, topics: Topics, guarantee: str) -> dict[str
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("guarantee", ["exactly_once", pytest.param("at_least_once", marks=pytest.mark.acceptance)])
 def test_a_broker_that_is_away_at_the_start(lone: KafkaCluster, tmp_path: Path, guarantee: str) -> None:

@@ -118,6 +118,7 @@ def test_a_message_that_kills_the_process_is_quarantined(
     assert STARTS + 1 <= restarts <= killers * (STARTS + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_retry_topic_keeps_its_delay_and_the_main_topic_goes_on(
     kafka: Kafka, topic: TopicFactory, topics: Topics, tmp_path: Path

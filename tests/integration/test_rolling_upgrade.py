@@ -77,6 +77,7 @@ def _no_verdict(workers: list[WorkerProcess]) -> None:
         assert not [e for e in worker.events() if e.get("reason") == "crash"], worker.log_path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("messages", "kill", "protocol", "is_registered"),

@@ -130,6 +130,7 @@ def test_a_wrong_checksum_is_noticed_and_nothing_is_read_twice(
     _assert_passed(kafka, topics, tmp_path, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_batch_that_unpacks_to_more_than_the_client_takes_is_read_or_passed(
     kafka: Kafka, topics: Topics, tmp_path: Path

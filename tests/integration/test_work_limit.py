@@ -16,6 +16,7 @@ pytestmark = pytest.mark.kafka
 LIMIT = 262_144  # the default of limits.max_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_message_of_ten_million_tokens_is_too_large(kafka: Kafka, topic: TopicFactory, tmp_path: Path) -> None:
     topics = Topics(topic("requests"), topic("results"), topic("dead"))
