@@ -21,21 +21,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from tests import builders
 from worker.errors import DeviceAway, Reason, RegistryAway, Rejection
 from worker.messages import (
     Classification,
     Encoded,
     Job,
-    LongText,
     Outcome,
     Output,
     OutputKind,
     Partition,
-    Pooling,
     Position,
     Record,
     Request,
-    Task,
     Work,
 )
 from worker.rules.dead_letter import PREFIX
@@ -65,21 +63,7 @@ def record(offset: int = 0, value: bytes | None = b"ok", *, number: int = 0, gen
 
 
 def request(text: str = "ok") -> Request:
-    return Request(
-        id="",
-        task=Task.CLASSIFY,
-        text=text,
-        labels=("a",),
-        hypotheses=("a",),
-        multi_label=False,
-        language=None,
-        top_k=None,
-        threshold=None,
-        long_text=LongText.TRUNCATE,
-        pooling=Pooling.MEAN,
-        normalize=True,
-        attributes={},
-    )
+    return builders.request(text, id="", labels=("a",), hypotheses=("a",))
 
 
 def job(offset: int = 0, text: str = "ok", *, tokens: int = 1, number: int = 0, attempt: int = 1) -> Job:
