@@ -7,6 +7,7 @@ suite is a silent hole.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import NoReturn, Protocol
 
 import pytest
+import structlog
 
 from tests.brokers.java import Unavailable
 from tests.brokers.kafka import Kafka, KafkaCluster
@@ -30,6 +32,17 @@ class TopicFactory(Protocol):
     """Creates a topic with a name nobody else has, and returns the name once it is visible."""
 
     def __call__(self, hint: str = "topic", *, partitions: int = 1, config: Mapping[str, str] | None = None) -> str: ...
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Commands and workers configure logging for their process: the next test must not find it so."""
+    root, librdkafka = logging.getLogger(), logging.getLogger("librdkafka")
+    before = root.handlers[:], root.level, librdkafka.level, librdkafka.filters[:]
+    yield
+    logging.captureWarnings(capture=False)
+    root.handlers[:], root.level, librdkafka.level, librdkafka.filters[:] = before
+    structlog.reset_defaults()
 
 
 def _without(missing: Unavailable) -> NoReturn:
