@@ -1,0 +1,3 @@
+module xnli/examples
+
+go 1.24
