@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,14 @@ from worker.settings.root import PREFIX, Settings
 # Variables that steer the tests, not the worker: they share the prefix and are no settings.
 _TESTS = f"{PREFIX}TEST_"
 
+# What Kubernetes and Docker put into the environment for a Service or container that is called xnli or xnli-..., where
+# names end in no hyphen: XNLI_HTTP__PORT is a setting. A port's value is an address, so XNLI_HTTP_PORT=9400 is none.
+_SERVICE_LINK = re.compile(
+    r"XNLI(_+[A-Z0-9]+)*_"
+    r"(SERVICE_HOST=|SERVICE_PORT(_+[A-Z0-9]+)*=\d|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=)"
+)
+
 Tables = Mapping[str, Mapping[str, Any]]
 
 
@@ -25,7 +34,7 @@ class _Environment(EnvSettingsSource):
     """Our variables of a given environment; one that names no section is an error, not somebody else's variable."""
 
     def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
-        self._ours = {n.lower(): v for n, v in environ.items() if n.startswith(PREFIX) and not n.startswith(_TESTS)}
+        self._ours = {n.lower(): v for n, v in environ.items() if _is_ours(n, v)}
         super().__init__(settings_cls)
         for name in sorted(self._ours):
             section, separator, _ = name.removeprefix(PREFIX.lower()).partition("__")
@@ -37,6 +46,13 @@ class _Environment(EnvSettingsSource):
 
     def _load_env_vars(self) -> Mapping[str, str]:
         return self._ours
+
+
+def _is_ours(name: str, value: str) -> bool:
+    if not name.startswith(PREFIX) or name.startswith(_TESTS):
+        return False
+    section, separator, _ = name.removeprefix(PREFIX).lower().partition("__")
+    return bool(separator and section in Settings.model_fields) or not _SERVICE_LINK.match(f"{name}={value}")
 
 
 def load(
