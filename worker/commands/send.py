@@ -25,7 +25,7 @@ from worker.commands import connection
 from worker.commands.connection import Reports, say
 from worker.commands.json_lines import write_tally
 from worker.commands.progress import progress_bar
-from worker.errors import Reason, Rejection, SettingsError, TopicMissing
+from worker.errors import FatalError, Reason, Rejection, SettingsError, TopicMissing
 from worker.kafka import client_config, client_errors
 from worker.messages import Headers
 from worker.settings import Settings
@@ -101,10 +101,11 @@ class _Sending:
         self._tally = tally
         self._move_bar = move_bar
         self._lines = 0  # whose fate is known
+        self._broken = ""  # why no further line could be read
 
     def run(self, source: BinaryIO) -> None:
         """Send all lines and return when each is delivered, or has failed."""
-        for number, line in enumerate(source, 1):
+        for number, line in enumerate(self._lines_of(source), 1):
             if line.isspace():
                 self._advance(len(line))
                 continue
@@ -119,6 +120,14 @@ class _Sending:
         # In short waits, for Ctrl-C is heard between them. It ends: after message.timeout.ms a record has failed.
         while self._producer.flush(0.5):
             self._reports.check()
+        if self._broken:
+            raise FatalError(self._broken)
+
+    def _lines_of(self, source: BinaryIO) -> Iterator[bytes]:
+        try:
+            yield from source
+        except OSError as error:
+            self._broken = f"{self._name}: {error.strerror}; what stood there until then was sent"
 
     def _produce(self, number: int, line: bytes) -> None:
         key, value, headers = _request(line, self._codecs)
@@ -180,6 +189,8 @@ def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
     if file == "-":
+        if sys.stdin is None:
+            raise SettingsError("stdin is closed; name a file of JSON lines, or give some on stdin")
         yield sys.stdin.buffer
         return
     try:

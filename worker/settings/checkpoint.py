@@ -27,6 +27,8 @@ class ModelSettings(Section):
     pooling: Pooling = Pooling.MEAN
     normalize: bool = True
     self_test: Literal["refuse", "warn", "off"] = "refuse"
+    # Of torch on the CPU; None: as many as the quota of the cgroup, the CPUs allowed and OMP_NUM_THREADS let it have.
+    threads: int | None = Field(default=None, ge=1, le=1024)
     # A forward that takes longer means a device that hangs: the worker ends, for a supervisor to restart.
     timeout_s: float = Field(default=300.0, gt=0)
 
