@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return process.end(_printed(_code_of(arguments.command, arguments)))
     except SystemExit as ended:  # argparse's, which has written help or usage
         ended.code = _printed(ended.code if isinstance(ended.code, int) else FAILED)
+        if ended.code and streams.is_lost(sys.stderr):
+            _complain("wrong usage; --help says what would be right", WRONG_USAGE)
         raise
     except BaseException:
         process.end(_printed(FAILED))  # a bug: with a forward under way it is told here, else by the interpreter

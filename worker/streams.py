@@ -219,12 +219,17 @@ def diagnostics_of(stream: TextIO) -> Diagnostics | None:
     return found if isinstance(found, Diagnostics) else None
 
 
+def is_lost(stream: TextIO) -> bool:
+    """Whether what is written to stderr goes nowhere."""
+    found = diagnostics_of(stream)
+    return found is not None and found.lost
+
+
 def complain(line: str) -> None:
     """A line on stderr, or on stdout where that takes none."""
     sys.stderr.write(f"xnli-worker: {line}\n")
     sys.stderr.flush()
-    found = diagnostics_of(sys.stderr)
-    if found is not None and found.lost:
+    if is_lost(sys.stderr):
         try:
             sys.stdout.write(f"xnli-worker: {line}\n")
             sys.stdout.flush()

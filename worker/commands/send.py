@@ -33,6 +33,8 @@ from worker.settings import Settings
 _CONNECT_TIMEOUT_S: Final = 10.0
 # A broker that creates topics by itself says "unknown" while it does so.
 _CREATION_TIMEOUT_S: Final = 3.0
+# No broker takes a request as large as this; /dev/zero is one endless line.
+_LINE_BYTES: Final = 64 * 1024 * 1024
 _SHORTEN: Final = (
     "shorten its text, or raise message.max.bytes in kafka.producer_properties and max.message.bytes of the topic"
 )
@@ -124,10 +126,15 @@ class _Sending:
             raise FatalError(self._broken)
 
     def _lines_of(self, source: BinaryIO) -> Iterator[bytes]:
+        sent = "what stood there until then was sent"
         try:
-            yield from source
+            while line := source.readline(_LINE_BYTES + 1):
+                if len(line) > _LINE_BYTES:
+                    self._broken = f"{self._name}: a line of more than {_LINE_BYTES:,} bytes is no request; {sent}"
+                    return
+                yield line
         except OSError as error:
-            self._broken = f"{self._name}: {error.strerror}; what stood there until then was sent"
+            self._broken = f"{self._name}: {error.strerror}; {sent}"
 
     def _produce(self, number: int, line: bytes) -> None:
         key, value, headers = _request(line, self._codecs)

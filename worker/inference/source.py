@@ -208,6 +208,7 @@ def _fetch(name: str, revision: str | None, tell: Tell) -> str:
     # The subfolders of a repository hold other formats of the same weights.
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(_FILES), "ignore_patterns": ["*/*"]}
     tell(f'asking the hub for "{name}"', _DOWNLOAD_LIMIT_S)
+    directory: str
     if revision is None or not _COMMIT.fullmatch(revision):
         # The client asks what the revision is without a time-out, so it is asked with one before.
         try:
@@ -215,26 +216,30 @@ def _fetch(name: str, revision: str | None, tell: Tell) -> str:
         except Exception as away:  # noqa: BLE001 (an answer comes again below, where the client sorts it)
             if not _is_answer(away):
                 try:
-                    return huggingface_hub.snapshot_download(name, local_files_only=True, **wanted)
+                    directory = huggingface_hub.snapshot_download(name, local_files_only=True, **wanted)
                 except LocalEntryNotFoundError as absent:
                     raise absent from away
-    return huggingface_hub.snapshot_download(name, tqdm_class=_telling_bar(name, tell), **wanted)
+                else:
+                    return directory
+    directory = huggingface_hub.snapshot_download(name, tqdm_class=_telling_bar(name, tell), **wanted)
+    return directory
 
 
-def _telling_bar(name: str, tell: Tell) -> type[tqdm[Any]]:
+def _telling_bar(name: str, tell: Tell) -> type[tqdm]:
     """A kind of progress bar that tells of each piece, shown or not."""
 
-    class TellingBar(tqdm[Any]):
+    class TellingBar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self._pieces = options.get("unit") == "B"
             self._received = 0.0
-            super().__init__(*arguments, **options)
+            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]  # the hub client's
 
         def update(self, n: float | None = 1) -> bool | None:
             self._received += n or 0
             if self._pieces:
                 tell(f'downloading "{name}"', _DOWNLOAD_LIMIT_S, shown_bytes(self._received))
-            return super().update(n)
+            redrawn: bool | None = super().update(n)
+            return redrawn
 
     return TellingBar
 

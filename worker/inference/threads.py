@@ -82,8 +82,10 @@ def _folders(root: Path) -> Iterator[Path]:
             path = ours["cpu"]
         else:
             continue
-        # In a container the mount begins at the container's own group, and the path may be the host's: not seen here.
+        # In a container the mount begins at the container's own group. A path may be the host's, or begin with "/..":
+        # what lies there is not seen here.
         inside = path.removeprefix(mounted) if mounted != "/" else path
+        inside = "" if ".." in inside else inside
         folder = root / point.lstrip("/") / inside.lstrip("/")
         top = root / point.lstrip("/")
         yield top
