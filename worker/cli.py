@@ -231,6 +231,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _send(arguments: argparse.Namespace) -> int:
+    StopFlag(interrupt=True)
     from worker.commands.send import send  # noqa: PLC0415
 
     return DONE if send(arguments.file, arguments.config) else FAILED
@@ -276,6 +277,7 @@ def _list_dead_letters(arguments: argparse.Namespace) -> int:
 
 
 def _show_dead_letter(arguments: argparse.Namespace) -> int:
+    StopFlag(interrupt=True)
     from worker.commands.dead_letters import show  # noqa: PLC0415
 
     show(arguments.config, arguments.position)
@@ -300,6 +302,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    StopFlag(interrupt=True)
     from worker.commands.bench import bench  # noqa: PLC0415
 
     bench(
@@ -318,6 +321,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    StopFlag(interrupt=True)
     from worker.commands.check import check  # noqa: PLC0415
 
     return check(arguments.config)

@@ -37,15 +37,19 @@ class StopFlag:
     Python runs its handlers on the main thread alone, and only between two of its instructions: while that waits inside
     a library of C for a broker or a disk, nothing is heard. So a thread of ours reads the numbers of the signals, which
     the interpreter writes to a socket as they arrive. Make one on the main thread.
+
+    Args:
+        interrupt: raise KeyboardInterrupt on the main thread as well, for commands that look at no flag: what they have
+            begun is undone as after Ctrl-C.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, interrupt: bool = False) -> None:
         self._raised = False
         reader, self._writer = socket.socketpair()
         self._writer.settimeout(0)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in _STOP:
-            signal.signal(number, lambda _number, _frame: None)
+            signal.signal(number, signal.default_int_handler if interrupt else lambda _number, _frame: None)
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
 
     def __call__(self) -> bool:

@@ -25,6 +25,7 @@ from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
 from worker.rules import names
 from worker.settings import Settings
+from worker.start import Start
 from worker.streams import OutputLost
 from worker.telemetry import log
 
@@ -268,7 +269,7 @@ def _model(trial: _Trial) -> str:
     if sys.stderr.isatty():
         say(f"loading {name}; a large model takes minutes")
     began_s = time.monotonic()
-    engine = load_engine(trial.settings)
+    engine = Start(lambda: False).run(lambda tell: load_engine(trial.settings, tell=tell))
     took_s = time.monotonic() - began_s
     return f"{name} at {engine.identity.revision}, {engine.precision} on {engine.device}; loaded in {took_s:.1f} s"
 
