@@ -21,6 +21,7 @@ from worker.avro.codec import Codecs, open_codecs
 from worker.avro.request import Defaults, Limits
 from worker.errors import BrokerAway, RegistryAway, Stalled
 from worker.http.health import Health, HealthServer
+from worker.inference.stage import Tell, tell_nobody
 from worker.kafka import client_config, known_limits
 from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
@@ -41,6 +42,7 @@ from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
 from worker.settings import Settings
+from worker.start import Start, Stopped
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ log = structlog.get_logger("worker")
 # A supervisor that sends SIGTERM waits 30 s as a rule (Kubernetes' default); closing takes up to five more than this.
 DRAIN_TIMEOUT_S: Final = 20.0
 START_TIMEOUT_S: Final = 5.0
+# From a disk that is cold they take half a minute.
+IMPORT_LIMIT_S: Final = 300.0
 # A step holds at most a publish and a revoke, each with its own deadline.
 LOOP_LIMIT_S: Final = 60.0
 
@@ -74,13 +78,14 @@ class Model(Runs, Protocol):
         """Tokens of a request. Raises Rejection."""
 
 
-def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Engine:
+def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep, tell: Tell = tell_nobody) -> Engine:
     """The checkpoint, loaded, tested and warm. ``wait`` passes the time between attempts to download it.
 
     Raises:
         CheckpointError: it cannot serve, and why.
     """
     # Here, because torch takes seconds to import and not every user of this module loads a model.
+    tell("importing torch and transformers", IMPORT_LIMIT_S)
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
     from worker.inference import loading as checkpoints  # noqa: PLC0415
@@ -100,7 +105,10 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) 
         default_language=model.default_language,
         self_test=model.self_test,
         sleep=wait,
+        tell=tell,
+        threads=model.threads,
     )
+    tell("warming up", model.timeout_s)
     engine = Engine(
         checkpoint,
         max_tokens=settings.batch.max_tokens,
@@ -109,10 +117,6 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep) 
     )
     engine.warm_up()
     return engine
-
-
-class _Stopped(Exception):  # noqa: N818 (asked for, no error)
-    """The worker was asked to stop while it waited for something at the start."""
 
 
 class App:
@@ -152,7 +156,8 @@ class App:
             while not stop_requested():
                 self._step(loop)
             drained = loop.drain(DRAIN_TIMEOUT_S)
-        except _Stopped:
+        except Stopped:
+            log.info("stopped", started=False)
             return True
         else:
             log.info("drained" if drained else "drain_timed_out", in_flight=loop.in_flight)
@@ -174,15 +179,8 @@ class App:
 
     def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
-
-        def wait(seconds: float) -> None:
-            deadline_s = time.monotonic() + seconds
-            while (left_s := deadline_s - time.monotonic()) > 0:
-                if stop_requested():
-                    raise _Stopped
-                time.sleep(min(left_s, 0.1))
-
-        engine = self._engine or load_engine(settings, wait)
+        start = Start(stop_requested)
+        engine = self._engine or start.run(lambda tell: load_engine(settings, start.wait, tell))
         self.metrics.identify(
             version=__version__,
             model=engine.identity.name,
@@ -191,8 +189,8 @@ class App:
             precision=engine.precision,
         )
         self.health.model_loaded()
-        codecs = open_codecs(settings.schema_registry, wait)
-        self._await_registry(codecs, wait)
+        codecs = open_codecs(settings.schema_registry, start.wait)
+        self._await_registry(codecs, start)
         if settings.topics.label_sets is not None:
             self._label_sets = LabelSets(client_config.common(settings.kafka, "label-sets"), settings.topics.label_sets)
             self._label_sets.load(stop_requested)
@@ -202,7 +200,7 @@ class App:
         written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
         self._limits = limits = known_limits.load(settings.kafka, written, self.health.topics_missing)
         self._publisher = self._open_publisher(consumer, instance, limits)
-        self._await_broker(self._publisher, wait)
+        self._await_broker(self._publisher, start)
         self._inference = InferenceThread(
             engine, policy.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
         )
@@ -267,23 +265,23 @@ class App:
         config = limits.fitted(client_config.producer(kafka, transactional_id=None))
         return AtLeastOncePublisher(config, consumer, time.monotonic)
 
-    def _await_registry(self, codecs: Codecs, wait: Callable[[float], None]) -> None:
+    def _await_registry(self, codecs: Codecs, start: Start) -> None:
         """Wait for the registry for as long as it takes: an outage at the start is an outage."""
         while True:
             try:
-                return codecs.open(result_topic=self._settings.topics.output)
+                return start.run(lambda _: codecs.open(result_topic=self._settings.topics.output))
             except RegistryAway as error:
                 log.warning("registry_away", error=str(error))
-                wait(1.0)  # open() has backed off by itself already
+                start.wait(1.0)  # open() has backed off by itself already
 
-    def _await_broker(self, publisher: Publisher, wait: Callable[[float], None]) -> None:
+    def _await_broker(self, publisher: Publisher, start: Start) -> None:
         """Wait for the broker for as long as it takes."""
         while True:
             try:
                 return publisher.start(START_TIMEOUT_S)
             except BrokerAway as error:
                 log.warning("broker_away", error=str(error))
-                wait(0.5)  # start() has waited for START_TIMEOUT_S already
+                start.wait(0.5)  # start() has waited for START_TIMEOUT_S already
 
     def close(self) -> None:
         """CommitBatch everything, in the reverse order of `run`. Safe at any point of the start."""

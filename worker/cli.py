@@ -1,22 +1,25 @@
 """Commands, exit codes, signals.
 
-Exit codes: 0 done or drained; 1 failed while running; 2 wrong usage or settings. Signals set a flag and nothing else;
-a second one ends the process at once.
+Exit codes: 0 done or drained; 1 failed while running; 2 wrong usage or settings.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` looks for modules in the current folder first, and nothing of the user's is ours to run.
+    del sys.path[0]
+
+import argparse
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from worker import __version__, process
+from worker import __version__, process, streams
 from worker.errors import FatalError, SettingsError, TransientError, WorkerError
+from worker.process import StopFlag
 
 if TYPE_CHECKING:
     from worker.rules.replay import Selection
@@ -26,32 +29,19 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 
 
-class StopFlag:
-    """True once SIGTERM or SIGINT has arrived. The second signal exits at once with code 1, draining nothing."""
-
-    def __init__(self) -> None:
-        self._raised = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def __call__(self) -> bool:
-        """True if the process was asked to stop."""
-        return self._raised
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self._raised:
-            os._exit(FAILED)
-        self._raised = True
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Argparse exits with 2 by itself on wrong usage."""
-    arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
+    streams.stand_in()
     try:
-        return process.end(_code_of(command, arguments))
+        arguments = _parser().parse_args(argv)
+        return process.end(_printed(_code_of(arguments.command, arguments)))
+    except SystemExit as ended:  # argparse's, which has written help or usage
+        ended.code = _printed(ended.code if isinstance(ended.code, int) else FAILED)
+        if ended.code and streams.is_lost(sys.stderr):
+            _complain("wrong usage; --help says what would be right", WRONG_USAGE)
+        raise
     except BaseException:
-        process.end(FAILED)  # a bug: with a forward under way it is told here, else by the interpreter
+        process.end(_printed(FAILED))  # a bug: with a forward under way it is told here, else by the interpreter
         raise
 
 
@@ -65,15 +55,31 @@ def _code_of(command: Callable[[argparse.Namespace], int], arguments: argparse.N
         return _complain(f"{type(error).__name__}: {error}", FAILED)
     except KeyboardInterrupt:
         return FAILED
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`). Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    except streams.OutputLost as lost:
+        return _unprinted(lost, DONE)
+    except OSError as error:  # a folder that is read-only, no space left for temporary files
+        return _complain(f"{type(error).__name__}: {error}", FAILED)
+
+
+def _printed(code: int) -> int:
+    """The exit code once what the command has written is out."""
+    try:
+        sys.stdout.flush()
+    except streams.OutputLost as lost:
+        return _unprinted(lost, code)
+    return code
+
+
+def _unprinted(lost: streams.OutputLost, code: int) -> int:
+    """The exit code of a command whose work is what it prints. A reader who went away (`| head`) had enough."""
+    if lost.errno == errno.EPIPE:
+        return code
+    return _complain(f"stdout: {lost.strerror}; what should stand there is not whole", max(code, FAILED))
 
 
 def _complain(message: str, code: int) -> int:
     for line in message.splitlines():
-        sys.stderr.write(f"xnli-worker: {line}\n")
+        streams.complain(line)
     return code
 
 
@@ -164,7 +170,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N, in place of model.device")
     parser.add_argument("--precision", metavar="P", help="auto, fp32, bf16, fp16 or int8, in place of model.precision")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads, in place of model.threads")
     parser.add_argument("--messages", type=_positive, metavar="N", help="messages a run (default: a second's worth)")
     parser.add_argument("--runs", type=_positive, default=5, metavar="N", help="timed runs of each (default: 5)")
     parser.add_argument("--no-pipeline", action="store_true", help="leave transformers' pipeline, the slowest, out")
@@ -204,12 +210,15 @@ def _natural(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    stop = StopFlag()  # first: as process 1 of a container, one that handles no signal yet does not even end by one
+    import structlog  # noqa: PLC0415
+
     from worker import settings  # noqa: PLC0415
     from worker.telemetry import log  # noqa: PLC0415
 
     loaded = settings.load(arguments.config)
     log.configure(loaded.log.level, loaded.log.format, sys.stderr)
-    stop = StopFlag()
+    structlog.get_logger("worker").info("starting", version=__version__, model=loaded.model.name)
     from worker.app import App  # noqa: PLC0415
 
     return DONE if App(loaded).run(stop) else FAILED
@@ -222,6 +231,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _send(arguments: argparse.Namespace) -> int:
+    StopFlag(interrupt=True)
     from worker.commands.send import send  # noqa: PLC0415
 
     return DONE if send(arguments.file, arguments.config) else FAILED
@@ -267,6 +277,7 @@ def _list_dead_letters(arguments: argparse.Namespace) -> int:
 
 
 def _show_dead_letter(arguments: argparse.Namespace) -> int:
+    StopFlag(interrupt=True)
     from worker.commands.dead_letters import show  # noqa: PLC0415
 
     show(arguments.config, arguments.position)
@@ -291,6 +302,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    StopFlag(interrupt=True)
     from worker.commands.bench import bench  # noqa: PLC0415
 
     bench(
@@ -309,6 +321,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    StopFlag(interrupt=True)
     from worker.commands.check import check  # noqa: PLC0415
 
     return check(arguments.config)

@@ -140,11 +140,32 @@ print(code, *sorted({{"torch", "transformers"}} & set(sys.modules)))
     assert shown.stdout.splitlines()[-1] in {"0", "2"}, shown.stderr
 
 
+HOSTILE = ("queue", "torch", "json", "argparse", "http", "signal", "structlog", "pydantic")
+
+
+@pytest.mark.parametrize("way", [["-m", "worker.cli"], ["-m", "worker"], [str(ROOT / "worker" / "__main__.py")]])
+def test_no_module_of_the_current_folder_is_executed(way: list[str], tmp_path: Path) -> None:
+    for name in (*HOSTILE, *(("worker",) if way[0] != "-m" else ())):  # Python itself looks there for `-m`
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hostile')")
+    shown = subprocess.run(
+        [sys.executable, *way, "run"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "hostile" not in shown.stderr
+    assert "kafka.bootstrap_servers: is required" in shown.stderr
+    assert shown.returncode == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_raises_the_flag_and_the_second_ends_the_process(number: signal.Signals) -> None:
     program = """
 import signal, sys
-from worker.cli import StopFlag
+from worker.process import StopFlag
 stop = StopFlag()
 print(stop(), flush=True)
 while not stop():

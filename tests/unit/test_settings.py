@@ -113,6 +113,47 @@ def test_a_variable_that_is_no_setting(name: str, expected: str) -> None:
     assert finding.startswith(expected)
 
 
+# As Kubernetes and Docker write them; NAME is the Service's.
+LINKS = {
+    "SERVICE_HOST": "10.0.0.11",
+    "SERVICE_PORT": "9400",
+    "SERVICE_PORT_HTTP_METRICS": "9400",
+    "PORT": "tcp://10.0.0.11:9400",
+    "PORT_9400_TCP": "tcp://10.0.0.11:9400",
+    "PORT_9400_TCP_PROTO": "tcp",
+    "PORT_9400_TCP_PORT": "9400",
+    "PORT_9400_TCP_ADDR": "10.0.0.11",
+    "PORT_53_UDP": "udp://10.0.0.11:53",
+    "PORT_53_SCTP_PROTO": "sctp",
+}
+
+
+@pytest.mark.parametrize("service", ["XNLI", "XNLI_WORKER", "XNLI_HTTP", "XNLI_WORKER__CANARY_2"])
+def test_what_a_platform_injects_for_a_service_is_passed_over(service: str) -> None:
+    linked = from_environment(**{f"{service}_{form}": value for form, value in LINKS.items()})
+    assert linked.model_dump() == from_environment().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("XNLI_MODEL__NMAE", "10.0.0.11"),
+        ("XNLI_MODEL_NAME", "10.0.0.11"),
+        ("XNLI_HTTP_PORT", "9400"),  # meant XNLI_HTTP__PORT; a link's value is an address
+        ("XNLI_HTTP__SERVICE_PORT", "9400"),
+        ("XNLI_MODEL__NAME_PORT", "tcp://10.0.0.11:9400"),
+        ("XNLI_WORKER_SERVICE_PORT", "high"),
+        ("XNLI_WORKER_PORT_9400", "tcp://10.0.0.11:9400"),
+        ("XNLI_WORKER_PORT_9400_TCP_NAME", "a"),
+        ("XNLI_WORKER_SERVICE_HOSTS", "10.0.0.11"),
+        ("XNLI_worker_SERVICE_HOST", "10.0.0.11"),
+    ],
+)
+def test_what_only_looks_like_a_service_link_is_refused(name: str, value: str) -> None:
+    (finding,) = refusal({name: value})
+    assert "no such setting" in finding
+
+
 def test_keys_and_sections_that_are_no_settings(file: Path) -> None:
     file.write_text("[batch]\nmax_mesages = 5\n[bacth]\nmax_messages = 5\n")
     key, section = sorted(refusal(file=file), key=lambda line: line.startswith("bacth"))

@@ -65,7 +65,7 @@ def bench(
         shape: a name in `SHAPES`, to measure random weights of that shape. No setting is read then.
         device: in place of the settings' ``model.device``.
         precision: in place of the settings' ``model.precision``.
-        threads: of torch on the CPU; None: torch's own choice.
+        threads: in place of the settings' ``model.threads``.
         messages: how many a run answers; None: as many as the engine answers in about a second.
         runs: timed runs of each subject.
         peer: whether to run transformers' pipeline, which takes most of the time.
@@ -75,11 +75,10 @@ def bench(
     Raises:
         SettingsError: wrong settings, or a checkpoint that cannot be loaded or does not classify.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers'
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
-    given = {name: value for name, value in (("device", device), ("precision", precision)) if value is not None}
+    chosen = {"device": device, "precision": precision, "threads": threads}
+    given = {name: value for name, value in chosen.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="xnli-bench-") as scratch, Console(stderr=True).status("measuring"):
         if shape is None:
             arguments, max_tokens = _configured(config)
@@ -102,7 +101,7 @@ def _configured(config: Path | None) -> tuple[dict[str, Any], int]:
 
     presets = {"kafka": {"bootstrap_servers": "none"}, "model": {"name": str(DEMO_CHECKPOINT)}}
     loaded = settings.load(config, defaults=presets)
-    names = ("name", "revision", "device", "precision", "max_length", "labels", "default_language")
+    names = ("name", "revision", "device", "precision", "max_length", "labels", "default_language", "threads")
     return {name: getattr(loaded.model, name) for name in names}, loaded.batch.max_tokens
 
 

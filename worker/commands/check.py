@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from worker import settings as settings_module
+from worker import streams
 from worker.avro.codec import Codecs, open_codecs, schema_folder
 from worker.commands import connection
 from worker.commands.connection import Reports, say
@@ -24,6 +25,8 @@ from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
 from worker.rules import names
 from worker.settings import Settings
+from worker.start import Start
+from worker.streams import OutputLost
 from worker.telemetry import log
 
 if TYPE_CHECKING:
@@ -120,7 +123,12 @@ class _Report:
 
     def _write(self, status: str, name: str, what: str) -> None:
         line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{what}")
-        self._console.print(line, soft_wrap=True)
+        try:
+            self._console.print(line, soft_wrap=True)
+        except OutputLost as lost:  # what was found out matters, not where it is said
+            streams.complain(f"stdout: {lost.strerror}; the report goes on here")
+            self._console = Console(stderr=True, highlight=False)
+            self._console.print(line, soft_wrap=True)
 
 
 def _schemas(_: _Trial) -> str:
@@ -243,13 +251,15 @@ def _registry(trial: _Trial) -> str:
 def _device(trial: _Trial) -> str:
     import torch  # noqa: PLC0415 (seconds, which a person with a wrong setting need not wait)
 
-    from worker.inference.precision import find_device  # noqa: PLC0415 (as above)
+    from worker.inference import threads  # noqa: PLC0415 (as above)
+    from worker.inference.precision import find_device  # noqa: PLC0415
 
     device = find_device(trial.settings.model.device)
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         return f"{device}: {found.name}, {found.total_memory / 2**30:.0f} GiB"
-    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    count, why = threads.choose(trial.settings.model.threads)
+    return f"{device}, {count} thread{'' if count == 1 else 's'} ({why})" if device.type == "cpu" else str(device)
 
 
 def _model(trial: _Trial) -> str:
@@ -259,7 +269,7 @@ def _model(trial: _Trial) -> str:
     if sys.stderr.isatty():
         say(f"loading {name}; a large model takes minutes")
     began_s = time.monotonic()
-    engine = load_engine(trial.settings)
+    engine = Start(lambda: False).run(lambda tell: load_engine(trial.settings, tell=tell))
     took_s = time.monotonic() - began_s
     return f"{name} at {engine.identity.revision}, {engine.precision} on {engine.device}; loaded in {took_s:.1f} s"
 

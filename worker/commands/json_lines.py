@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
+from worker import streams
 from worker.avro.codec import Codecs
 from worker.errors import Rejection
 from worker.messages import Record
@@ -58,5 +59,5 @@ def json_line(shown: dict[str, Any]) -> bytes:
 
 
 def write_tally(tally: Mapping[str, Any], sentence: str) -> None:
-    """A command's last line on stdout: a sentence on a terminal, JSON in a pipe."""
-    sys.stdout.write((sentence if sys.stdout.isatty() else json.dumps(tally)) + "\n")
+    """A command's last line on stdout: a sentence on a terminal, JSON in a pipe; on stderr where stdout is lost."""
+    streams.last_words((sentence if sys.stdout.isatty() else json.dumps(tally)) + "\n", otherwise=sentence)

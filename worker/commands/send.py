@@ -25,7 +25,7 @@ from worker.commands import connection
 from worker.commands.connection import Reports, say
 from worker.commands.json_lines import write_tally
 from worker.commands.progress import progress_bar
-from worker.errors import Reason, Rejection, SettingsError, TopicMissing
+from worker.errors import FatalError, Reason, Rejection, SettingsError, TopicMissing
 from worker.kafka import client_config, client_errors
 from worker.messages import Headers
 from worker.settings import Settings
@@ -33,6 +33,8 @@ from worker.settings import Settings
 _CONNECT_TIMEOUT_S: Final = 10.0
 # A broker that creates topics by itself says "unknown" while it does so.
 _CREATION_TIMEOUT_S: Final = 3.0
+# No broker takes a request as large as this; /dev/zero is one endless line.
+_LINE_BYTES: Final = 64 * 1024 * 1024
 _SHORTEN: Final = (
     "shorten its text, or raise message.max.bytes in kafka.producer_properties and max.message.bytes of the topic"
 )
@@ -101,10 +103,11 @@ class _Sending:
         self._tally = tally
         self._move_bar = move_bar
         self._lines = 0  # whose fate is known
+        self._broken = ""  # why no further line could be read
 
     def run(self, source: BinaryIO) -> None:
         """Send all lines and return when each is delivered, or has failed."""
-        for number, line in enumerate(source, 1):
+        for number, line in enumerate(self._lines_of(source), 1):
             if line.isspace():
                 self._advance(len(line))
                 continue
@@ -119,6 +122,19 @@ class _Sending:
         # In short waits, for Ctrl-C is heard between them. It ends: after message.timeout.ms a record has failed.
         while self._producer.flush(0.5):
             self._reports.check()
+        if self._broken:
+            raise FatalError(self._broken)
+
+    def _lines_of(self, source: BinaryIO) -> Iterator[bytes]:
+        sent = "what stood there until then was sent"
+        try:
+            while line := source.readline(_LINE_BYTES + 1):
+                if len(line) > _LINE_BYTES:
+                    self._broken = f"{self._name}: a line of more than {_LINE_BYTES:,} bytes is no request; {sent}"
+                    return
+                yield line
+        except OSError as error:
+            self._broken = f"{self._name}: {error.strerror}; {sent}"
 
     def _produce(self, number: int, line: bytes) -> None:
         key, value, headers = _request(line, self._codecs)
@@ -180,6 +196,8 @@ def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
     if file == "-":
+        if sys.stdin is None:
+            raise SettingsError("stdin is closed; name a file of JSON lines, or give some on stdin")
         yield sys.stdin.buffer
         return
     try:

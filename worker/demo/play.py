@@ -24,16 +24,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from worker import streams
 from worker.avro import json_request
 from worker.avro.codec import Codecs
 from worker.errors import FatalError, Reason
 from worker.kafka import client_config
 from worker.kafka.embedded import EmbeddedBroker
+from worker.process import take_along
 from worker.rules.dead_letter import PREFIX
 from worker.settings import Settings, load
+from worker.streams import OutputLost
 
 FOLDER: Final = Path(__file__).parent
 CHECKPOINT: Final = FOLDER / "checkpoint"
+PROGRAM: Final = FOLDER.parent / "__main__.py"
 SAMPLES: Final = FOLDER / "samples.jsonl"
 TIMEOUT_S: Final = 150.0
 # A table longer than this is no pleasure; the rest is in the totals, and in --json.
@@ -140,10 +144,13 @@ def play(count: int | None, *, as_json: bool, stop_requested: Callable[[], bool]
     if process.returncode != 0:
         wrong.append(f"the worker ended with exit code {process.returncode}")
     summary = _summary(sent, answers, tally, seconds, wrong)
-    if as_json or not sys.stdout.isatty():
-        _print_json(sent, answers, summary)
-    else:
-        _print_table(Console(), sent, answers, summary)
+    try:
+        if as_json or not sys.stdout.isatty():
+            _print_json(sent, answers, summary)
+        else:
+            _print_table(Console(), sent, answers, summary)
+    except OutputLost as lost:
+        streams.complain(f"stdout: {lost.strerror}; {json.dumps(summary)}")
     for line in wrong:
         console.print(f"wrong: {line}", style="bold red", markup=False)
     return not wrong
@@ -168,12 +175,14 @@ class _worker:  # noqa: N801 (used as a context manager, where it reads as a ver
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
         self._log_path = log_path
         self._tally = tally
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.cli", "run"],
+        self._process = subprocess.Popen(  # noqa: S603 (this interpreter, and a file of ours)
+            # Without the current folder on its path, in which there may be a queue.py or a worker.py.
+            [sys.executable, "-P", str(PROGRAM), "run"],
             env=inherited | environment | {"HF_HUB_OFFLINE": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
+        take_along(self._process)
         if self._process.stderr is None:
             raise AssertionError
         self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
@@ -319,8 +328,10 @@ def _print_json(sent: list[Sample], answers: dict[str, Answer], summary: dict[st
             line["result"] = answer.result
         elif answer is not None:
             line |= {"dead_letter": answer.reason, "message": answer.message}
-        print(json.dumps(line, ensure_ascii=False, default=str))  # noqa: T201 (this is the command's output)
-    print(json.dumps({"summary": summary}))  # noqa: T201
+        # In UTF-8, as JSON is, whatever the locale says.
+        sys.stdout.buffer.write(json.dumps(line, ensure_ascii=False, default=str).encode() + b"\n")
+    sys.stdout.buffer.write(json.dumps({"summary": summary}).encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _print_table(console: Console, sent: list[Sample], answers: dict[str, Answer], summary: dict[str, Any]) -> None:

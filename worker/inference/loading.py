@@ -19,13 +19,16 @@ from worker.errors import CheckpointError
 from worker.inference import labels as label_names
 from worker.inference import precision as precisions
 from worker.inference import selftest, source
+from worker.inference import threads as cpu_threads
 from worker.inference.model import Checkpoint
 from worker.inference.precision import Precision
 from worker.inference.scores import LabelOrder
 from worker.inference.source import Source
+from worker.inference.stage import Tell, tell_nobody
 
 log = logging.getLogger("worker.inference")
 
+_SELF_TEST_LIMIT_S = 300.0  # a handful of pairs, on the slowest CPU and the largest model
 _LEAST_TOKENS = 16  # a smaller window holds no hypothesis and text worth scoring
 _UNLIMITED = 10**6  # tokens; nobody trains with so many positions, and transformers writes 10^30 for "not said"
 # Families that count positions from the one after the padding id (transformers: create_position_ids_from_input_ids).
@@ -45,6 +48,8 @@ def load(
     progress: bool | None = None,
     attempts: int = 5,
     sleep: Callable[[float], None] = time.sleep,
+    tell: Tell = tell_nobody,
+    threads: int | None = None,
 ) -> Checkpoint:
     """Load a checkpoint from a directory or a model hub.
 
@@ -64,6 +69,8 @@ def load(
         progress: show progress bars; None: on a terminal.
         attempts: tries of a download.
         sleep: waits between those, in seconds.
+        tell: hears what is done, and how long it may take.
+        threads: of torch on the CPU; None: as `worker.inference.threads.choose` says.
 
     Raises:
         CheckpointError: nothing to load, nothing that may be loaded safely, or a checkpoint that cannot serve.
@@ -71,18 +78,22 @@ def load(
     if self_test not in {"refuse", "warn", "off"}:
         raise CheckpointError(f'self-test "{self_test}" is unknown: use refuse, warn or off')
     place = precisions.find_device(device)
-    found = source.find(name, revision, progress=progress, attempts=attempts, sleep=sleep)
+    in_threads = cpu_threads.apply(threads)
+    found = source.find(name, revision, progress=progress, attempts=attempts, sleep=sleep, tell=tell)
     config = _load_config(found.directory, name)
     chosen = precisions.choose(precision, place, config.model_type)
     order = _order(config, name, labels)
     if not (sys.stderr.isatty() if progress is None else progress):
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
+    size = source.shown_bytes(source.size_bytes(found.directory))
+    tell(f"loading {name}, {size}", source.read_limit_s(found.directory))
     checkpoint = _assemble(
         found, name, config, order, place, chosen, max_length=max_length, default_language=default_language
     )
     if self_test != "off":
+        tell("running the self-test", _SELF_TEST_LIMIT_S)
         _run_self_test(checkpoint, self_test)
-    log.info("loaded %s at %s on %s in %s", name, found.identity.revision, place, chosen)
+    log.info("loaded %s at %s on %s in %s, %s", name, found.identity.revision, place, chosen, in_threads)
     return checkpoint
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -23,9 +24,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
 from worker.errors import CheckpointError
+from worker.inference.stage import Tell, tell_nobody
 from worker.messages import ModelIdentity
 
 log = logging.getLogger("worker.inference")
@@ -42,6 +44,13 @@ _FILES = (
     "merges.txt",
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# For one answer of the hub. Its client waits for ever for the first one.
+_ASK_TIMEOUT_S: Final = 10.0
+# The client's own time-outs end a connection that is silent for 10 s, and it reports every 10 MB: 35 kB/s are enough.
+_DOWNLOAD_LIMIT_S: Final = 300.0
+# Reading from a disk: a share that is slow all through, and one whose server takes a minute to answer at all.
+_SLOWEST_BYTES_PER_S: Final = 5e6
+_LEAST_READ_LIMIT_S: Final = 120.0
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -54,7 +63,13 @@ class Source:
 
 
 def find(
-    name: str, revision: str | None, *, progress: bool | None, attempts: int, sleep: Callable[[float], None]
+    name: str,
+    revision: str | None,
+    *,
+    progress: bool | None,
+    attempts: int,
+    sleep: Callable[[float], None],
+    tell: Tell = tell_nobody,
 ) -> Source:
     """Find a checkpoint's directory, downloading it if need be.
 
@@ -64,6 +79,7 @@ def find(
         progress: show download bars; None: on a terminal.
         attempts: tries of the download before giving up, with waits of 1 s to 30 s between them.
         sleep: waits so many seconds; may raise to give up at once.
+        tell: hears what is done.
 
     Raises:
         CheckpointError: nothing there that can be loaded safely.
@@ -71,6 +87,7 @@ def find(
     directory = Path(name).expanduser()
     if directory.is_dir():
         _require_checkpoint(directory, name)
+        tell(f"reading {name}, {shown_bytes(size_bytes(directory))}, for its digest", read_limit_s(directory))
         digest = _digest(directory)
         if revision not in (None, digest):
             raise CheckpointError(
@@ -81,7 +98,7 @@ def find(
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise CheckpointError(f'model.name = "{name}" is no directory here, and no hub id ("owner/name") either')
     shown = sys.stderr.isatty() if progress is None else progress
-    directory = _download(name, revision, progress=shown, attempts=attempts, sleep=sleep)
+    directory = _download(name, revision, progress=shown, attempts=attempts, sleep=sleep, tell=tell)
     _require_checkpoint(directory, name)
     commit = directory.name  # the hub's cache keeps each commit in a directory of its own
     if revision is None or not _COMMIT.fullmatch(revision):
@@ -94,6 +111,21 @@ def find(
             commit,
         )
     return Source(directory, ModelIdentity(name, commit))
+
+
+def size_bytes(directory: Path) -> int:
+    """How much the weights in a directory take."""
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def shown_bytes(count: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def read_limit_s(directory: Path) -> float:
+    """A disk that has not given the weights in so many seconds does not answer."""
+    return _LEAST_READ_LIMIT_S + size_bytes(directory) / _SLOWEST_BYTES_PER_S
 
 
 def _require_checkpoint(directory: Path, name: str) -> None:
@@ -120,7 +152,13 @@ def _digest(directory: Path) -> str:
 
 
 def _download(
-    name: str, revision: str | None, *, progress: bool, attempts: int, sleep: Callable[[float], None]
+    name: str,
+    revision: str | None,
+    *,
+    progress: bool,
+    attempts: int,
+    sleep: Callable[[float], None],
+    tell: Tell,
 ) -> Path:
     if not progress:
         disable_progress_bars()
@@ -141,14 +179,7 @@ def _download(
         reraise=True,
     )
     try:
-        # The subfolders of a repository hold other formats of the same weights.
-        directory = retrying(
-            huggingface_hub.snapshot_download,
-            name,
-            revision=revision,
-            allow_patterns=list(_FILES),
-            ignore_patterns=["*/*"],
-        )
+        directory = retrying(_fetch, name, revision, tell)
     except HFValidationError as error:
         raise CheckpointError(f'model.name = "{name}" is no directory here, and no hub id: {error}') from error
     except RevisionNotFoundError as error:
@@ -170,6 +201,47 @@ def _download(
             "model.name to a directory"
         ) from error
     return Path(directory)
+
+
+def _fetch(name: str, revision: str | None, tell: Tell) -> str:
+    """One attempt. While the hub is away, what the cache holds whole will do."""
+    # The subfolders of a repository hold other formats of the same weights.
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(_FILES), "ignore_patterns": ["*/*"]}
+    tell(f'asking the hub for "{name}"', _DOWNLOAD_LIMIT_S)
+    directory: str
+    if revision is None or not _COMMIT.fullmatch(revision):
+        # The client asks what the revision is without a time-out, so it is asked with one before.
+        try:
+            huggingface_hub.HfApi().model_info(name, revision=revision, timeout=_ASK_TIMEOUT_S)
+        except Exception as away:  # noqa: BLE001 (an answer comes again below, where the client sorts it)
+            if not _is_answer(away):
+                try:
+                    directory = huggingface_hub.snapshot_download(name, local_files_only=True, **wanted)
+                except LocalEntryNotFoundError as absent:
+                    raise absent from away
+                else:
+                    return directory
+    directory = huggingface_hub.snapshot_download(name, tqdm_class=_telling_bar(name, tell), **wanted)
+    return directory
+
+
+def _telling_bar(name: str, tell: Tell) -> type[tqdm]:
+    """A kind of progress bar that tells of each piece, shown or not."""
+
+    class TellingBar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._pieces = options.get("unit") == "B"
+            self._received = 0.0
+            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]  # the hub client's
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._received += n or 0
+            if self._pieces:
+                tell(f'downloading "{name}"', _DOWNLOAD_LIMIT_S, shown_bytes(self._received))
+            redrawn: bool | None = super().update(n)
+            return redrawn
+
+    return TellingBar
 
 
 def _is_answer(error: BaseException) -> bool:

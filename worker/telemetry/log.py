@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker import streams
 from worker.errors import SettingsError
 
 LogFormat = Literal["json", "console"]
@@ -129,6 +130,16 @@ class _Seldom(logging.Filter):
         return self._repeats.admit(_FIGURES.sub("", record.getMessage())) is not None
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says how many lines a reader has missed who stood still for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (ours := streams.diagnostics_of(self.stream)) is not None and (count := ours.take_dropped()):
+            missed = "%d lines were dropped here: nobody read them in time"
+            super().emit(logging.LogRecord("worker.log", logging.WARNING, __file__, 0, missed, (count,), None))
+        super().emit(record)
+
+
 def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     """Send every log line of this process to ``stream``. May be called again; the last call holds.
 
@@ -168,7 +179,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
             )
         )
 
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=finish, foreign_pre_chain=[*named, _name_librdkafka], pass_foreign_args=True

@@ -7,9 +7,11 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,11 @@ def test_what_is_neither_directory_nor_hub_id_is_refused_without_a_call(name: st
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Serves one repository. ``outages``: how many requests to answer with 503 first."""
+    """Serves one repository.
+
+    ``outages``: how many requests to answer with 503 first. ``silent``: accepts and never answers. ``half``: sends half
+    of the weights and then nothing.
+    """
 
     daemon_threads = True
 
@@ -79,6 +85,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.files = {path.name: path for path in directory.iterdir()}
         self.requests: list[str] = []
         self.outages = 0
+        self.silent = self.half = False
+        self.ended = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -89,7 +97,10 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         name = path.rpartition("/")[2]
         self.server.requests.append(f"{self.command} {path}")
-        if self.server.outages:
+        if self.server.silent:
+            self.server.ended.wait()
+            self.close_connection = True
+        elif self.server.outages:
             self.server.outages -= 1
             self.answer(503, b"away")
         elif path in {f"/api/models/some/nli/revision/{revision}" for revision in ("main", COMMIT)}:
@@ -114,7 +125,10 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command == "GET" and self.server.half and len(body) > 10_000:
+            self.wfile.write(body[: len(body) // 2])
+            self.server.ended.wait()
+        elif self.command == "GET":
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (http.server's name)
@@ -133,6 +147,7 @@ def hub(copy: Path) -> Iterator[Hub]:
     thread = threading.Thread(target=served.serve_forever)
     thread.start()
     yield served
+    served.ended.set()
     served.shutdown()
     thread.join()
     served.server_close()
@@ -142,6 +157,7 @@ PROGRAM = """
 import json, logging, sys
 from worker.errors import CheckpointError
 from worker.inference import source
+source._ASK_TIMEOUT_S = 0.5
 logging.basicConfig(level=logging.WARNING, format="LOG %(name)s %(message)s", stream=sys.stdout)
 waits = []
 try:
@@ -219,3 +235,77 @@ def test_offline_without_a_copy_says_so(hub: Hub, tmp_path: Path) -> None:
     assert "not in the local cache" in result["error"]
     assert result["waits"] == 0
     assert hub.requests == []
+
+
+def test_while_the_hub_accepts_and_never_answers_the_cache_will_do(hub: Hub, tmp_path: Path) -> None:
+    whole, _ = download(hub, tmp_path / "whole")
+    hub.silent = True
+    result, _ = download(hub, tmp_path / "whole")
+    assert result == whole
+    result, _ = download(hub, tmp_path / "empty")
+    assert "the hub could not be reached" in result["error"]
+    assert result["waits"] == 2
+
+
+class Worker:
+    """`xnli-worker run` with its model on the hub."""
+
+    def __init__(self, hub: Hub, home: Path) -> None:
+        mine = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "XNLI_MODEL__NAME": "some/nli",
+            "XNLI_MODEL__REVISION": COMMIT,  # of which the client asks for the list of files without a time-out
+            "XNLI_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+            "XNLI_HTTP__PORT": "0",
+        }
+        self.began_s = time.monotonic()
+        command = [sys.executable, "-m", "worker.cli", "run"]
+        self.process = subprocess.Popen(command, env={**os.environ, **mine}, stderr=subprocess.PIPE, text=True)
+
+    def said(self, what: str) -> float:
+        """Seconds until a line of the log has it."""
+        assert self.process.stderr is not None
+        line = next((line for line in self.process.stderr if what in line), None)
+        assert line is not None, f"never said {what!r}"
+        return time.monotonic() - self.began_s
+
+    def ended(self) -> tuple[int, float]:
+        """Exit code, and seconds until then from now."""
+        began_s = time.monotonic()
+        with self.process:
+            return self.process.wait(60), time.monotonic() - began_s
+
+
+@pytest.mark.acceptance
+def test_a_worker_whose_hub_never_answers_says_what_it_does_and_can_be_stopped(hub: Hub, tmp_path: Path) -> None:
+    hub.silent = True
+    worker = Worker(hub, tmp_path)
+    worker.said('"event": "starting"')
+    worker.said("asking the hub")
+    time.sleep(1)
+    worker.process.send_signal(signal.SIGTERM)
+    code, seconds = worker.ended()
+    assert code == 0
+    assert seconds < 2
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_download_that_is_broken_off_leaves_nothing_half(hub: Hub, tmp_path: Path, signals: int) -> None:
+    hub.half = True
+    worker = Worker(hub, tmp_path)
+    deadline_s = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.incomplete")) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert list(tmp_path.rglob("*.incomplete"))
+    for _ in range(signals):
+        worker.process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    code, seconds = worker.ended()
+    assert code == signals - 1
+    assert seconds < 2
+    assert not list(tmp_path.rglob("*.incomplete"))
+    assert not list(tmp_path.rglob("model.safetensors"))
