@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests.brokers.proxy import Api, Cut, Delay, Fault, Hold, ProxiedKafka, Request, Swallow
 from tests.conftest import running
-from tests.faults.verifier import Account, Topics, account, group_lag, request, send
+from tests.faults.verifier import Account, Topics, account, group_lag, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
 
 pytestmark = pytest.mark.kafka
@@ -29,6 +31,11 @@ SEEDS = range(int(os.environ.get("XNLI_TEST_AMBIGUOUS_SEEDS", "2")))
 PARTITIONS = 4
 REFUSED = 2
 PUBLISH_TIMEOUT_S = 5.0  # of the worker: an answer that comes later than this comes too late
+# What a failure shows of both logs.
+NEAR_S = 1.0
+MOST_LINES = 300
+TAIL_LINES = 60
+APPENDED = {"message.timestamp.type": "LogAppendTime"}
 STEPS = (Api.ADD_PARTITIONS_TO_TXN, Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT)
 
 
@@ -44,9 +51,10 @@ def proxied() -> Iterator[ProxiedKafka]:
 def topics(proxied: ProxiedKafka) -> Iterator[Topics]:
     mark = uuid.uuid4().hex[:8]
     topics = Topics(f"requests-{mark}", f"results-{mark}", f"dead-{mark}")
-    for topic in (topics.requests, topics.dead_letters):
-        proxied.create_topic(topic, PARTITIONS)
-    proxied.create_topic(topics.results, PARTITIONS, {"max.message.bytes": "20000"})
+    proxied.create_topic(topics.requests, PARTITIONS)
+    # By the broker's clock, so that a record can be found among the frames.
+    proxied.create_topic(topics.dead_letters, PARTITIONS, APPENDED)
+    proxied.create_topic(topics.results, PARTITIONS, APPENDED | {"max.message.bytes": "20000"})
     yield topics
     proxied.proxy.decide = lambda _: None
 
@@ -67,6 +75,64 @@ def _environment(proxied: ProxiedKafka, topics: Topics, batch: int) -> dict[str,
     }
 
 
+class Evidence:
+    """Whatever a failure has to say for itself: it may not come again for weeks."""
+
+    def __init__(self, proxied: ProxiedKafka, topics: Topics, folder: Path) -> None:
+        self._proxied = proxied
+        self._topics = topics
+        self._folder = folder
+
+    def save(self) -> None:
+        """Write down what passed the proxy, beside the worker's log."""
+        frames = self._proxied.proxy.log(Api.INIT_PRODUCER_ID, *STEPS, Api.END_TXN)
+        (self._folder / "frames.log").write_text("\n".join(frames), encoding="utf-8")
+
+    def ends(self) -> str:
+        """The ends of both logs."""
+        self.save()
+        return "\n".join([f"logs in {self._folder}", *self._around([])])
+
+    def of(self, found: Account) -> str:
+        """The wrong records with every place where they lie, aborted ones too, and what happened in those moments."""
+        wrong = (*found.lost, *found.duplicated)
+        lines = [f"{found}", f"logs in {self._folder}"]
+        moments_s: list[float] = []
+        for topic in (self._topics.requests, self._topics.results, self._topics.dead_letters):
+            committed = {(m.partition(), m.offset()) for m in read_all(self._proxied.bootstrap_servers, topic)}
+            for message in read_all(self._proxied.bootstrap_servers, topic, "read_uncommitted"):
+                key = (message.key() or b"").decode()
+                if key not in wrong:
+                    continue
+                place = message.partition(), message.offset()
+                at_s = message.timestamp()[1] / 1000
+                fate = "" if place in committed else " ABORTED"
+                lines.append(f"{key} {topic} {place[0]}@{place[1]} {datetime.fromtimestamp(at_s, UTC)}{fate}")
+                if topic != self._topics.requests:
+                    moments_s.append(at_s)
+        return "\n".join([*lines, *self._around(moments_s)])
+
+    def _around(self, moments_s: Sequence[float]) -> list[str]:
+        """The lines of both logs in the second before and after each moment, and the ends of both."""
+        found: list[str] = []
+        for name in ("frames.log", "worker.log"):
+            lines = (self._folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+            times = [re.search(r"20\d\d-\d\d-\d\dT[\d:.]+", line) for line in lines]
+            near = [
+                line
+                for line, time in zip(lines, times, strict=True)
+                if time and any(abs(_seconds(time[0]) - moment_s) < NEAR_S for moment_s in moments_s)
+            ]
+            if moments_s:
+                found += [f"---- {name}, near", *near[:MOST_LINES]]
+            found += [f"---- {name}, end", *lines[-TAIL_LINES:]]
+        return found
+
+
+def _seconds(iso: str) -> float:
+    return datetime.fromisoformat(iso).replace(tzinfo=UTC).timestamp()
+
+
 def _play(
     proxied: ProxiedKafka,
     topics: Topics,
@@ -75,7 +141,11 @@ def _play(
     records: Sequence[tuple[str, bytes]],
     batch: int,
 ) -> Account:
-    """Answer all messages with a worker behind the proxy, whose faults begin with the first record."""
+    """Answer all messages with a worker behind the proxy, whose faults begin with the first record.
+
+    Fails where one is lost, doubled or out of order, with what happened around it.
+    """
+    evidence = Evidence(proxied, topics, folder)
     with WorkerProcess(_environment(proxied, topics, batch), folder / "worker.log") as worker:
         worker.wait_for("rebalance")
         proxied.proxy.events.clear()
@@ -91,11 +161,15 @@ def _play(
             )
             proxied.proxy.decide = lambda _: None
             assert worker.stop() == 0
+        except AssertionError as error:
+            error.add_note(evidence.ends())
+            raise
         finally:
-            (folder / "frames.log").write_text(
-                "\n".join(proxied.proxy.log(Api.INIT_PRODUCER_ID, *STEPS, Api.END_TXN)), encoding="utf-8"
-            )
-    return account(proxied.bootstrap_servers, topics)
+            evidence.save()
+    found = account(proxied.bootstrap_servers, topics)
+    if found.lost or found.duplicated or found.out_of_order:
+        pytest.fail(evidence.of(found), pytrace=False)
+    return found
 
 
 @pytest.mark.timeout(120)
@@ -118,7 +192,6 @@ def test_an_abort_that_arrives_in_the_next_transaction_takes_nothing_away(
         batch=20,
     )
     assert len(proxied.proxy.resent) == arrived + 1  # or the fault was none
-    assert (found.lost, found.duplicated) == ((), ())
     assert found.buried == {"huge"}
 
 
@@ -170,5 +243,4 @@ def test_nothing_is_lost_or_doubled_whatever_becomes_of_requests(
     weather = Weather(seed, slow=2 + MESSAGES // 10_000)
     found = _play(proxied, topics, tmp_path, weather, records, batch=max(10, MESSAGES // 400))
     assert len(proxied.proxy.resent) > arrived
-    assert (found.lost, found.duplicated, found.out_of_order) == ((), (), 0)
     assert found.buried == {f"huge{i}" for i in refused}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +130,30 @@ def test_a_wrong_checksum_is_noticed_and_nothing_is_read_twice(
     send(kafka.bootstrap_servers, topics.requests, [("behind", request("behind", "plain"))])
     segments.rewrite(segments.batches(kafka, topics.requests)[1], segments.flipped, checksum=False)
     _assert_passed(kafka, topics, tmp_path, 1, 1)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(120)
+def test_a_batch_that_is_larger_than_an_answer_may_be_is_read(
+    kafka: Kafka, topic: TopicFactory, tmp_path: Path
+) -> None:
+    """It ends the connection, each time, and the first fetch of all is met by it."""
+    large = 3_000_000
+    topics = Topics(topic("requests", config={"max.message.bytes": str(2 * large)}), topic("results"), topic("dead"))
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "message.max.bytes": 2 * large})
+    producer.produce(topics.requests, key=b"large", value=random.Random(1).randbytes(large))
+    assert producer.flush(30) == 0
+    send(kafka.bootstrap_servers, topics.requests, [("behind", request("behind", "plain"))])
+    least = {"receive.message.max.bytes": large // 2, "fetch.max.bytes": large // 3, "message.max.bytes": large // 3}
+    environment = _environment(kafka, topics) | {"XNLI_KAFKA__CONSUMER_PROPERTIES": json.dumps(least)}
+    with WorkerProcess(environment, tmp_path / "worker.log") as worker:
+        wait_until(lambda: b"behind" in _keys(kafka, topics.results), PATIENCE_S, "its neighbour", worker, 0.5)
+        (dead_letter,) = read_all(kafka.bootstrap_servers, topics.dead_letters)
+        headers = dict(dead_letter.headers() or [])
+        assert (headers["xnli.dlq.reason"], headers["xnli.dlq.offset"]) == (b"malformed", b"0")
+        assert dead_letter.key() == b"large"  # it was read, and is no request
+        assert worker.stop() == 0
+    assert _keys(kafka, topics.results) == [b"behind"]
 
 
 @pytest.mark.slow

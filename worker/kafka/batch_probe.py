@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Final
 
 from confluent_kafka import Consumer as Client
-from confluent_kafka import KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
@@ -71,6 +71,7 @@ class Probe:
     base: int | None
     error: str
     may_be_large: bool
+    is_oversize: bool = False  # an answer was larger than the client takes
 
     def find(self) -> Batch | None:
         """The batch, or None where nothing is wrong after all, or nothing can be said now."""
@@ -87,16 +88,26 @@ class Probe:
     @contextmanager
     def _opened(self, properties: Properties) -> Iterator[Client]:
         config = client_config.reader(self.properties, str(self.properties["group.id"])) | properties
-        client = client_config.open_client(Client, config | {"auto.offset.reset": "error", "log_level": 0})
+        config |= {"auto.offset.reset": "error", "log_level": 0, "error_cb": self._connection_failed}
+        # An answer that is too large ends the connection. A slow new one must not look like silence.
+        config |= {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 100}
+        client = client_config.open_client(Client, config)
         try:
             yield client
         finally:
             client.close()
 
+    def _connection_failed(self, error: KafkaError) -> None:
+        """Learn of an answer over receive.message.max.bytes: no message tells of it, and repeats are not reported."""
+        if client_errors.is_of_the_batch(error) and not self.is_oversize:
+            self.is_oversize = self.may_be_large = True
+            self.error = f"{error.name()}: {error.str()}"
+
     def _find_end(self, client: Client) -> int | None:
         """The first offset behind the batch: farther and farther steps beyond it, and then halves of the last."""
         if self._ask(client, self.first) not in {_Answer.BAD, _Answer.SILENT}:
             return None
+        client.unassign()  # where fetches end the connection, nothing else would be answered
         try:
             _, limit = client.get_watermark_offsets(self._at(self.first), timeout=_ANSWER_TIMEOUT_S)
         except KafkaException:
