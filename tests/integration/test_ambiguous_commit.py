@@ -23,6 +23,7 @@ from tests.brokers.proxy import Api, Cut, Delay, Fault, Hold, ProxiedKafka, Requ
 from tests.conftest import running
 from tests.faults.verifier import Account, Topics, account, group_lag, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
+from tests.integration.test_dead_letters import Scene, once
 
 pytestmark = pytest.mark.kafka
 
@@ -151,14 +152,13 @@ def _play(
         proxied.proxy.events.clear()
         proxied.proxy.decide = decide
         send(proxied.bootstrap_servers, topics.requests, records)
+
+        def is_done() -> bool:
+            assert worker.process.poll() is None, f"the worker has ended with {worker.process.returncode}"
+            return group_lag(proxied.bootstrap_servers, topics.requests, topics.requests) == 0
+
         try:
-            wait_until(
-                lambda: group_lag(proxied.bootstrap_servers, topics.requests, topics.requests) == 0,
-                60 + len(records) / 20,
-                "all to be answered",
-                worker,
-                every_s=0.5,
-            )
+            wait_until(is_done, 60 + len(records) / 20, "all to be answered", worker, every_s=0.5)
             proxied.proxy.decide = lambda _: None
             assert worker.stop() == 0
         except AssertionError as error:
@@ -193,6 +193,44 @@ def test_an_abort_that_arrives_in_the_next_transaction_takes_nothing_away(
     )
     assert len(proxied.proxy.resent) == arrived + 1  # or the fault was none
     assert found.buried == {"huge"}
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(120)
+def test_an_answer_that_never_comes_does_not_end_the_process(
+    proxied: ProxiedKafka, topics: Topics, tmp_path: Path
+) -> None:
+    """Partitions are added to a transaction and nobody says so, so the worker gives the transaction up.
+
+    librdkafka 2.16.1 ends the process by an assertion if a client is given up whose transaction was aborted meanwhile.
+    """
+    answers = [Swallow()]
+    records = [(f"k{i}", request(f"k{i}", "plain")) for i in range(40)]
+    found = _play(
+        proxied,
+        topics,
+        tmp_path,
+        lambda request: answers.pop() if answers and request.api == Api.ADD_PARTITIONS_TO_TXN else None,
+        records,
+        batch=20,
+    )
+    assert not answers  # or the fault was none
+    assert found.results == len(records)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(120)
+def test_a_replay_is_not_harmed_by_the_end_of_its_last_transaction(proxied: ProxiedKafka, topics: Topics) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
+    environment = kept | _environment(proxied, topics, batch=20)
+    scene = Scene(proxied, topics.requests, topics.dead_letters, environment)
+    scene.add(range(40))
+    ends = [Hold(until=Api.PRODUCE, cut=True)]
+    arrived = len(proxied.proxy.resent)
+    proxied.proxy.decide = lambda request: ends.pop() if ends and request.commits else None
+    code, _, said = scene.run("replay", "--rate", "40")  # ten in each transaction
+    assert len(proxied.proxy.resent) == arrived + 1  # or the fault was none
+    assert (code, scene.keys()) == (0, once(range(40))), said
 
 
 class Weather:

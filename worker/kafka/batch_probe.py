@@ -71,7 +71,8 @@ class Probe:
     base: int | None
     error: str
     may_be_large: bool
-    is_oversize: bool = False  # an answer was larger than the client takes
+    is_oversize: bool = False  # an answer was larger than the client takes,
+    is_refused: bool = False  # and one was to the last question
 
     def find(self) -> Batch | None:
         """The batch, or None where nothing is wrong after all, or nothing can be said now."""
@@ -98,10 +99,11 @@ class Probe:
             client.close()
 
     def _connection_failed(self, error: KafkaError) -> None:
-        """Learn of an answer over receive.message.max.bytes: no message tells of it, and repeats are not reported."""
-        if client_errors.is_of_the_batch(error) and not self.is_oversize:
-            self.is_oversize = self.may_be_large = True
-            self.error = f"{error.name()}: {error.str()}"
+        """Learn of an answer larger than receive.message.max.bytes: it ends the connection, and no message tells."""
+        if client_errors.is_of_the_batch(error):
+            self.is_oversize = self.is_refused = self.may_be_large = True
+            if self.base is None:
+                self.error = f"{error.name()}: {error.str()}"
 
     def _find_end(self, client: Client) -> int | None:
         """The first offset behind the batch: farther and farther steps beyond it, and then halves of the last."""
@@ -128,16 +130,21 @@ class Probe:
                 return None
             bad, behind = (bad, middle) if answer is _Answer.READABLE else (middle, behind)
         # Never pass over what only came late.
-        is_certain = self.base is not None or self._ask(client, bad, LAST_PATIENCE_S) is _Answer.SILENT
+        is_certain = self.base is not None or self._ask(client, bad, LAST_PATIENCE_S) in {_Answer.BAD, _Answer.SILENT}
         return behind if is_certain else None
 
     def _ask(self, client: Client, offset: int, patience_s: float = PATIENCE_S) -> _Answer:
         client.assign([self._at(offset)])
+        self.is_refused = False
         # An error of a batch comes within the time of a fetch as well, so one that is named needs no guessing.
         silence = _Answer.SILENT if self.base is None else _Answer.UNKNOWN
+        if self.is_oversize:
+            patience_s = LAST_PATIENCE_S  # the client takes a second to connect again
         deadline_s = time.monotonic() + (patience_s if self.base is None else _ANSWER_TIMEOUT_S)
         while time.monotonic() < deadline_s:
             message = client.poll(0.1)
+            if self.is_refused:
+                return _Answer.BAD if self.base is None else _Answer.READABLE  # another batch than the one named
             if message is None:
                 continue
             error = message.error()

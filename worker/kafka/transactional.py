@@ -202,9 +202,17 @@ class TransactionalPublisher:
         raise TransactionAborted(f"{found.name()}: {found.str()}") from error
 
     def _abort(self, deadline_s: float, why: str, *, is_late: bool = False) -> None:
-        self._state = _State.ABORTING
-        if is_late:  # something was not answered in time
+        """End the transaction. ``is_late``: because something was not answered in time.
+
+        Then it is left to the successor, which there has to be: see `lost_request`. librdkafka 2.16 ends the process if
+        a client whose transaction was aborted is given up while its request to add partitions is not answered yet.
+        """
+        if is_late:
             self._lost.suppose(why)
+            self._state = _State.IDLE
+            log.warning("transaction_left", why=why)
+            return
+        self._state = _State.ABORTING
         try:
             # At least a second: an abort that has no time would leave readers waiting for the transaction's time-out.
             self._connection.client.abort_transaction(max(1.0, self._left_s(deadline_s)))
@@ -220,7 +228,10 @@ class TransactionalPublisher:
         return max(0.1, deadline_s - self._clock())
 
     def lost_request(self) -> str:
-        """Why a request of ours may arrive late, which another transaction must not meet; empty if none may."""
+        """Why a request of ours may arrive late, which another transaction must not meet; empty if none may.
+
+        If one may, publish nothing more with this producer once `in_doubt` is False: open a successor.
+        """
         self._connection.client.poll(0)
         return self._lost.why
 
