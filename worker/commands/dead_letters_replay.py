@@ -157,15 +157,17 @@ def replay(
     return run.complete and not run.tally.refused
 
 
-def _starts(topic: DeadLetterTopic, asked: Campaign, extents: dict[int, Extent]) -> tuple[dict[int, int], bool]:
-    """Where the campaign goes on in each partition, and whether it has any progress."""
+def _starts(
+    topic: DeadLetterTopic, asked: Campaign, extents: dict[int, Extent]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Where the campaign goes on in each partition, and its progress as it is committed."""
     starts = topic.first_offsets(extents, asked.selection)
     progress = topic.progress(extents)
     for number, offset in progress.items():
         # An offset behind the end is of a topic that was deleted and created again.
         if offset <= extents[number].end:
             starts[number] = max(starts[number], offset)
-    return starts, bool(progress)
+    return starts, progress
 
 
 def _rehearse(
@@ -220,11 +222,9 @@ class _Run:
         self._bytes = 0
         self._behind: dict[Partition, int] = {}
         self._destinations: set[str] = set()
-        self._publisher = connection.connect(
-            lambda config: TransactionalPublisher(config, topic.reader, time.monotonic),
-            client_config.producer(settings.kafka, transactional_id=asked.group),
-            Reports(),
-        )
+        self._config = client_config.producer(settings.kafka, transactional_id=asked.group)
+        self._publisher = self._connect()
+        self._progress: dict[int, int] = {}  # what is committed
 
     def run(self) -> None:
         """Until the end, the limit or the stop."""
@@ -232,9 +232,9 @@ class _Run:
             return
         # Only now is the progress final: what a predecessor left open is ended, and nobody else can move it.
         extents = self._topic.extents()
-        starts, known = _starts(self._topic, self._asked, extents)
+        starts, self._progress = _starts(self._topic, self._asked, extents)
         say(
-            f"campaign {self._asked.name} {'goes on where it stood' if known else 'begins'}; "
+            f"campaign {self._asked.name} {'goes on where it stood' if self._progress else 'begins'}; "
             "broken off, it goes on when the same command is run again"
         )
         total = sum(max(0, extent.end - starts[number]) for number, extent in extents.items())
@@ -250,6 +250,11 @@ class _Run:
             self.complete = not self._stop_requested()
             # The markers of transactions were counted, and are never read.
             advance(total if self.complete else 0, self.tally.replayed)
+
+    def _connect(self) -> TransactionalPublisher:
+        return connection.connect(
+            lambda config: TransactionalPublisher(config, self._topic.reader, time.monotonic), self._config, Reports()
+        )
 
     def close(self) -> None:
         """Abort what is open and disconnect."""
@@ -310,6 +315,8 @@ class _Run:
         release = CommitBatch(tuple(outputs.items()), behind, dict.fromkeys(behind, 0))
         aborts, wait = 0, Waiting(say, _RETRY_S)
         while release and not self._stop_requested():
+            if not self._publisher.in_doubt and self._publisher.lost_request() and not self._renew():
+                return
             try:
                 while not self._publisher.publish(release, _TIMEOUT_S):
                     time.sleep(_POLL_S)
@@ -322,12 +329,28 @@ class _Run:
                 say(f"{aborted}; trying again")
                 time.sleep(_RETRY_S)
             except Fenced:
-                raise Fenced(
-                    f"another run of campaign {self._asked.name} has begun; it goes on where this one stood"
-                ) from None
+                raise self._overtaken() from None
             else:
                 self.tally.replayed += len(outputs)
+                self._progress |= {partition.number: offset for partition, offset in behind.items()}
                 return
+
+    def _renew(self) -> bool:
+        """Take a new producer, whose epoch no request of the old one may meet (KIP-890). False if told to stop.
+
+        Raises:
+            Fenced: another run had begun meanwhile. The old producer would have heard of it.
+        """
+        self._publisher.abandon()
+        self._publisher = self._connect()
+        if not self._start():
+            return False
+        if self._topic.progress(self._topic.extents()) != self._progress:
+            raise self._overtaken()
+        return True
+
+    def _overtaken(self) -> Fenced:
+        return Fenced(f"another run of campaign {self._asked.name} has begun; it goes on where this one stood")
 
     def _pace(self, records: int) -> None:
         if self._rate is None:

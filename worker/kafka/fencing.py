@@ -8,7 +8,8 @@ transaction whose commit was under way took effect, because they are part of it.
 
 A producer is replaced, too, before the next transaction begins when a request of its last one was lost or not answered
 in time. Such a request may arrive late, and under the same producer epoch the broker would take it for a part of
-whatever transaction is open by then (KIP-890). The new producer has a new epoch, and what is late is refused.
+whatever transaction is open by then (KIP-890). The new producer has a new epoch, and what is late is refused. It also
+ends the transaction that was given up for such a request.
 """
 
 from __future__ import annotations

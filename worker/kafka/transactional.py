@@ -99,8 +99,7 @@ class TransactionalPublisher:
         """One transaction: begin, produce, send offsets, commit."""
         deadline_s = self._clock() + timeout_s
         if self._state in {_State.OPEN, _State.ABORTING}:
-            # (OPEN: an error that is none of Kafka's broke the last call off, before the offsets were part of it.)
-            self._abort(deadline_s, "resumed")
+            self._abort(deadline_s, "resumed")  # (OPEN: an error that is none of Kafka's broke the last call off)
             # Not this release again: a partition may have left since, and its new owner may have answered already.
             raise TransactionAborted("the abort is answered now")
         if self._state is _State.IDLE:
@@ -132,12 +131,8 @@ class TransactionalPublisher:
 
     def _send_offsets(self, release: CommitBatch) -> PendingOffsets:
         """Send the offsets on their way into the transaction."""
-        offsets = [
-            TopicPartition(p.topic, p.number, offset, release.metadata.get(p, ""))
-            for p, offset in release.offsets.items()
-        ]
-        timeout_s = self._left_s(self._deadline_s)
-        return PendingOffsets(self._connection.client, offsets, self._consumer.group_metadata(), timeout_s, self._spawn)
+        timeout_s, metadata = self._left_s(self._deadline_s), self._consumer.group_metadata()
+        return PendingOffsets(self._connection.client, _positions(release), metadata, timeout_s, self._spawn)
 
     def _is_taken(self, release: CommitBatch) -> bool:
         """Whether the broker has taken outputs and offsets, so that the transaction may be committed.
@@ -202,9 +197,14 @@ class TransactionalPublisher:
         raise TransactionAborted(f"{found.name()}: {found.str()}") from error
 
     def _abort(self, deadline_s: float, why: str, *, is_late: bool = False) -> None:
-        self._state = _State.ABORTING
-        if is_late:  # something was not answered in time
+        if is_late:
+            # Something was not answered in time, so there will be a successor (see `lost_request`): it ends this one.
+            # librdkafka 2.16 ends the process where a client is given up after an abort and before all answers.
             self._lost.suppose(why)
+            self._state = _State.IDLE
+            log.warning("transaction_left", why=why)
+            return
+        self._state = _State.ABORTING
         try:
             # At least a second: an abort that has no time would leave readers waiting for the transaction's time-out.
             self._connection.client.abort_transaction(max(1.0, self._left_s(deadline_s)))
@@ -220,7 +220,7 @@ class TransactionalPublisher:
         return max(0.1, deadline_s - self._clock())
 
     def lost_request(self) -> str:
-        """Why a request of ours may arrive late, which another transaction must not meet; empty if none may."""
+        """Why a request may arrive late, so that a successor must be opened unless `in_doubt`; empty if none may."""
         self._connection.client.poll(0)
         return self._lost.why
 
@@ -244,3 +244,9 @@ class TransactionalPublisher:
             except WorkerError as error:
                 log.warning("abort_at_close_failed", error=str(error))
         self._connection.close()
+
+
+def _positions(release: CommitBatch) -> list[TopicPartition]:
+    """Offsets in the client's type."""
+    beside = release.metadata
+    return [TopicPartition(p.topic, p.number, offset, beside.get(p, "")) for p, offset in release.offsets.items()]

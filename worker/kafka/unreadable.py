@@ -93,6 +93,8 @@ class UnreadableBatches:
         """Notice partitions that give neither records nor errors; call it every few seconds."""
         for assigned in self._assignment.known.values():
             at, end = assigned.next_offset, self._ends.end(assigned.partition)
+            if end is None:  # not even the first fetch was answered
+                end = assigned.asked_end
             may_read = not (is_paused or assigned.held) and at is not None and end is not None and at < end
             is_quiet = may_read and self._ends.reached(assigned.partition) is None and assigned.bad_offset is None
             if not is_quiet or assigned.quiet_offset != at:

@@ -236,6 +236,22 @@ def test_an_end_that_is_not_answered_costs_the_producer(
     assert (len(broker.visible), broker.committed[P0]) == (1, 1)
 
 
+def test_what_is_late_is_left_to_the_successor(
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
+) -> None:
+    """Where the client has aborted, giving it up with a request unanswered ends the process."""
+    epoch = broker.epoch
+    broker.faults["abort_transaction"].append(fatal())
+    broker.queue_limit = 0
+    with pytest.raises(TransactionAborted):
+        publish(renewing, release(consumer), calls)
+    assert broker.faults["abort_transaction"], "the client was asked to abort"
+    broker.queue_limit = 100
+    publish(renewing, release(consumer), calls)
+    assert broker.epoch == epoch + 1
+    assert (len(broker.visible), broker.committed[P0]) == (1, 1)
+
+
 def test_a_client_that_logs_no_ends_is_named_once(
     broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
 ) -> None:
