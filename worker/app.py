@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
+from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
 
 from worker import __version__, process
@@ -24,11 +25,13 @@ from worker.http.health import Health, HealthServer
 from worker.inference.stage import Tell, tell_nobody
 from worker.kafka import client_config, known_limits
 from worker.kafka.at_least_once import AtLeastOncePublisher
+from worker.kafka.client_errors import ErrorLog
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
 from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
+from worker.kafka.trial import Trial
 from worker.label_sets.topic import LabelSets
 from worker.messages import Encoded, ModelIdentity, Request
 from worker.pipeline.admit import RequestReader
@@ -191,14 +194,18 @@ class App:
         self.health.model_loaded()
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
+        # One for all: each client costs threads, and connections to every broker.
+        shared = client_config.with_callbacks(client_config.common(settings.kafka, "admin"), ErrorLog("admin client"))
+        admin = client_config.open_client(AdminClient, shared)
         if settings.topics.label_sets is not None:
-            self._label_sets = LabelSets(client_config.common(settings.kafka, "label-sets"), settings.topics.label_sets)
+            shared = client_config.common(settings.kafka, "label-sets")
+            self._label_sets = LabelSets(shared, admin, settings.topics.label_sets)
             self._label_sets.load(stop_requested)
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         consumer = Consumer(client_config.consumer(settings.kafka))
         policy = self._policy(instance)
         written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
-        self._limits = limits = known_limits.load(settings.kafka, written, self.health.topics_missing)
+        self._limits = limits = known_limits.load(settings.kafka, admin, written, self.health.topics_missing)
         self._publisher = self._open_publisher(consumer, instance, limits)
         self._await_broker(self._publisher, start)
         self._inference = InferenceThread(
@@ -219,7 +226,7 @@ class App:
             max_age_s=settings.limits.max_age_s,
             metrics=self.metrics,
             health=self.health,
-            topic_ids=TopicIds(client_config.common(settings.kafka, "topic-ids"), topics),
+            topic_ids=TopicIds(admin, topics),
         )
         self._inference.start()
         self._loop.start(topics)
@@ -257,10 +264,12 @@ class App:
         if self._settings.delivery.guarantee == "exactly_once":
             config = client_config.producer(kafka, transactional_id=names.transactional_id(kafka.group_id, instance))
             return RecoveringPublisher(
-                lambda: TransactionalPublisher(limits.fitted(config), consumer, time.monotonic),
+                lambda most_bytes: TransactionalPublisher(limits.fitted(config, most_bytes), consumer, time.monotonic),
+                lambda: Trial(config, consumer, time.monotonic),
                 consumer,
+                consumer.commits.committed,
                 time.monotonic,
-                contested=kafka.group_instance_id is not None,
+                consumer.commits.prove_membership if kafka.group_instance_id is not None else None,
             )
         config = limits.fitted(client_config.producer(kafka, transactional_id=None))
         return AtLeastOncePublisher(config, consumer, time.monotonic)

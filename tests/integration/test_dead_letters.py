@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from tests.brokers.kafka import Kafka
 from tests.conftest import TopicFactory
@@ -248,6 +248,23 @@ def test_what_the_destination_refuses_for_its_size_is_left_and_told(scene: Scene
     assert (tally["replayed"], tally["refused"]) == (10, {"too_large": 2})
     assert err.count(f"{small} refuses it") == 2
     assert scene.keys(small) == once([*range(5), *range(7, 12)])
+
+
+@pytest.mark.acceptance
+def test_a_dead_letter_topic_made_again_is_replayed_from_its_beginning(scene: Scene, kafka: Kafka) -> None:
+    """Though the broker took the campaign's progress in the former one for progress in it."""
+    scene.add(range(30))
+    assert scene.run("replay", "--campaign", "a")[0] == 0
+    group = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": f"{scene.requests}.replay.a"})
+    former = group.committed([TopicPartition(scene.dead_letters, n) for n in range(3)], timeout=30)
+    kafka.make_again(scene.dead_letters, 3)
+    scene.add(range(100, 160))
+    group.commit(offsets=former, asynchronous=False)
+    group.close()
+    code, (tally,), err = scene.run("replay", "--campaign", "a")
+    assert (code, tally["replayed"]) == (0, 60)
+    assert "was made again" in err
+    assert scene.keys() == once([*range(30), *range(100, 160)])
 
 
 @pytest.mark.acceptance

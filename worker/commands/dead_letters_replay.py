@@ -30,7 +30,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -43,10 +43,14 @@ from worker.commands.json_lines import write_tally
 from worker.commands.progress import progress_bar
 from worker.errors import BrokerAway, FatalError, Fenced, SettingsError, TransactionAborted, Unpublishable
 from worker.kafka import client_config
+from worker.kafka.client_config import Properties
+from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.reader import Extent
 from worker.kafka.transactional import TransactionalPublisher
+from worker.kafka.trial import Trial
 from worker.messages import CommitBatch, Output, Partition, Position
 from worker.rules import names
+from worker.rules.offset_metadata import TopicId, render
 from worker.rules.replay import Cause, DeadLetterRecord, Refusal, Selection, replayed
 from worker.settings import Settings
 from worker.telemetry import log
@@ -158,15 +162,13 @@ def replay(
 
 
 def _starts(
-    topic: DeadLetterTopic, asked: Campaign, extents: dict[int, Extent]
+    topic: DeadLetterTopic, asked: Campaign, extents: dict[int, Extent], current: TopicId | None
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """Where the campaign goes on in each partition, and its progress as it is committed."""
+    """Where the campaign goes on in each partition, and its progress as far as it has any."""
     starts = topic.first_offsets(extents, asked.selection)
-    progress = topic.progress(extents)
+    progress = topic.progress(extents, current)
     for number, offset in progress.items():
-        # An offset behind the end is of a topic that was deleted and created again.
-        if offset <= extents[number].end:
-            starts[number] = max(starts[number], offset)
+        starts[number] = max(starts[number], offset)
     return starts, progress
 
 
@@ -178,7 +180,7 @@ def _rehearse(
     stop_requested: Callable[[], bool],
 ) -> bool:
     extents = topic.extents()
-    starts, _ = _starts(topic, asked, extents)
+    starts, _ = _starts(topic, asked, extents, topic.topic_id())
     listing, count = Listing("to"), Counter[bool]()
     for dead_letter in topic.read(starts, extents, stop_requested):
         if count[True] == limit:
@@ -222,9 +224,36 @@ class _Run:
         self._bytes = 0
         self._behind: dict[Partition, int] = {}
         self._destinations: set[str] = set()
-        self._config = client_config.producer(settings.kafka, transactional_id=asked.group)
-        self._publisher = self._connect()
-        self._progress: dict[int, int] = {}  # what is committed
+        # What this run found, and what it committed since.
+        self._progress: dict[Partition, int] = {}
+        self._metadata = ""  # beside each offset: which topic it belongs to
+        self._publisher = self._open_publisher(client_config.producer(settings.kafka, transactional_id=asked.group))
+
+    def _open_publisher(self, config: Properties) -> RecoveringPublisher:
+        """Replaces its producer, as the worker's does, when a request of it may arrive late."""
+        reader = self._topic.reader
+
+        def committed(partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
+            found = reader.committed([partition.number for partition in partitions], timeout_s)
+            # Nothing is committed yet where a campaign begins.
+            return {partition: found.get(partition.number, (-1, "")) for partition in partitions}
+
+        def open_next(most_bytes: int | None) -> TransactionalPublisher:
+            batches = {} if most_bytes is None else {"batch.size": most_bytes}
+            return connection.connect(
+                lambda config: TransactionalPublisher(config, reader, time.monotonic), config | batches, Reports()
+            )
+
+        def open_trial() -> Trial:
+            return connection.connect(lambda config: Trial(config, reader, time.monotonic), config, Reports())
+
+        def give_way(timeout_s: float) -> None:
+            for number, (offset, _) in reader.committed(self._topic.require(self._topic.name), timeout_s).items():
+                at = Partition(reader.topic, number)
+                if offset not in {self._progress.get(at), self._behind.get(at)}:
+                    raise Fenced("its progress was moved by another run")
+
+        return RecoveringPublisher(open_next, open_trial, reader, committed, time.monotonic, give_way=give_way)
 
     def run(self) -> None:
         """Until the end, the limit or the stop."""
@@ -232,9 +261,13 @@ class _Run:
             return
         # Only now is the progress final: what a predecessor left open is ended, and nobody else can move it.
         extents = self._topic.extents()
-        starts, self._progress = _starts(self._topic, self._asked, extents)
+        current = self._topic.topic_id()
+        self._metadata = render(topic_id=current)
+        starts, known = _starts(self._topic, self._asked, extents, current)
+        committed = self._topic.reader.committed(list(extents), _TIMEOUT_S)
+        self._progress = {Partition(self._topic.name, number): offset for number, (offset, _) in committed.items()}
         say(
-            f"campaign {self._asked.name} {'goes on where it stood' if self._progress else 'begins'}; "
+            f"campaign {self._asked.name} {'goes on where it stood' if known else 'begins'}; "
             "broken off, it goes on when the same command is run again"
         )
         total = sum(max(0, extent.end - starts[number]) for number, extent in extents.items())
@@ -250,11 +283,6 @@ class _Run:
             self.complete = not self._stop_requested()
             # The markers of transactions were counted, and are never read.
             advance(total if self.complete else 0, self.tally.replayed)
-
-    def _connect(self) -> TransactionalPublisher:
-        return connection.connect(
-            lambda config: TransactionalPublisher(config, self._topic.reader, time.monotonic), self._config, Reports()
-        )
 
     def close(self) -> None:
         """Abort what is open and disconnect."""
@@ -296,27 +324,24 @@ class _Run:
     def _publish(self) -> None:
         """Send what is in hand and move the progress behind it. Does nothing once told to stop: it is still there."""
         self._pace(len(self._outputs))
-        try:
-            self._transact(self._outputs, self._behind)
-        except Unpublishable:
-            # A broker refuses a whole batch of the producer's for one record in it, so now each goes alone.
-            for position, output in self._outputs.items():
-                behind = {position.partition: position.offset + 1}
-                try:
-                    self._transact({position: output}, behind)
-                except Unpublishable as refused:
-                    self._refuse(position, Refusal(Cause.TOO_LARGE, f"{output.topic} refuses it: {refused}"))
-                    self._transact({}, behind)
-            self._transact({}, self._behind)
+        while True:
+            try:
+                self._transact(self._outputs, self._behind)
+            except Unpublishable as error:
+                for refused in (error, *error.others):
+                    output = self._outputs.pop(refused.position)
+                    self._refuse(refused.position, Refusal(Cause.TOO_LARGE, f"{output.topic} refuses it: {refused}"))
+            else:
+                break
+        self._progress |= self._behind
         self._outputs, self._bytes, self._behind = {}, 0, {}
 
     def _transact(self, outputs: Mapping[Position, Output], behind: Mapping[Partition, int]) -> None:
         """One transaction, tried until the broker has answered. Raises Unpublishable or FatalError."""
-        release = CommitBatch(tuple(outputs.items()), behind, dict.fromkeys(behind, 0))
+        beside = dict.fromkeys(behind, self._metadata)
+        release = CommitBatch(tuple(outputs.items()), behind, dict.fromkeys(behind, 0), beside)
         aborts, wait = 0, Waiting(say, _RETRY_S)
         while release and not self._stop_requested():
-            if not self._publisher.in_doubt and self._publisher.lost_request() and not self._renew():
-                return
             try:
                 while not self._publisher.publish(release, _TIMEOUT_S):
                     time.sleep(_POLL_S)
@@ -329,28 +354,12 @@ class _Run:
                 say(f"{aborted}; trying again")
                 time.sleep(_RETRY_S)
             except Fenced:
-                raise self._overtaken() from None
+                raise Fenced(
+                    f"another run of campaign {self._asked.name} has begun; it goes on where this one stood"
+                ) from None
             else:
                 self.tally.replayed += len(outputs)
-                self._progress |= {partition.number: offset for partition, offset in behind.items()}
                 return
-
-    def _renew(self) -> bool:
-        """Take a new producer, whose epoch no request of the old one may meet (KIP-890). False if told to stop.
-
-        Raises:
-            Fenced: another run had begun meanwhile. The old producer would have heard of it.
-        """
-        self._publisher.abandon()
-        self._publisher = self._connect()
-        if not self._start():
-            return False
-        if self._topic.progress(self._topic.extents()) != self._progress:
-            raise self._overtaken()
-        return True
-
-    def _overtaken(self) -> Fenced:
-        return Fenced(f"another run of campaign {self._asked.name} has begun; it goes on where this one stood")
 
     def _pace(self, records: int) -> None:
         if self._rate is None:

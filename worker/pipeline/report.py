@@ -74,9 +74,9 @@ class Report:
         if now_s >= self._lag_at_s:
             self._lag_at_s = now_s + LAG_INTERVAL_S
             self._consumer.unreadable.watch(now_s, is_paused=self._consumer.paused)
-            stalled = self._consumer.unreadable.stalled
-            self._metrics.stalled(len(stalled))
-            self._health.stalled(stalled)
+            stalled, unseen = self._consumer.unreadable.stalled, self._consumer.subscription.problems
+            self._metrics.stalled([*((p.topic, str(p.number)) for p in stalled), *((topic, "*") for topic in unseen)])
+            self._health.stalled((*stalled.values(), *unseen.values()))
             accounts = self._partitions.accounts
             found = self._consumer.ends.lag({partition: held.committed_offset for partition, held in accounts.items()})
             for partition, lag in found.items():
