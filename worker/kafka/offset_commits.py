@@ -68,8 +68,16 @@ class OffsetCommits:
         self, partitions: Iterable[Partition], marks: Mapping[Partition, Mark] | None = None
     ) -> dict[Partition, str]:
         """What to commit beside the offsets of assigned partitions: their topics' ids, and marks where there are."""
-        known, beside = self._assignment.known, marks or {}
-        return {p: render(beside.get(p, NO_MARK), known[p].topic_id) for p in partitions if p in known}
+        found: dict[Partition, str] = {}
+        last, ordinary = None, ""  # of one topic all partitions say the same, as a rule
+        for partition in partitions:
+            if (assigned := self._assignment.known.get(partition)) is None:
+                continue
+            if assigned.topic_id is not last:
+                last, ordinary = assigned.topic_id, render(NO_MARK, assigned.topic_id)
+            mark = marks.get(partition) if marks else None
+            found[partition] = ordinary if mark is None else render(mark, assigned.topic_id)
+        return found
 
     def commit(
         self, offsets: Mapping[Partition, int], *, wait: bool, metadata: Mapping[Partition, str] | None = None
