@@ -23,6 +23,8 @@ log = structlog.get_logger("worker.kafka")
 # An answer takes a millisecond or two. Records of a new topic that are read before it is noticed are answered twice.
 INTERVAL_S: Final = 5.0
 _REQUEST_TIMEOUT_S: Final = 10.0
+# librdkafka's embedded broker calls its cluster so, and leaves the question unanswered.
+_EMBEDDED: Final = "mockCluster"
 # What brokers answer that know no ids (before 2.8): sixteen bytes of zero.
 _NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
 
@@ -46,7 +48,7 @@ class TopicIds:
     def __init__(self, admin: AdminClient, topics: Collection[str]) -> None:
         self._admin = admin
         self._topics = sorted(topics)
-        self._cluster: Future[Any] | None = None
+        self._cluster_id = ""  # until the first `fetch`; ids of topics tell nothing without it
         self._asked: dict[str, Future[Any]] = {}
         self._next_s = float("-inf")
         self._unknown: set[str] = set()  # of which that was said
@@ -55,7 +57,7 @@ class TopicIds:
 
     def ask(self, now_s: float) -> bool:
         """Send the question if it is due; True if it was sent. Never waits."""
-        if self._asked or now_s < self._next_s:
+        if self._asked or now_s < self._next_s or self._cluster_id.startswith(_EMBEDDED):
             return False
         self._next_s = now_s + INTERVAL_S
         self._asked = self._describe(self._topics)
@@ -63,7 +65,7 @@ class TopicIds:
 
     def answer(self) -> dict[str, TopicState] | None:
         """What was answered of each topic; None while no answer is there. Topics that are away are left out."""
-        if not self._asked or not all(future.done() for future in (*self._asked.values(), self._cluster) if future):
+        if not self._asked or not all(future.done() for future in self._asked.values()):
             return None
         asked, self._asked = self._asked, {}
         self.errors = {}
@@ -72,22 +74,21 @@ class TopicIds:
     def fetch(self, topics: Collection[str], timeout_s: float) -> dict[str, TopicState]:
         """Ask and wait for the answers. Of topics that are away, or if none comes in time, nothing is told."""
         self._asked = {}  # an answer that is under way is older than this one will be
-        return self._states(self._describe(sorted(topics)), timeout_s) or {}
+        if not self._cluster_id and topics:
+            try:
+                self._cluster_id = str(self._admin.list_topics(min(topics), timeout=timeout_s).cluster_id or "")
+            except KafkaException as error:
+                self._refused("the cluster's id", error)
+        if self._cluster_id.startswith(_EMBEDDED):
+            return {}
+        return self._states(self._describe(sorted(topics)), timeout_s)
 
     def _describe(self, topics: Collection[str]) -> dict[str, Future[Any]]:
-        if self._cluster is None:
-            self._cluster = self._admin.describe_cluster(request_timeout=_REQUEST_TIMEOUT_S)
         return self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=_REQUEST_TIMEOUT_S)
 
-    def _states(self, asked: Mapping[str, Future[Any]], timeout_s: float) -> dict[str, TopicState] | None:
-        """The answers, as far as they come in time. None if the cluster does not say which one it is."""
+    def _states(self, asked: Mapping[str, Future[Any]], timeout_s: float) -> dict[str, TopicState]:
+        """The answers, as far as they come in time."""
         deadline_s = time.monotonic() + timeout_s
-        try:
-            cluster_id = self._cluster.result(timeout_s).cluster_id if self._cluster is not None else None
-        except (KafkaException, TimeoutError) as error:
-            self._cluster = None
-            self._refused("the cluster's id", error)
-            return None
         found = {}
         for topic, future in asked.items():
             try:
@@ -97,7 +98,7 @@ class TopicIds:
                 continue
             self._unknown.discard(topic)
             said = str(described.topic_id)
-            topic_id = None if said == _NO_ID or cluster_id is None else TopicId(said, str(cluster_id))
+            topic_id = None if said == _NO_ID or not self._cluster_id else TopicId(said, self._cluster_id)
             found[topic] = TopicState(topic_id, len(described.partitions))
         return found
 

@@ -22,7 +22,7 @@ from worker.rules.offset_metadata import TopicId, topic_id_of
 log = structlog.get_logger("worker.kafka")
 
 # At an assignment the group waits for nobody, but the partitions do.
-_FETCH_TIMEOUT_S: Final = 5.0
+_FETCH_TIMEOUT_S: Final = 2.0
 _COMMITTED_TIMEOUT_S: Final = 1.0
 
 
