@@ -185,7 +185,7 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
     (port,) = free_ports(1)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
     mine = {"PYTHONPATH": str(ROOT), "D": str(folder), "XNLI_HTTP__PORT": str(port), "OMP_NUM_THREADS": "2"}
-    environment = kept | settings | mine | condition.environment
+    environment = kept | settings | mine | dict(condition.environment)
     terminal, side = pty.openpty() if condition.terminal else (-1, subprocess.PIPE)
     process = subprocess.Popen(
         ["sh", "-c", condition.around, "sh", *PROGRAM, *COMMANDS[command]],
@@ -213,6 +213,8 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
         out, err = process.communicate(REQUEST, timeout=TIMEOUT_S)
     finally:
         process.kill()
+        for group in Path("/sys/fs/cgroup/cpu").glob(f"xnli-{process.pid}"):
+            group.rmdir()
     return Ended(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
