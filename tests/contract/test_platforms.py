@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 _SCRIPT = Path(sys.executable).with_name("xnli-worker")
 PROGRAM = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-P", "-m", "worker.cli"]
 HOSTILE = ("worker", "queue", "torch", "json", "argparse", "functools", "types", "http", "signal", "structlog", "tests")
+TIMEOUT_S = 300.0
 REQUEST = json.dumps({"id": "1", "text": "東京は晴れ", "labels": ["weather", "sport"]}).encode() + b"\n"
 
 
@@ -105,7 +106,7 @@ COMMANDS = {
     "rehearse": ("dead-letters", "replay", "--dry-run"),
     "replay": ("dead-letters", "replay"),
     "check": ("check",),
-    "bench": ("bench", "--shape", "small", "--no-pipeline", "--runs", "1", "--messages", "16"),
+    "bench": ("bench", "--no-pipeline", "--runs", "1", "--messages", "16"),
     "wrong settings": ("run", "--config", "nö-such.toml"),
 }
 
@@ -169,7 +170,7 @@ def is_ready(port: int) -> bool:
 
 
 def stopped_when_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + TIMEOUT_S - 60
     while process.poll() is None and not is_ready(port) and time.monotonic() < deadline_s:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -184,7 +185,7 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
     (port,) = free_ports(1)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
     mine = {"PYTHONPATH": str(ROOT), "D": str(folder), "XNLI_HTTP__PORT": str(port), "OMP_NUM_THREADS": "2"}
-    environment = kept | settings | mine | condition.environment
+    environment = kept | settings | mine | dict(condition.environment)
     terminal, side = pty.openpty() if condition.terminal else (-1, subprocess.PIPE)
     process = subprocess.Popen(
         ["sh", "-c", condition.around, "sh", *PROGRAM, *COMMANDS[command]],
@@ -207,8 +208,13 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
             while piece := os.read(terminal, 65536):
                 shown += piece
         os.close(terminal)
-        return Ended(process.wait(90), shown.decode("latin-1"), "")
-    out, err = process.communicate(REQUEST, timeout=100)
+        return Ended(process.wait(TIMEOUT_S), shown.decode("latin-1"), "")
+    try:
+        out, err = process.communicate(REQUEST, timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        for group in Path("/sys/fs/cgroup/cpu").glob(f"xnli-{process.pid}"):
+            group.rmdir()
     return Ended(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
@@ -222,6 +228,7 @@ def table() -> Iterator[None]:
 
 
 @pytest.mark.acceptance
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_does_its_work_wherever_it_runs(

@@ -29,7 +29,6 @@ import numpy as np
 
 from worker import process, settings
 from worker.app import App, Model
-from worker.cli import StopFlag
 from worker.errors import WorkerError
 from worker.messages import (
     Classification,
@@ -41,6 +40,7 @@ from worker.messages import (
     Row,
     Work,
 )
+from worker.process import StopFlag
 from worker.settings import Settings
 from worker.telemetry import log
 
