@@ -33,7 +33,7 @@ from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
 from worker.kafka.trial import Trial
 from worker.label_sets.topic import LabelSets
-from worker.messages import Encoded, ModelIdentity, Request
+from worker.messages import Encoded, ModelIdentity, Pooling, Request
 from worker.pipeline.admit import RequestReader
 from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.infer import InferenceThread, Runs
@@ -77,6 +77,10 @@ class Model(Runs, Protocol):
     def precision(self) -> str:
         """What it computes in."""
 
+    @property
+    def pooling(self) -> Pooling:
+        """How texts are embedded where the request does not say."""
+
     def encode(self, request: Request) -> Encoded:
         """Tokens of a request. Raises Rejection."""
 
@@ -106,6 +110,7 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep, 
         max_length=model.max_length,
         labels=model.labels,
         default_language=model.default_language,
+        pooling=None if model.pooling == "auto" else Pooling(model.pooling),
         self_test=model.self_test,
         sleep=wait,
         tell=tell,
@@ -217,7 +222,7 @@ class App:
             consumer=consumer,
             publisher=self._publisher,
             inference=self._inference,
-            read=self._request_reader(codecs),
+            read=self._request_reader(codecs, engine.pooling),
             encode=engine.encode,
             write=ResultWriter(codecs, settings.topics.output, engine.identity),
             refusal=limits.refusal,
@@ -245,14 +250,14 @@ class App:
             retry_topics=names.retry_topics(settings.kafka.group_id, settings.topics.retry),
         )
 
-    def _request_reader(self, codecs: Codecs) -> RequestReader:
+    def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
         model, limits = self._settings.model, self._settings.limits
         return RequestReader(
             codecs,
             Defaults(
                 model.hypothesis_template,
                 model.long_text,
-                model.pooling,
+                pooling,
                 model.normalize,
                 self._label_sets.sets if self._label_sets is not None else {},
             ),

@@ -36,6 +36,7 @@ from worker.messages import (
     LabelScore,
     ModelIdentity,
     Outcome,
+    Pooling,
     Request,
     Row,
     Work,
@@ -58,6 +59,7 @@ class ScriptedModel:
     identity = ModelIdentity("scripted", "1")
     device = "none"
     precision = "none"
+    pooling = Pooling.MEAN
 
     def __init__(self) -> None:
         self._attempts: Counter[str] = Counter()

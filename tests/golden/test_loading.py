@@ -118,7 +118,7 @@ def test_sharded_weights_load(tmp_path: Path) -> None:
     weights = load_quietly(sharded).model.state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     shards[1].unlink()
-    with pytest.raises(CheckpointError, match=r"weights of .* cannot be loaded"):
+    with pytest.raises(CheckpointError, match=rf'names "{shards[1].name}", and no such shard lies beside it'):
         load_quietly(sharded)
 
 
@@ -154,7 +154,7 @@ def test_code_in_a_checkpoint_never_runs(copy: Path) -> None:
 
 def test_damage_is_named(copy: Path, tmp_path: Path) -> None:
     (copy / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json of .* cannot be used"):
+    with pytest.raises(CheckpointError, match=r"config\.json of .* is no JSON"):
         load_quietly(copy)
     other = Path(shutil.copytree(families.checkpoint("bert"), tmp_path / "other"))
     (other / "model.safetensors").write_bytes(b"not a safetensors file")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
-from worker.messages import LongText, Pooling
+from worker.messages import LongText
 from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template
 from worker.settings.section import Section, listed
 
@@ -24,7 +24,7 @@ class ModelSettings(Section):
     labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(listed)] = None
     default_language: str | None = None
     long_text: LongText = LongText.TRUNCATE
-    pooling: Pooling = Pooling.MEAN
+    pooling: Literal["auto", "CLS", "MEAN"] = "auto"  # auto: as the checkpoint says, else MEAN
     normalize: bool = True
     self_test: Literal["refuse", "warn", "off"] = "refuse"
     # Of torch on the CPU; None: as many as the quota of the cgroup, the CPUs allowed and OMP_NUM_THREADS let it have.

@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 from tests import families
 from worker.errors import CheckpointError
 from worker.inference import source
+from worker.inference.loading import load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -71,6 +74,89 @@ def test_what_is_neither_directory_nor_hub_id_is_refused_without_a_call(name: st
         find(name)
 
 
+@contextmanager
+def user_without_rights() -> Iterator[None]:
+    """Root may read everything, so give that up for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", ""])
+def test_what_may_not_be_read_is_named(file: str) -> None:
+    with tempfile.TemporaryDirectory() as public:  # pytest's own folders nobody else may enter
+        os.chmod(public, 0o755)  # noqa: PTH101, S103 (so that the file alone is what cannot be read)
+        directory = shutil.copytree(families.checkpoint("xlm-roberta"), Path(public) / "copy")
+        directory.chmod(0o755)
+        for path in directory.iterdir():
+            path.chmod(0o644)
+        (directory / file).chmod(0)
+        with user_without_rights(), pytest.raises(CheckpointError, match="Permission denied") as caught:
+            find(directory)
+        assert file in str(caught.value)
+        (directory / file).chmod(0o755)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_what_only_looks_like_a_file_is_refused(copy: Path, file: str) -> None:
+    path = copy / file
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(CheckpointError, match=f"{file} is a pointer of Git LFS.*git lfs pull"):
+        find(copy)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=f"{file} (is no file|is missing)"):
+        find(copy)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(CheckpointError, match=f"{file}|has no tokenizer"):
+        load(str(copy), device="cpu", precision="fp32", self_test="off")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "no JSON object"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {"a": 1}}', "has no weight_map"),
+        ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "no such shard lies beside it"),
+        ('{"weight_map": {"a": "../../other/model.safetensors"}}', "no such shard lies beside it"),
+    ],
+)
+def test_an_index_that_names_no_shards_is_refused(copy: Path, index: str, message: str) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors\.index\.json.*{message}"):
+        find(copy)
+
+
+def test_shards_without_an_index_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json, which says what"):
+        find(copy)
+
+
+def test_a_download_to_a_folder_that_was_broken_off_is_told_from_a_pickle(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    cache = copy / ".cache/huggingface/download"
+    cache.mkdir(parents=True)
+    (cache / "model.safetensors.0123.incomplete").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing in .*download it again"):
+        find(copy)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/nli", "/" + "x" * 5000])
+def test_a_name_that_cannot_be_looked_up_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be looked up .* write the whole path"):
+        find(name)
+
+
 class Hub(http.server.ThreadingHTTPServer):
     """Serves one repository.
 
@@ -95,7 +181,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        name = path.rpartition("/")[2]
+        name = path.removeprefix(f"/some/nli/resolve/{COMMIT}/")
         self.server.requests.append(f"{self.command} {path}")
         if self.server.silent:
             self.server.ended.wait()
@@ -198,6 +284,42 @@ def test_a_floating_revision_resolves_to_its_commit_and_warns(hub: Hub, tmp_path
     }  # no pickle, no code
     again, log = download(hub, tmp_path, HF_HUB_OFFLINE="1")  # what was downloaded serves offline
     assert again == result
+
+
+def test_a_cache_that_cannot_be_written_says_so(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result, _ = download(hub, tmp_path / "file")
+    assert "cannot be written" in result["error"]
+    assert "set HF_HOME" in result["error"]
+    assert result["waits"] == 0
+
+
+@pytest.mark.parametrize("listed", [pytest.param(True, marks=pytest.mark.acceptance), False])
+def test_a_cache_broken_off_is_to_be_downloaded_again(hub: Hub, tmp_path: Path, *, listed: bool) -> None:
+    """Newer clients keep a list of what should be there; caches of older ones have none."""
+    result, _ = download(hub, tmp_path)
+    snapshot = Path(result["directory"])
+    (snapshot / "model.safetensors").resolve().unlink()
+    (snapshot / "model.safetensors").unlink()
+    if not listed:
+        shutil.rmtree(snapshot.parents[1] / "trees")
+    result, _ = download(hub, tmp_path, HF_HUB_OFFLINE="1")
+    assert "download it again" in result["error"]
+    assert "convert" not in result["error"]
+    result, _ = download(hub, tmp_path)
+    assert result["revision"] == COMMIT
+
+
+def test_the_modules_of_sentence_transformers_are_downloaded(hub: Hub, tmp_path: Path, copy: Path) -> None:
+    for name in ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "onnx/config.json", "2_X/y.bin"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("{}")
+    hub.files = {path.relative_to(copy).as_posix(): path for path in copy.rglob("*") if path.is_file()}
+    result, _ = download(hub, tmp_path)
+    found = Path(result["directory"])
+    names = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
+    assert {"modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"} < names
+    assert not names & {"onnx/config.json", "2_X/y.bin"}
 
 
 def test_a_pinned_revision_does_not_warn(hub: Hub, tmp_path: Path) -> None:
