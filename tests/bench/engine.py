@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from tests.bench import peers
-from worker.commands.bench import MAX_TOKENS, alternating_runs, device_name, roofline
+from worker.commands.bench import MAX_TOKENS, alternating_runs, device_name
+from worker.commands.roofline import roofline
 from worker.commands.workload import SHAPES, answer, make_checkpoint, workload
 from worker.inference.engine import Engine
 from worker.inference.loading import load

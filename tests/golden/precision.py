@@ -21,7 +21,7 @@ from tests import families
 from tests.golden import workload
 from tests.golden.reference import Reference
 from worker.inference.engine import Engine
-from worker.inference.forwards import encoder
+from worker.inference.forwards import families as forwards
 from worker.inference.loading import load
 from worker.inference.precision import Precision
 from worker.inference.scores import softmax
@@ -100,7 +100,7 @@ def measure(name: str, directory: Path) -> Iterator[dict[str, str | float]]:
             )
             yield {
                 "checkpoint": name,
-                "forward": "packed" if encoder.supports(checkpoint) else "padded",
+                "forward": "packed" if forwards.is_packed(checkpoint.model.config) else "padded",
                 "task": task,
                 "precision": str(precision),
                 "difference": furthest,
