@@ -187,14 +187,18 @@ def zero_shot_pipeline(
     return run
 
 
-def alternating_runs(subjects: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, list[float]]:
+def alternating_runs(
+    subjects: Mapping[str, Callable[[], object]], *, runs: int, before: Callable[[str], None] = lambda _name: None
+) -> dict[str, list[float]]:
     """Seconds that each subject took in each of ``runs`` rounds, after one round that is not timed.
 
     A round runs every subject once. A machine's speed drifts, and the subjects of one round meet the same machine.
+    ``before`` is told each subject's name before it runs, outside the time that is taken.
     """
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(runs + 1):
         for name, subject in subjects.items():
+            before(name)
             began_s = time.perf_counter()
             subject()
             seconds[name].append(time.perf_counter() - began_s)

@@ -1,4 +1,4 @@
-"""A reference of `torch.nn.attention.varlen.varlen_attn`, so that what surrounds the kernel runs where there is none."""
+"""A reference of `torch.nn.attention.varlen.varlen_attn`: what surrounds the kernel runs where there is none."""
 
 from __future__ import annotations
 
