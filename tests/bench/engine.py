@@ -339,7 +339,7 @@ def table(name: str, shape: str, family: dict[str, Any]) -> str:
     """A line a subject, and under it what was left out, and the claims."""
     head = ("batch", "s", "pairs/s", "tokens/s", "x pipeline", "of bare products", "of the GEMM peak", "noise")
     lines = [
-        f"**{name}**, {shape} shape, {family['forward']}, auto is {family['auto']}: {family['tokens']} tokens in {family['pairs']} pairs",
+        f"**{name}**, {shape} shape, {family['forward']}, auto is {family['auto']}, {family['pairs']} pairs",
         "",
         f"| | {' | '.join(head)} |",
         "|---|" + "--:|" * len(head),

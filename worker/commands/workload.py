@@ -41,7 +41,7 @@ LABELS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """``layers`` of ``hidden`` wide states and ``heads`` of attention; how wide feed-forward is depends on the family."""
+    """``layers`` of ``hidden`` wide states and ``heads`` of attention; the width in between is the family's."""
 
     layers: int
     hidden: int
