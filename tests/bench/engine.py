@@ -1,9 +1,9 @@
 """The engine against what a user would run instead, on the same pairs, in alternating runs: one table for each family.
 
 ``python -m tests.bench.engine --family bart --family deberta`` (``all`` for every one). Tables and JSON go to stdout;
-with ``--out DIRECTORY`` to ``engine.md`` and ``engine.json`` there. ``python -m tests.bench.engine --device cuda`` is
+with ``--out DIRECTORY`` to ``bench.md`` and ``bench.json`` there. ``python -m tests.bench.engine --device cuda`` is
 all that a GPU needs: four families of large shape, in ``tests/bench/report``. ``--plot bench.svg`` draws a chart of the
-first family; ``--from engine.json`` shows an earlier run's, measuring nothing.
+first family; ``--from bench.json`` shows an earlier run's, measuring nothing.
 
 Peers that are not installed are left out (``pip install xnli-worker[peers]`` has them all); one that cannot run a
 family is named under its table. Nothing else should run on the machine meanwhile.
@@ -39,6 +39,7 @@ from worker.commands.roofline import products, roofline
 from worker.commands.workload import FAMILIES, SHAPES, answer, make_checkpoint, workload
 from worker.inference.engine import Engine
 from worker.inference.forwards import attention, families
+from worker.inference.forwards.padded import Padded
 from worker.inference.loading import load
 from worker.inference.model import Checkpoint
 from worker.inference.precision import Processor
@@ -46,6 +47,7 @@ from worker.messages import Request
 
 BATCHES = (8, 32, 128)  # sizes a peer may choose from
 ROOFLINE = "bare products"
+PADDED = "padded"  # the engine with transformers' own model in its packed forward's place
 PIPELINE = "pipeline, default"
 LABELS = (2, 4, 8, 16, 32, 64)
 PACKAGES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino", "flash-attn")
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", action="append", help="only subjects whose name contains this; may be given again")
-    parser.add_argument("--out", type=Path, metavar="DIRECTORY", help="for engine.md and engine.json")
+    parser.add_argument("--out", type=Path, metavar="DIRECTORY", help="for bench.md and bench.json")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a bar chart; PNG or SVG by its ending")
     parser.add_argument("--from", type=Path, dest="earlier", metavar="JSON", help="show this run's, measure nothing")
     arguments = parser.parse_args()
@@ -127,8 +129,8 @@ def main() -> None:
 def write(report: dict[str, Any], directory: Path) -> None:
     """The tables as Markdown, and everything as JSON."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "engine.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (directory / "engine.md").write_text(tables(report) + "\n", encoding="utf-8")
+    (directory / "bench.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (directory / "bench.md").write_text(tables(report) + "\n", encoding="utf-8")
 
 
 def show(report: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -190,7 +192,7 @@ def measure(arguments: argparse.Namespace, directory: Path, step: Callable[[str,
     checkpoints = {
         precision: open_checkpoint(directory, device, precision)
         for precision in ours(device)
-        if chosen(f"ours {precision}", wanted) or chosen(f"{ROOFLINE} {precision}", wanted)
+        if any(chosen(f"{what} {precision}", wanted) for what in ("ours", PADDED, ROOFLINE))
     }
     engines = {precision: Engine(checkpoint, max_tokens=MAX_TOKENS) for precision, checkpoint in checkpoints.items()}
     for engine in engines.values():
@@ -207,6 +209,9 @@ def measure(arguments: argparse.Namespace, directory: Path, step: Callable[[str,
     for precision, checkpoint in checkpoints.items():
         if packed and precision != "int8" and chosen(f"{ROOFLINE} {precision}", wanted):
             subjects[f"{ROOFLINE} {precision}"] = roofline(checkpoint, tokens)
+        if packed and precision != "int8" and chosen(f"{PADDED} {precision}", wanted):
+            engine = Engine(checkpoint, max_tokens=MAX_TOKENS, forward=Padded(checkpoint))
+            subjects[f"{PADDED} {precision}"] = partial(answer, engine, requests)
         if packed and device.type == "cuda" and precision != "fp32" and peers.installed("flash_attn"):
             subjects[f"ours {precision}, flash-attn"] = with_flash_attn(engines[precision], requests)
     sizes: dict[str, int] = {}

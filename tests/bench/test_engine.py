@@ -17,10 +17,10 @@ def test_one_command_writes_a_table_for_each_family(monkeypatch: pytest.MonkeyPa
     arguments = ["--family", "all", "--shape", "small", "--messages", "2", "--runs", "1", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["engine", *arguments])
     engine.main()
-    report = json.loads((tmp_path / "engine.json").read_text(encoding="utf-8"))
+    report = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert set(report["families"]) == set(workload.FAMILIES)
     assert all({"ours fp32", engine.PIPELINE} <= set(family["seconds"]) for family in report["families"].values())
-    text = (tmp_path / "engine.md").read_text(encoding="utf-8")
+    text = (tmp_path / "bench.md").read_text(encoding="utf-8")
     heads = [line for line in text.splitlines() if line.startswith("| |")]
     assert len(heads) == len(workload.FAMILIES)
     assert len(set(heads)) == 1
