@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -230,7 +231,9 @@ def measure(arguments: argparse.Namespace, directory: Path, step: Callable[[str,
         "pairs": pairs,
         "tokens": tokens,
         "forward": "packed" if packed else "padded",
-        "auto": str(load(str(directory), device=str(device), self_test="off", progress=False, **LANGUAGE).precision),
+        "auto": str(
+            load(str(directory), device=str(device), self_test="off", progress=False, default_language="en").precision
+        ),
         "seconds": seconds,
         "batch_sizes": sizes,
         "left_out": left_out,
@@ -259,11 +262,8 @@ def with_flash_attn(engine: Engine, requests: Sequence[Request]) -> Callable[[],
         return flash_attn.flash_attn_varlen_func(query, key, value, *bounds, window_size=window_size)
 
     def run() -> None:
-        torchs, attention.varlen_attn = attention.varlen_attn, attend
-        try:
+        with mock.patch.object(attention, "varlen_attn", attend):
             answer(engine, requests)
-        finally:
-            attention.varlen_attn = torchs
 
     return run
 
@@ -281,12 +281,11 @@ def chosen(name: str, wanted: Sequence[str]) -> bool:
     return any(part in name for part in wanted)
 
 
-LANGUAGE = {"default_language": "en"}  # of requests that name none; XLM alone asks
-
-
 def open_checkpoint(directory: Path, device: torch.device, precision: str) -> Checkpoint:
     """With the worker's default settings."""
-    return load(str(directory), device=str(device), precision=precision, self_test="off", progress=False, **LANGUAGE)
+    return load(
+        str(directory), device=str(device), precision=precision, self_test="off", progress=False, default_language="en"
+    )
 
 
 def tune(

@@ -14,7 +14,9 @@ from worker.commands.workload import Shape
 @pytest.mark.acceptance
 def test_one_command_writes_a_table_for_each_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(workload.SHAPES, "small", Shape(layers=2, hidden=64, heads=2))
+    monkeypatch.setattr(engine, "LABELS", (2, 3))
     arguments = ["--family", "all", "--shape", "small", "--messages", "2", "--runs", "1", "--out", str(tmp_path)]
+    arguments += ["--only", "ours", "--only", engine.PIPELINE]
     monkeypatch.setattr(sys, "argv", ["engine", *arguments])
     engine.main()
     report = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,9 @@ def products(checkpoint: Checkpoint) -> list[tuple[int, int]]:
     if not families.is_packed(config):
         raise ValueError(f"the matrix products of {checkpoint.family} are those of transformers' own model")
     device = torch.device("meta")
+    automatic: Any = type(checkpoint.model)
     with device:
-        model = type(checkpoint.model)(config).eval()
+        model = automatic(config).eval()
     found: list[tuple[int, int]] = []
 
     def follow(linear: nn.Linear, _activation: Activation | None) -> Linear:

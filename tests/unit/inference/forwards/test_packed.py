@@ -53,7 +53,7 @@ def close(one: list[npt.NDArray[np.float32]], other: list[npt.NDArray[np.float32
     return all(a.shape == b.shape and np.abs(a - b).max() < within for a, b in zip(one, other, strict=True))
 
 
-@settings(max_examples=examples(20))
+@settings(max_examples=examples(8))
 @given(drawn=ROWS)
 def test_rows_do_not_feel_their_neighbours(family: str, forward: Packed, drawn: list[tuple[int, int]]) -> None:
     rows = make(family, drawn)
@@ -61,7 +61,7 @@ def test_rows_do_not_feel_their_neighbours(family: str, forward: Packed, drawn: 
     assert close(outputs(forward, rows), [np.concatenate(parts) for parts in zip(*alone, strict=True)])
 
 
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(5))
 @given(drawn=ROWS, data=st.data())
 def test_the_order_of_rows_does_not_matter(
     family: str, forward: Packed, drawn: list[tuple[int, int]], data: st.DataObject
@@ -79,7 +79,7 @@ def test_it_computes_what_transformers_computes_of_each_row_alone(family: str, f
     assert close(outputs(forward, rows), [np.concatenate(parts) for parts in zip(*alone, strict=True)], within=1e-5)
 
 
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(5))
 @given(drawn=ROWS | LONGER_ROWS)
 def test_tails_and_windows_change_nothing(family: str, forward: Packed, drawn: list[tuple[int, int]]) -> None:
     rows = make(family, drawn)
