@@ -195,9 +195,7 @@ def measure(arguments: argparse.Namespace, directory: Path, step: Callable[[str,
         for precision in ours(device)
         if any(chosen(f"{what} {precision}", wanted) for what in ("ours", PADDED, ROOFLINE))
     }
-    engines = {precision: Engine(checkpoint, max_tokens=MAX_TOKENS) for precision, checkpoint in checkpoints.items()}
-    for engine in engines.values():
-        engine.warm_up()
+    engines = {precision: _warm(checkpoint) for precision, checkpoint in checkpoints.items()}
     subjects: dict[str, Callable[[], object]] = {
         f"ours {precision}": partial(answer, engine, requests)
         for precision, engine in engines.items()
@@ -286,6 +284,17 @@ def open_checkpoint(directory: Path, device: torch.device, precision: str) -> Ch
     return load(
         str(directory), device=str(device), precision=precision, self_test="off", progress=False, default_language="en"
     )
+
+
+def open_engine(directory: Path, device: torch.device, precision: str) -> Engine:
+    """The engine with the worker's default settings, warm."""
+    return _warm(open_checkpoint(directory, device, precision))
+
+
+def _warm(checkpoint: Checkpoint) -> Engine:
+    engine = Engine(checkpoint, max_tokens=MAX_TOKENS)
+    engine.warm_up()
+    return engine
 
 
 def tune(
