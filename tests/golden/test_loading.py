@@ -43,7 +43,7 @@ def edit(directory: Path, name: str = "config.json", **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.EVERY)
 def test_every_family_loads_with_the_weights_and_limits_it_was_saved_with(family: str) -> None:
     directory = families.checkpoint(family, order=("contradiction", "entailment", "neutral"))
     checkpoint = load_quietly(directory)
@@ -61,7 +61,7 @@ def test_every_family_loads_with_the_weights_and_limits_it_was_saved_with(family
     assert not any(parameter.requires_grad for parameter in checkpoint.model.parameters())
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.EVERY)
 def test_a_base_model_serves_embeddings_alone(family: str, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = load_quietly(families.checkpoint(family, head="none"))
     assert checkpoint.order is None
@@ -82,7 +82,7 @@ def test_a_language_model_is_refused_unless_told_to_embed(family: str) -> None:
     assert torch.equal(checkpoint.model.state_dict()[name], plain.state_dict()[name])
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.EVERY)
 def test_a_head_that_only_the_config_has_is_refused(family: str, tmp_path: Path) -> None:
     """transformers fills it with random numbers and a warning."""
     directory = Path(shutil.copytree(families.checkpoint(family, head="none"), tmp_path / "copy"))

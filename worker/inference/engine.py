@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,8 @@ import torch
 from worker.errors import CheckpointError, FatalError, OutOfDeviceMemory, WorkerError
 from worker.inference.budget import TokenBudget
 from worker.inference.checkpoint_files import first_line
-from worker.inference.forwards import encoder
-from worker.inference.forwards.encoder import Packed
-from worker.inference.forwards.padded import Padded
+from worker.inference.forwards import families
+from worker.inference.forwards.families import Forward
 from worker.inference.model import Checkpoint
 from worker.inference.rows import flatten
 from worker.inference.scores import embed, score
@@ -31,19 +29,6 @@ from worker.inference.tokens import Tokens
 from worker.messages import Encoded, LongText, ModelIdentity, Outcome, Pooling, Request, Row, Task, Work
 
 log = logging.getLogger("worker.inference")
-
-
-class Forward(Protocol):
-    """One pass of rows through the model: `Packed` or `Padded`."""
-
-    def slots(self, lengths: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Token slots, padding included, that the first one, two, ... rows of these lengths take together."""
-
-    def logits(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
-        """Class logits, (rows, classes)."""
-
-    def pooled(self, rows: Sequence[Row], pooling: Pooling) -> npt.NDArray[np.float32]:
-        """One vector per row, (rows, hidden size), not normalised."""
 
 
 @dataclass(slots=True)
@@ -94,10 +79,8 @@ class Engine:
         cache_pairs: int = 0,
         forward: Forward | None = None,
     ) -> None:
-        if forward is None:
-            forward = Packed(checkpoint) if encoder.supports(checkpoint) else Padded(checkpoint)
         self._checkpoint = checkpoint
-        self._forward = forward
+        self._forward = families.choose(checkpoint) if forward is None else forward
         self._tokens = Tokens(checkpoint, max_request_tokens=max_request_tokens)
         self._budget = TokenBudget(_room(checkpoint, max_tokens))
         self._cache: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()

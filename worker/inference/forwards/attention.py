@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
+
+from worker.inference.forwards.packing import Ids, Packing
 
 # The rows of an AMX tile, and the fewest tokens for which torch's attention packs its operands into tiles at all.
 _TILE = 16
@@ -71,52 +74,91 @@ class RowAttention:
     """Attention within each row of one packed sequence.
 
     Args:
-        bounds: (rows + 1,), int32, cumulative lengths: row ``i`` is ``bounds[i]:bounds[i + 1]``.
-        runs: of these rows.
-        spare_rows: rows of no message that follow; the sequence's first token stands in for theirs.
-        varlen: whether the device has `varlen_attn`.
+        packing: of the rows.
+        places: (rows,), where in each row its chosen token stands, from 0: the one that the last layer is asked for.
+        device: of the queries.
+        in_tiles: whether windows are whole AMX tiles.
+        varlen: whether `varlen_attn` takes the place of the runs.
 
     Attributes:
-        bounds: as given.
-        first: (rows + spare rows,), the index of each row's first token.
+        bounds: (rows + 1,), int32, cumulative lengths: row ``i`` is ``bounds[i]:bounds[i + 1]``.
+        chosen: (rows + spare rows,), the index of each row's chosen token; a spare row has the sequence's first token.
+        runs: of the rows.
     """
 
-    def __init__(self, bounds: Tensor, runs: Sequence[Run], *, spare_rows: int, varlen: bool) -> None:
-        self.bounds = bounds
-        self.first = torch.cat([bounds[:-1], bounds.new_zeros(spare_rows)]) if spare_rows else bounds[:-1]
-        self._runs = runs
-        self._longest = max(run.length for run in runs)
+    def __init__(
+        self, packing: Packing, places: Ids, *, device: torch.device, in_tiles: bool = False, varlen: bool = False
+    ) -> None:
+        self.bounds = torch.from_numpy(packing.bounds).to(device)
+        self.chosen = torch.from_numpy(np.pad(packing.bounds[:-1] + places, (0, packing.spare_rows))).to(device)
+        self.runs = runs(packing.lengths.tolist(), tokens=packing.tokens if in_tiles else 0)
+        self._places = places
+        self._chosen_are_last = bool((places == packing.lengths - 1).all())
+        self._longest = max(run.length for run in self.runs)
         self._varlen = varlen
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, first_only: bool) -> Tensor:
-        """Attend: (tokens, heads, head size) each; with ``first_only`` the queries are those of `first`.
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, chosen_only: bool = False, causal: bool = False
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (tokens, heads, head size); with ``chosen_only`` those of `chosen`, (rows + spare rows, ...).
+            key: (tokens, heads, head size). Of another sequence with the same rows this is cross attention.
+            value: as ``key``.
+            chosen_only: whether each row has one query, that of its chosen token.
+            causal: whether a token sees itself and what stands before it in its row, and nothing behind.
 
         Returns:
             The shape of ``query``; zeros for spare tokens and rows.
         """
         if self._varlen:
-            return self._attend_varlen(query, key, value, first_only=first_only)
+            return self._attend_varlen(query, key, value, chosen_only=chosen_only, causal=causal)
         context = query.new_zeros(query.shape)
-        for run in self._runs:
-            if first_only:
-                at, own, width, mask = run.first, 1, run.length, None
+        for run in self.runs:
+            if chosen_only:
+                at, own, width = run.first, 1, run.length
+                mask = self._mask_behind_chosen(run, query.device) if causal else None
                 queries = _windows(query, at, run.count, own, own)
             else:
-                at, own, width, mask = run.start, run.length, run.width, run.mask(query)
+                at, own, width = run.start, run.length, run.width
+                mask = None if causal else run.mask(query)
                 queries = _windows(query, at, run.count, own, width)
             keys, values = (_windows(x, run.start, run.count, run.length, width) for x in (key, value))
-            seen = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            # What is causal needs no mask against the rows that follow.
+            forward_only = causal and not chosen_only
+            seen = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=forward_only)
             # (count, heads, width, size) -> (count * own, heads, size).
             rows = context[at : at + run.count * own].view(run.count, own, *query.shape[1:])
             rows.copy_(seen[:, :, :own].transpose(1, 2))
         return context
 
-    def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, *, first_only: bool) -> Tensor:
-        query_bounds, longest_query = self.bounds, self._longest
-        if first_only:
+    def _mask_behind_chosen(self, run: Run, device: torch.device) -> Tensor | None:
+        """Which keys the chosen token of each row sees, (count, 1, 1, length), where it may not see all."""
+        if self._chosen_are_last:
+            return None
+        places = torch.from_numpy(self._places[run.first : run.first + run.count]).to(device)
+        return (torch.arange(run.length, device=device) <= places.unsqueeze(1)).view(run.count, 1, 1, -1)
+
+    def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, *, chosen_only: bool, causal: bool) -> Tensor:
+        query_bounds, longest_query, seen = self.bounds, self._longest, None
+        if chosen_only:
             query_bounds = torch.arange(len(self.bounds), dtype=torch.int32, device=self.bounds.device)
             longest_query = 1
-        attended = varlen_attn(query, key, value, query_bounds, self.bounds, longest_query, self._longest)
+            if causal and not self._chosen_are_last:
+                seen = torch.from_numpy(self._places + np.int32(1)).to(self.bounds.device)
+        window = (-1, 0) if causal and not chosen_only else (-1, -1)
+        attended = varlen_attn(
+            query,
+            key,
+            value,
+            query_bounds,
+            self.bounds,
+            longest_query,
+            self._longest,
+            window_size=window,
+            seqused_k=seen,
+        )
         return attended if isinstance(attended, Tensor) else attended[0]
 
 

@@ -21,7 +21,7 @@ from worker.messages import Pooling, Row
 
 
 class Padded:
-    """A `worker.inference.engine.Forward` that runs the checkpoint's model as transformers does."""
+    """A `worker.inference.forwards.families.Forward` that runs the checkpoint's model as transformers does."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._model = checkpoint.model
