@@ -187,7 +187,7 @@ def _download(
     except RepositoryNotFoundError as error:  # private and gated ones look the same without a token
         raise CheckpointError(
             f'model.name = "{name}": no such directory here, and no such repository, or none that may be read without '
-            "a token: check the name, or set HF_TOKEN"
+            "a token; check the name, or set HF_TOKEN"
         ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(

@@ -65,6 +65,7 @@ class TopicIds:
         """Send the question if it is due; True if it was sent."""
         if self._asked or now_s < self._next_s:
             return False
+        self._client.poll(0)  # its log lines are handed over here
         self._next_s = now_s + INTERVAL_S
         self._asked = self._client.describe_topics(
             TopicCollection(list(self._topics)), request_timeout=_REQUEST_TIMEOUT_S
