@@ -24,7 +24,7 @@ ALLOWED = {
     "redaction": set[str](),
     "terminal": set[str](),
     "process": set[str](),
-    "streams": set[str](),
+    "streams": {"redaction", "terminal"},
     "rules": _NOUNS,
     "telemetry": _NOUNS | {"streams"},
     "http": _NOUNS | {"telemetry"},
