@@ -133,10 +133,16 @@ def test_no_command_lets_a_stranger_steer_the_terminal(environment: dict[str, st
 
 
 def test_in_a_pipe_a_record_is_exact_and_one_line_for_every_reader(environment: dict[str, str]) -> None:
-    for arguments in (["tail"], ["tail", "--dead-letters"]):
-        command = [sys.executable, "-m", "worker.cli", *arguments, "--from-beginning", "--count", "1"]
-        out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=True).stdout
-        (line,) = out.decode().splitlines()
+    program = """
+from worker import cli
+for arguments in (["tail"], ["tail", "--dead-letters"]):
+    cli.main([*arguments, "--from-beginning", "--count", "1"])
+"""
+    command = [sys.executable, "-c", program]
+    out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=True).stdout
+    lines = out.decode().splitlines()
+    assert len(lines) == 2
+    for line in lines:
         shown = json.loads(line)
         assert shown["key"] == HOSTILE
         assert shown["headers"]["h"] == [HOSTILE, "second", None]
