@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     From here on nothing reaches stderr but without secrets: the interpreter's own traceback neither.
     """
     streams.stand_in()
-    if not isinstance(sys.stderr, redaction.RedactedStream):
-        sys.stderr = redaction.RedactedStream(sys.stderr)
+    sys.stderr = redaction.guarded(sys.stderr)
     try:
         arguments = _parser().parse_args(argv)
         return process.end(_printed(_code_of(arguments.command, arguments)))

@@ -11,7 +11,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 from urllib.parse import quote, unquote
 
 REDACTED: Final = "[redacted]"
@@ -188,6 +188,11 @@ class RedactedStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def guarded(stream: TextIO) -> TextIO:
+    """The stream with a `RedactedStream` in front of it, unless there is one."""
+    return stream if isinstance(stream, RedactedStream) else cast("TextIO", RedactedStream(stream))
 
 
 def bare(stream: TextIO) -> TextIO:

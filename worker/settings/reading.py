@@ -107,7 +107,7 @@ def _in_headers(registry: SchemaRegistrySettings) -> Iterator[str]:
 def _secrets(variables: Mapping[str, str]) -> Iterator[str]:
     """Those of the environment. HTTP clients repeat the hub's token when it cannot be a header's value."""
     for name, text in variables.items():
-        if name == "HF_TOKEN" or name.startswith(PREFIX):
+        if name == "HF_TOKEN" or _is_ours(name, text):
             yield from redaction.secrets_of(text, name=name)
             with suppress(ValueError, RecursionError):  # else it is no map of properties
                 yield from redaction.secrets_of(json.loads(text), name=name)
