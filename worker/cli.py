@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from worker import __version__, process, streams
+from worker import __version__, process, redaction, streams
 from worker.errors import FatalError, SettingsError, TransientError, WorkerError
 from worker.process import StopFlag
 
@@ -28,10 +28,16 @@ DONE: Final = 0
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
 
+_MAX_DIGITS: Final = 18  # of a number on the command line; Python refuses to read one of 5,000
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. Argparse exits with 2 by itself on wrong usage."""
+    """Run a command and return its exit code. Argparse exits with 2 by itself on wrong usage.
+
+    From here on nothing reaches stderr but without secrets: the interpreter's own traceback neither.
+    """
     streams.stand_in()
+    sys.stderr = redaction.guarded(sys.stderr)
     try:
         arguments = _parser().parse_args(argv)
         return process.end(_printed(_code_of(arguments.command, arguments)))
@@ -78,7 +84,7 @@ def _unprinted(lost: streams.OutputLost, code: int) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    for line in message.splitlines():
+    for line in message.split("\n"):
         streams.complain(line)
     return code
 
@@ -196,7 +202,7 @@ def _add_config(parser: argparse._ActionsContainer) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
+    value = int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO
 
+from worker import redaction, terminal
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -226,7 +228,8 @@ def is_lost(stream: TextIO) -> bool:
 
 
 def complain(line: str) -> None:
-    """A line on stderr, or on stdout where that takes none."""
+    """A line on stderr, or on stdout where that takes none: harmless on a terminal, and without secrets on both."""
+    line = terminal.harmless(redaction.in_text(line))
     sys.stderr.write(f"xnli-worker: {line}\n")
     sys.stderr.flush()
     if is_lost(sys.stderr):

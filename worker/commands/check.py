@@ -15,8 +15,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 from rich.console import Console
 from rich.text import Text
 
+from worker import redaction, streams, terminal
 from worker import settings as settings_module
-from worker import streams
 from worker.avro.codec import Codecs, open_codecs, schema_folder
 from worker.commands import connection
 from worker.commands.connection import Reports, say
@@ -99,7 +99,7 @@ class _Report:
         except _Needless as reason:
             self._write(_SKIPPED, name, str(reason))
         except _Caution as found:
-            for finding in str(found).splitlines():
+            for finding in str(found).split("\n"):
                 self._write(_CAUTION, name, finding)
         except SettingsError as error:
             self._fail(name, str(error), 2)
@@ -118,11 +118,12 @@ class _Report:
     def _fail(self, name: str, why: str, code: int) -> None:
         self.bad.add(name)
         self.exit_code = max(self.exit_code, code)
-        for finding in why.splitlines() or [""]:
+        for finding in why.split("\n"):
             self._write(_FAILED, name, finding)
 
     def _write(self, status: str, name: str, what: str) -> None:
-        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{what}")
+        shown = terminal.harmless(redaction.in_text(what))
+        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{shown}")
         try:
             self._console.print(line, soft_wrap=True)
         except OutputLost as lost:  # what was found out matters, not where it is said

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from worker import settings as settings_module
+from worker import terminal
 from worker.errors import BrokerAway
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
@@ -43,7 +44,7 @@ def load_settings(config: Path | None) -> Settings:
 
 def say(text: str) -> None:
     """A line on stderr for the person who watches; stdout belongs to the command's output."""
-    sys.stderr.write(f"xnli-worker: {text}\n")
+    sys.stderr.write(f"xnli-worker: {terminal.harmless(text)}\n")
     sys.stderr.flush()
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any, Final
 
+from worker import terminal
 from worker.commands.json_lines import json_line, timestamp_of
 from worker.rules.replay import DeadLetterRecord
 
@@ -49,7 +50,7 @@ class Listing:
             *([remark] if self._remark is not None else []),
             dead_letter.record.unreadable or said.get("message", ""),
         ]
-        self._page.append([_printable(cell) for cell in cells])
+        self._page.append([terminal.harmless(cell) for cell in cells])
         if len(self._page) == _PAGE_ROWS:
             self.close()
 
@@ -92,8 +93,3 @@ def _age(timestamp_ms: int) -> str:
     seconds = max(0, int(time.time() - timestamp_ms / 1000))
     unit = next((unit for unit, length_s in UNITS_S.items() if seconds >= 2 * length_s), "s")
     return f"{seconds // UNITS_S[unit]}{unit}"
-
-
-def _printable(text: str) -> str:
-    """A stranger's text as a terminal may see it: in one line, and without the means to steer it."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)

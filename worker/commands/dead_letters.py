@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 
 from worker.avro.codec import Codecs, open_codecs
 from worker.commands import connection, dead_letter_topic
 from worker.commands.connection import say
 from worker.commands.dead_letter_listing import UNITS_S, Listing
-from worker.commands.json_lines import describe, json_line
+from worker.commands.json_lines import describe, json_line, json_text
 from worker.errors import NoSuchDeadLetter, Reason, RegistryAway, SettingsError
 from worker.kafka.reader import Extent
 from worker.rules.replay import Selection
@@ -134,9 +135,8 @@ def show(config: Path | None, position: str) -> None:
         shown = describe(found.record, codecs, dead_letters=True)
     except RegistryAway as away:
         shown = describe(found.record, Codecs(), dead_letters=True) | {"error": str(away)}
-    line = json_line(shown)
     if sys.stdout.isatty():
-        Console(highlight=False).print_json(line.decode())
+        Console(highlight=False).print(JSONHighlighter()(json_text(shown, indent=2)), soft_wrap=True)
     else:
-        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.write(json_line(shown))
         sys.stdout.buffer.flush()

@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from worker import terminal
 from worker.commands import connection, dead_letter_topic
 from worker.commands.connection import Reports, Waiting, say
 from worker.commands.dead_letter_listing import Listing
@@ -319,7 +320,7 @@ class _Run:
 
     def _refuse(self, position: Position, refusal: Refusal) -> None:
         self.tally.refused[refusal.cause] += 1
-        sys.stderr.write(f"{position.partition.number}:{position.offset}: {refusal.message}\n")
+        sys.stderr.write(f"{position.partition.number}:{position.offset}: {terminal.harmless(refusal.message)}\n")
 
     def _publish(self) -> None:
         """Send what is in hand and move the progress behind it. Does nothing once told to stop: it is still there."""

@@ -19,8 +19,10 @@ from typing import Any, BinaryIO, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from worker import terminal
 from worker.avro import json_request
 from worker.avro.codec import Codecs, open_codecs
+from worker.avro.excerpt import excerpt
 from worker.commands import connection
 from worker.commands.connection import Reports, say
 from worker.commands.json_lines import write_tally
@@ -172,14 +174,14 @@ class _Sending:
         self._move_bar(size_bytes, self._lines)
 
     def _complain(self, number: int, what: str) -> None:
-        sys.stderr.write(f"{self._name}:{number}: {what}\n")
+        sys.stderr.write(terminal.harmless(f"{self._name}:{number}: {what}") + "\n")
 
 
 def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
     """Key, value and headers of a line's request. Raises Rejection."""
     try:
         # Some editors begin a file with a byte order mark.
-        parsed: Any = json.loads(line.decode("utf-8-sig"))
+        parsed: Any = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise Rejection(
             Reason.MALFORMED,
@@ -191,6 +193,16 @@ def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
     datum = json_request.request(parsed)
     value, headers = codecs.encode_request(datum)
     return str(datum["id"]).encode(), value, headers
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. One with two values for a key means one of them, and nobody can tell which: Rejection."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Rejection(Reason.INVALID, "encode", f"{excerpt(twice)} stands there twice; leave one of them out")
+    return found
 
 
 @contextmanager

@@ -37,8 +37,9 @@ def tail(
     """Write each record as one JSON object a line, until ``count`` are written or ``stop_requested``. Always True.
 
     Every object has ``topic``, ``partition``, ``offset``, ``timestamp`` (ms since 1970, or null), ``key`` and
-    ``headers`` as text; then ``result``, or for dead letters ``request``: the decoded datum, or null for a record
-    without a value. Where a value cannot be decoded there is ``error``, and ``value_base64`` of its first KiB.
+    ``headers`` as text (a list of texts where several bear one name); then ``result``, or for dead letters ``request``:
+    the decoded datum, or null for a record without a value. Where a value cannot be decoded there is ``error``, and
+    ``value_base64`` of its first KiB.
 
     A broker, topic or registry that is away is waited for, and stderr says so.
 

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from worker import streams
+from worker import streams, terminal
 from worker.avro import json_request
 from worker.avro.codec import Codecs
 from worker.errors import FatalError, Reason
@@ -152,7 +152,7 @@ def play(count: int | None, *, as_json: bool, stop_requested: Callable[[], bool]
     except OutputLost as lost:
         streams.complain(f"stdout: {lost.strerror}; {json.dumps(summary)}")
     for line in wrong:
-        console.print(f"wrong: {line}", style="bold red", markup=False)
+        console.print(f"wrong: {terminal.harmless(line)}", style="bold red", markup=False)
     return not wrong
 
 
@@ -329,7 +329,8 @@ def _print_json(sent: list[Sample], answers: dict[str, Answer], summary: dict[st
         elif answer is not None:
             line |= {"dead_letter": answer.reason, "message": answer.message}
         # In UTF-8, as JSON is, whatever the locale says.
-        sys.stdout.buffer.write(json.dumps(line, ensure_ascii=False, default=str).encode() + b"\n")
+        text = terminal.escaped(json.dumps(line, ensure_ascii=False, default=str))
+        sys.stdout.buffer.write(text.encode() + b"\n")
     sys.stdout.buffer.write(json.dumps({"summary": summary}).encode() + b"\n")
     sys.stdout.buffer.flush()
 
@@ -347,11 +348,13 @@ def _print_table(console: Console, sent: list[Sample], answers: dict[str, Answer
         elif answer.result is None:
             task, cell = (
                 "dead",
-                Text.assemble((f"✗ {answer.reason}", "bold yellow"), f"  {_shorter(answer.message, 90)}"),
+                Text.assemble(
+                    (f"✗ {_shorter(str(answer.reason), 20)}", "bold yellow"), f"  {_shorter(answer.message, 90)}"
+                ),
             )
         else:
             task, cell = answer.result["task"].lower(), _cell(answer.result["outcome"])
-        table.add_row(sample.language, _shorter(sample.shown, 110), task, cell)
+        table.add_row(*(Text(_shorter(text, 110)) for text in (sample.language, sample.shown, task)), cell)
     console.print(table)
     if len(sent) > ROWS:
         console.print(f"... and {len(sent) - ROWS} more", style="dim")
@@ -369,7 +372,7 @@ def _cell(outcome: dict[str, Any]) -> Text:
         cell = Text()
         for rank, label in enumerate(outcome["labels"][:3]):
             style = "bold green" if rank == 0 else "dim"
-            cell.append(f"{'' if rank == 0 else ', '}{label['label']} {label['score']:.2f}", style)
+            cell.append(f"{'' if rank == 0 else ', '}{terminal.harmless(label['label'])} {label['score']:.2f}", style)
         more = len(outcome["labels"]) - 3
         return cell.append(f" +{more}", "dim") if more > 0 else cell or Text("abstained", style="dim")
     if "judgements" in outcome:
@@ -385,4 +388,6 @@ def _cell(outcome: dict[str, Any]) -> Text:
 
 
 def _shorter(text: str, most: int) -> str:
+    """A text from a message as the table may show it."""
+    text = terminal.harmless(text)
     return text if len(text) <= most else text[: most - 1] + "…"

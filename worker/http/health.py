@@ -27,6 +27,7 @@ import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from worker import redaction
 from worker.errors import SettingsError
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -137,7 +138,8 @@ class _Page:
 
 
 def _verdict_page(verdict: Verdict) -> _Page:
-    body = {"status": "ok" if verdict.ok else "failing", "problems": verdict.problems}
+    problems = [redaction.in_text(problem) for problem in verdict.problems]
+    body = {"status": "ok" if verdict.ok else "failing", "problems": problems}
     return _json_page(HTTPStatus.OK if verdict.ok else HTTPStatus.SERVICE_UNAVAILABLE, body)
 
 

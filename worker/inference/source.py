@@ -173,7 +173,7 @@ def _explained(error: Exception, name: str, revision: str | None) -> CheckpointE
         case RepositoryNotFoundError():  # private and gated ones look the same without a token
             return CheckpointError(
                 f'model.name = "{name}": no such directory here, and no such repository, or none that may be read '
-                "without a token: check the name, or set HF_TOKEN"
+                "without a token; check the name, or set HF_TOKEN"
             )
         case LocalEntryNotFoundError() if partial := getattr(error, "snapshot_path", None):  # IncompleteSnapshotError
             return CheckpointError(

@@ -25,6 +25,7 @@ from worker.kafka.client_errors import ErrorLog
 from worker.kafka.reader import Reader
 from worker.kafka.topic_ids import TopicIds, TopicState
 from worker.messages import Record
+from worker.rules.blank import is_blank
 
 log = structlog.get_logger("worker.kafka")
 
@@ -114,31 +115,56 @@ class LabelSets:
         return []
 
     def _take(self, record: Record) -> None:
-        name = (record.key or b"").decode("utf-8", "replace")
+        # A key that is no UTF-8 names nothing that a request could ask for, and must not pass for another name.
+        name = (record.key or b"").decode("utf-8", "surrogateescape")
         if self._again is not None:
             self._again.add(name)
         if record.value is None:
             self._sets.pop(name, None)
             return
-        labels = _labels(record.value)
-        if labels is None or not name or (name not in self._sets and len(self._sets) >= MAX_SETS):
-            log.error(
-                "label_set_refused",
-                topic=self._topic,
-                partition=record.position.partition.number,
-                offset=record.position.offset,
-                name=name,
-                mend=f'write key = name and value = a JSON array of strings, ["a", "b"]; at most {MAX_SETS} sets',
-            )
-            return
-        self._sets[name] = labels
+        why = f"there are {MAX_SETS} sets already; take some away with tombstones"
+        try:
+            labels = _labels(name, record.value)
+        except _RefusedError as refused:
+            why = str(refused)
+        else:
+            if name in self._sets or len(self._sets) < MAX_SETS:
+                self._sets[name] = labels
+                return
+        log.error(
+            "label_set_refused",
+            topic=self._topic,
+            partition=record.position.partition.number,
+            offset=record.position.offset,
+            name=name.encode("utf-8", "backslashreplace").decode(),
+            why=why,
+            mend='write key = name and value = a JSON array of strings, ["a", "b"]',
+            stays="the former set" if name in self._sets else "no set of this name",
+        )
 
 
-def _labels(value: bytes) -> tuple[str, ...] | None:
+class _RefusedError(Exception):
+    """A record holds no label set; the text says why."""
+
+
+def _labels(name: str, value: bytes) -> tuple[str, ...]:
+    _check(name, "the key")
     try:
         parsed = json.loads(value)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        return None
-    if not isinstance(parsed, list) or not parsed or not all(isinstance(label, str) for label in parsed):
-        return None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
+        raise _RefusedError(f"the value is no JSON: {str(error)[:100]}") from None
+    if not isinstance(parsed, list) or not parsed:
+        raise _RefusedError(f"the value is {'an empty' if parsed == [] else 'no'} array")
+    for index, label in enumerate(parsed):
+        _check(label, f"entry {index}")
     return tuple(parsed)
+
+
+def _check(text: object, where: str) -> None:
+    """Only what can be written and seen: what would fail each request that names the set is refused here, once."""
+    if not isinstance(text, str):
+        raise _RefusedError(f"{where} is no string")
+    if is_blank(text):
+        raise _RefusedError(f"{where} is blank: nothing of it can be seen")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise _RefusedError(f"{where} is no valid Unicode, or has half a surrogate pair: write UTF-8")

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from worker.rules import names
+from worker.rules import addresses, names
 from worker.settings.section import Properties, Property, Section, sound
 
 
@@ -17,6 +17,7 @@ class KafkaSettings(Section):
     # Ours by invariant: another value would break what the worker promises, so it is refused rather than overwritten.
     RESERVED: ClassVar[Mapping[str, str]] = {
         "bootstrap.servers": "set kafka.bootstrap_servers",
+        "metadata.broker.list": "set kafka.bootstrap_servers",
         "group.id": "set kafka.group_id",
         "group.instance.id": "set kafka.group_instance_id",
         "group.protocol": "set kafka.group_protocol",
@@ -30,7 +31,7 @@ class KafkaSettings(Section):
         "delivery.report.only.error": "always true: what fails is told of, and the rest is what has left the queue",
     }
 
-    bootstrap_servers: str = Field(min_length=1)
+    bootstrap_servers: Annotated[str, sound(addresses.servers_problem)]
     group_id: Annotated[str, sound(names.id_problem)] = "xnli-worker"
     group_instance_id: Annotated[str, sound(names.instance_problem)] | None = None
     group_protocol: Literal["classic", "consumer"] = "classic"

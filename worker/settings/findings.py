@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from pydantic import ValidationError
 
+from worker import redaction
+from worker.rules import addresses
 from worker.settings.root import PREFIX, Settings
 from worker.settings.section import Section
+
+_NOT_SHOWN: Final = " (not shown)"
+_MAX_SHOWN_CHARS: Final = 200
+# Settings where an address belongs, and somebody may have written a password into it.
+_ADDRESSES: Final = frozenset({"bootstrap_servers", "url", "oauth_token_url"})
 
 
 def explain(error: ValidationError, config_file: Path | None) -> str:
@@ -26,14 +33,31 @@ def explain(error: ValidationError, config_file: Path | None) -> str:
             case "missing":
                 lines.append(_missing(where, variable, config_file))
             case _ if where.startswith("kafka.") and len(found["loc"]) == 4:  # property, type tried
-                lines.append(f"{'.'.join(map(str, found['loc'][:3]))}: must be a string, a number, true or false")
+                name = ".".join(map(str, found["loc"][:3]))
+                lines.append(f"{_named(name)}: must be a string, a number, true or false")
             case "extra_forbidden":
-                lines.append(f"{where}: no such setting; {_known(found['loc'])}")
+                lines.append(f"{_named(where)}: no such setting; {_known(found['loc'])}")
             case _:
-                secret = where in {"schema_registry.password", "schema_registry.token"} or "properties" in where
-                shown = "" if secret or isinstance(found["input"], dict) else f" = {found['input']!r}"
+                shown = _shown(where, found["input"])
                 lines.append(f"{where}{shown}: {found['msg'].removeprefix('Value error, ')}")
     return "\n".join(dict.fromkeys(lines))  # a union reports a value once for each of its types
+
+
+def _named(where: str) -> str:
+    """A setting whose value is not shown anyhow. The mark keeps the redaction from taking our words for a secret."""
+    return f"{where}{_NOT_SHOWN}" if redaction.is_sensitive(where) else where
+
+
+def _shown(where: str, value: object) -> str:
+    """The value as a finding shows it. What may be a secret is not shown, however it was written."""
+    if "properties" in where or "." not in where or not isinstance(value, (str, int, float)):
+        return _named(where).removeprefix(where)
+    if redaction.is_sensitive(where):
+        return _NOT_SHOWN
+    if where.rpartition(".")[2] in _ADDRESSES and not addresses.may_be_shown(str(value)):
+        return _NOT_SHOWN
+    text = repr(value)
+    return f" = {text if len(text) <= _MAX_SHOWN_CHARS else f'{text[:_MAX_SHOWN_CHARS]}...'}"
 
 
 def _missing(where: str, variable: str, config_file: Path | None) -> str:

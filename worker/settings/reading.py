@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource
 
+from worker import redaction
 from worker.errors import SettingsError
 from worker.settings.findings import explain
 from worker.settings.root import PREFIX, Settings
+from worker.settings.schema_registry import SchemaRegistrySettings
 
 # Variables that steer the tests, not the worker: they share the prefix and are no settings.
 _TESTS = f"{PREFIX}TEST_"
@@ -64,7 +69,12 @@ def load(
         SettingsError: the file is missing or no TOML, a key is unknown, or a value is refused. One line per finding.
     """
     variables = os.environ if environ is None else environ
+    secrets = list(_secrets(variables))
+    redaction.know(secrets)  # what is wrong with the file is told before its own are known
     tables = _read_toml(config_file) if config_file is not None else {}
+
+    secrets += redaction.secrets_of(tables)
+    redaction.know(secrets)
 
     class Loaded(Settings):
         @classmethod
@@ -78,9 +88,29 @@ def load(
             )
 
     try:
-        return Loaded()
+        loaded = Loaded()
     except ValidationError as error:
         raise SettingsError(explain(error, config_file)) from None
+    redaction.know([*secrets, *_in_headers(loaded.schema_registry)])
+    return loaded
+
+
+def _in_headers(registry: SchemaRegistrySettings) -> Iterator[str]:
+    """What goes into an Authorization header as one, whose base64 is not made of that of its parts."""
+    if registry.username is not None and registry.password is not None:
+        yield f"{registry.username}:{registry.password.get_secret_value()}"
+    if registry.oauth_client_id is not None and registry.oauth_client_secret is not None:
+        client = (registry.oauth_client_id, registry.oauth_client_secret.get_secret_value())
+        yield ":".join(quote(part, safe="") for part in client)
+
+
+def _secrets(variables: Mapping[str, str]) -> Iterator[str]:
+    """Those of the environment. HTTP clients repeat the hub's token when it cannot be a header's value."""
+    for name, text in variables.items():
+        if name == "HF_TOKEN" or _is_ours(name, text):
+            yield from redaction.secrets_of(text, name=name)
+            with suppress(ValueError, RecursionError):  # else it is no map of properties
+                yield from redaction.secrets_of(json.loads(text), name=name)
 
 
 def _read_toml(config_file: Path) -> dict[str, Any]:
@@ -90,5 +120,5 @@ def _read_toml(config_file: Path) -> dict[str, Any]:
         raise SettingsError(f"{config_file}: no such file; name an existing TOML file with --config") from None
     except OSError as error:
         raise SettingsError(f"{config_file}: cannot be read ({error.strerror}); check its permissions") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of a number of 5,000 digits, and of arrays nested as deep
         raise SettingsError(f"{config_file}: is no TOML: {error}") from None

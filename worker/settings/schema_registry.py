@@ -2,31 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
-from worker.settings.section import Section
+from worker.rules import addresses
+from worker.settings.section import Section, sound
 
 SubjectStrategy = Literal["topic_name", "record_name", "topic_record_name"]
 WireFraming = Literal["prefix", "guid"]
 
 
-class SchemaRegistrySettings(Section):
-    """A Confluent-compatible schema registry; without ``url`` messages carry Avro single-object encoding."""
+def _registry_problem(url: str) -> str | None:
+    return addresses.web_problem(url, "set schema_registry.username and schema_registry.password")
 
-    url: str | None = None
+
+def _token_url_problem(url: str) -> str | None:
+    if "," in url:
+        return "write one address"
+    return addresses.web_problem(url, "set schema_registry.oauth_client_id and schema_registry.oauth_client_secret")
+
+
+class SchemaRegistrySettings(Section):
+    """A Confluent-compatible schema registry; without ``url`` messages carry Avro single-object encoding.
+
+    ``ca`` is a PEM file, or a folder of them, of the authorities to trust in place of the system's; ``certificate`` and
+    ``key`` are PEM files of a client certificate, one file if ``key`` is left out. With the OAuth settings a token is
+    fetched by the client-credentials grant, and renewed before it ends.
+    """
+
+    url: Annotated[str, sound(_registry_problem)] | None = None
     username: str | None = None
     password: SecretStr | None = None
     token: SecretStr | None = None
+    oauth_token_url: Annotated[str, sound(_token_url_problem)] | None = None
+    oauth_client_id: Annotated[str, Field(min_length=1)] | None = None
+    oauth_client_secret: SecretStr | None = None
+    oauth_scope: str | None = None
+    oauth_logical_cluster: str | None = None
+    oauth_identity_pool: str | None = None
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    key_password: SecretStr | None = None
     subject_strategy: SubjectStrategy = "topic_name"
     framing: WireFraming = "prefix"
     auto_register: bool = False
 
     @model_validator(mode="after")
     def _one_auth(self) -> SchemaRegistrySettings:
-        if self.token is not None and self.username is not None:
-            raise ValueError("schema_registry.token and schema_registry.username exclude each other: keep one")
+        ways = {
+            "schema_registry.username": self.username,
+            "schema_registry.token": self.token,
+            "schema_registry.oauth_client_id": self.oauth_client_id,
+        }
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: keep one")
         if (self.username is None) != (self.password is None):
             raise ValueError("schema_registry.username and schema_registry.password come together: set both or neither")
+        oauth = (self.oauth_token_url, self.oauth_client_id, self.oauth_client_secret)
+        if any(value is not None for value in oauth) and None in oauth:
+            raise ValueError(
+                "schema_registry.oauth_token_url, oauth_client_id and oauth_client_secret come together: set all three "
+                "or none"
+            )
+        if self.certificate is None and (self.key is not None or self.key_password is not None):
+            raise ValueError(
+                "schema_registry.key belongs to a certificate: set schema_registry.certificate, or leave the key out"
+            )
         return self

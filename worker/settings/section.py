@@ -20,16 +20,27 @@ def listed(value: object) -> object:
         return value
     text = value.strip()
     if text.startswith("["):
-        return json.loads(text)
+        return _json(text, '["value", "value"]')
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parsed(value: object) -> object:
     """A JSON object (from the environment) or a table (from TOML)."""
+    return _json(value, '{"key": "value"}') if isinstance(value, str) else value
+
+
+def _json(text: str, mend: str) -> object:
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise ValueError(f'is no JSON ({error}): write {{"key": "value"}}') from None
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
+        raise ValueError(f"is no JSON ({error}): write {mend}") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
 
 
 def sound(problem: Callable[[str], str | None]) -> AfterValidator:

@@ -81,6 +81,9 @@ BAD = {
     b'{"id": 1, "text": "x"}': "id = 1",
     b'{"id": "\\ud800", "text": "x"}': "id = ",
     b'{"id": "1", "text": "x", "lables": []}': "lables is no field of a request",
+    b'{"id": "1", "text": "x", "text": "y"}': "'text' stands there twice",
+    b'{"id": "1", "text": "x", "attributes": {"a": "b", "\\u0061": "c"}}': "'a' stands there twice",
+    b'{"id": "1", "text": "x", "a\xc2\x9b2J\xe2\x80\xae": 1}': "a\\x9b2J\\u202e is no field",
     b'{"id": "1", "text": "x", "top_k": 4294967296}': "top_k",
     b'{"id": "1", "text": "' + b"x" * 1_100_000 + b'"}': "message.max.bytes",
 }

@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker import redaction
 from worker.errors import SettingsError
 from worker.telemetry import log
 
@@ -188,7 +189,7 @@ def test_secrets_are_redacted_by_key_at_any_depth(key: str) -> None:
     speaker.info("e", **{key: SECRET.encode()})
     assert len(lines(stream)) == 4
     assert SECRET not in stream.getvalue()
-    assert stream.getvalue().count(log.REDACTED) == 4
+    assert stream.getvalue().count(redaction.REDACTED) == 4
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_a_cycle_ends() -> None:
     cycle: dict[str, Any] = {}
     cycle["self"] = cycle
     structlog.stdlib.get_logger("worker.a").info("e", cycle=cycle)
-    assert log.REDACTED in stream.getvalue()
+    assert redaction.REDACTED in stream.getvalue()
 
 
 def test_what_a_model_counts_as_tokens_is_no_secret() -> None:
