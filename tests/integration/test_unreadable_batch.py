@@ -157,8 +157,8 @@ def test_a_batch_that_is_larger_than_an_answer_may_be_is_read(
         wait_until(lambda: b"behind" in _keys(kafka, topics.results), PATIENCE_S, "its neighbour", worker, 0.5)
         (dead_letter,) = read_all(kafka.bootstrap_servers, topics.dead_letters)
         headers = dict(dead_letter.headers() or [])
-        assert (headers["xnli.dlq.reason"], headers["xnli.dlq.offset"]) == (b"malformed", b"0")
-        assert dead_letter.key() == b"large"  # it was read, and is no request
+        assert (headers["xnli.dlq.reason"], headers["xnli.dlq.offset"]) == (b"too_large", b"0")
+        assert dead_letter.key() == b"large"  # it was read
         assert worker.stop() == 0
     assert _keys(kafka, topics.results) == [b"behind"]
 
