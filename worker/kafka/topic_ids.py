@@ -59,7 +59,7 @@ class TopicIds:
         """Send the question if it is due; True if it was sent. Never waits."""
         if self._asked or now_s < self._next_s or self._cluster_id.startswith(_EMBEDDED):
             return False
-        self._client.poll(0)  # its log lines are handed over here
+        self._admin.poll(0)  # its log lines are handed over here
         self._next_s = now_s + INTERVAL_S
         self._asked = self._describe(self._topics)
         return True

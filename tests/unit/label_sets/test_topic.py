@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 from structlog.testing import capture_logs
 
 from worker.kafka.embedded import EmbeddedBroker
@@ -45,7 +46,8 @@ def test_one_bad_value_is_refused_with_its_place_and_reason_and_the_former_set_s
     producer.produce(topic, b'["c"]', b"later", partition=0)
     assert producer.flush(10) == 0
 
-    sets = LabelSets({"bootstrap.servers": broker.bootstrap_servers}, topic)
+    servers = {"bootstrap.servers": broker.bootstrap_servers}
+    sets = LabelSets(servers, AdminClient(servers), topic)
     with capture_logs() as told:
         sets.load(lambda: False)
     sets.close()
