@@ -143,7 +143,14 @@ print(code, *sorted({{"torch", "transformers"}} & set(sys.modules)))
 HOSTILE = ("queue", "torch", "json", "argparse", "http", "signal", "structlog", "pydantic")
 
 
-@pytest.mark.parametrize("way", [["-m", "worker.cli"], ["-m", "worker"], [str(ROOT / "worker" / "__main__.py")]])
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["-m", "worker.cli"],
+        pytest.param(["-m", "worker"], marks=pytest.mark.acceptance),
+        [str(ROOT / "worker" / "__main__.py")],
+    ],
+)
 def test_no_module_of_the_current_folder_is_executed(way: list[str], tmp_path: Path) -> None:
     for name in (*HOSTILE, *(("worker",) if way[0] != "-m" else ())):  # Python itself looks there for `-m`
         (tmp_path / f"{name}.py").write_text("raise SystemExit('hostile')")

@@ -38,10 +38,12 @@ def shell(redirect: str, *arguments: str, **environment: str) -> subprocess.Comp
     ("redirect", "arguments", "code", "out", "err"),
     [
         (">/dev/full", ["--help"], 1, "", "xnli-worker: stdout: No space left on device"),
-        (">&-", ["--help"], 1, "", "xnli-worker: stdout: it is closed"),
-        ("2>&-", ["run"], 2, "xnli-worker: kafka.bootstrap_servers: is required", ""),
+        pytest.param(">&-", ["--help"], 1, "", "xnli-worker: stdout: it is closed", marks=pytest.mark.acceptance),
+        pytest.param(
+            "2>&-", ["run"], 2, "xnli-worker: kafka.bootstrap_servers: is required", "", marks=pytest.mark.acceptance
+        ),
         ("2>/dev/full", ["run", "--nonsense"], 2, "xnli-worker: wrong usage", ""),
-        ("<&- >&- 2>&-", ["run"], 2, "", ""),
+        pytest.param("<&- >&- 2>&-", ["run"], 2, "", "", marks=pytest.mark.acceptance),
         ("<&-", ["send"], 2, "", "xnli-worker: stdin is closed; name a file"),
     ],
 )
