@@ -35,7 +35,7 @@ def test_auto_goes_by_what_the_cpu_does_fast_and_says_why(
     assert reason in caplog.text
 
 
-@pytest.mark.parametrize("family", families.PACKED)
+@pytest.mark.parametrize("family", sorted(families.PACKED))
 def test_every_packed_family_takes_bfloat16_where_amx_multiplies_it(family: str) -> None:
     assert precision.choose("auto", CPU, family, AMX) is Precision.BF16
 
