@@ -80,7 +80,7 @@ class Engine:
         forward: Forward | None = None,
     ) -> None:
         self._checkpoint = checkpoint
-        self._forward = families.choose(checkpoint) if forward is None else forward
+        self._forward = _open_forward(checkpoint) if forward is None else forward
         self._tokens = Tokens(checkpoint, max_request_tokens=max_request_tokens)
         self._budget = TokenBudget(_room(checkpoint, max_tokens))
         self._cache: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
@@ -263,6 +263,17 @@ def _room(checkpoint: Checkpoint, max_tokens: int) -> int:
     if checkpoint.device.type != "cpu":
         return max_tokens
     return min(max_tokens, 6 * 1024**2 // (4 * checkpoint.hidden_size))
+
+
+def _open_forward(checkpoint: Checkpoint) -> Forward:
+    """The checkpoint's forward. Raises CheckpointError where config.json leaves out or misstates what it needs."""
+    try:
+        return families.choose(checkpoint)
+    except (TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
+        raise CheckpointError(
+            f"{checkpoint.identity.name} cannot be run ({type(error).__name__}: {first_line(error)}): its config.json "
+            "leaves out or misstates what its architecture needs; correct it, or copy or download it again"
+        ) from error
 
 
 def _after_pooling(checkpoint: Checkpoint, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -64,7 +64,7 @@ def find(
             )
         return _order(labels, "model.labels")
     names = [id2label.get(index, "") for index in range(classes)]
-    if sorted(id2label) != list(range(classes)):
+    if sorted(id2label) != list(range(classes)) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
             f"config.json says id2label = {dict(id2label)}, which does not name each of {classes} logits once: find "
             "out what they mean (the model card, or its training data) and set model.labels, for example "
