@@ -20,10 +20,11 @@ from prometheus_client import CollectorRegistry
 from worker import __version__, process
 from worker.avro.codec import Codecs, open_codecs
 from worker.avro.request import Defaults, Limits
-from worker.errors import BrokerAway, RegistryAway, Stalled
+from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
 from worker.http.health import Health, HealthServer
+from worker.http.readiness_log import ReadinessLog
 from worker.inference.stage import Tell, tell_nobody
-from worker.kafka import client_config, known_limits
+from worker.kafka import client_config, known_limits, reach
 from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.client_errors import ErrorLog
 from worker.kafka.consumer import Consumer
@@ -40,7 +41,7 @@ from worker.pipeline.infer import InferenceThread, Runs
 from worker.pipeline.loop import Loop
 from worker.pipeline.resolve import Policy, ResultWriter
 from worker.pipeline.wiring import open_loop
-from worker.rules import names
+from worker.rules import names, trouble
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
@@ -60,6 +61,7 @@ START_TIMEOUT_S: Final = 5.0
 IMPORT_LIMIT_S: Final = 300.0
 # A step holds at most a publish and a revoke, each with its own deadline.
 LOOP_LIMIT_S: Final = 60.0
+REACH_TIMEOUT_S: Final = 2.0
 
 
 class Model(Runs, Protocol):
@@ -85,8 +87,20 @@ class Model(Runs, Protocol):
         """Tokens of a request. Raises Rejection."""
 
 
-def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep, tell: Tell = tell_nobody) -> Engine:
-    """The checkpoint, loaded, tested and warm. ``wait`` passes the time between attempts to download it.
+def load_engine(
+    settings: Settings,
+    wait: Callable[[float], None] = time.sleep,
+    tell: Tell = tell_nobody,
+    *,
+    progress: bool | None = None,
+) -> Engine:
+    """The checkpoint, loaded, tested and warm.
+
+    Args:
+        settings: Which, where and how.
+        wait: Passes the time between attempts to download it.
+        tell: Is told what goes on.
+        progress: Show bars while it is downloaded; None: on a terminal.
 
     Raises:
         CheckpointError: it cannot serve, and why.
@@ -112,6 +126,7 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep, 
         default_language=model.default_language,
         pooling=None if model.pooling == "auto" else Pooling(model.pooling),
         self_test=model.self_test,
+        progress=progress,
         sleep=wait,
         tell=tell,
         threads=model.threads,
@@ -125,6 +140,18 @@ def load_engine(settings: Settings, wait: Callable[[float], None] = time.sleep, 
     )
     engine.warm_up()
     return engine
+
+
+def _policy(settings: Settings, instance: str) -> Policy:
+    retry, dead_letter = settings.retry, settings.dead_letter
+    return Policy(
+        retry=RetryPolicy(
+            retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
+        ),
+        source=DeadLetterSource(settings.topics.dead_letter, settings.kafka.group_id, instance),
+        limits=DeadLetterLimits(dead_letter.max_consecutive, dead_letter.max_ratio),
+        retry_topics=names.retry_topics(settings.kafka.group_id, settings.topics.retry),
+    )
 
 
 class App:
@@ -149,7 +176,9 @@ class App:
         self._publisher: Publisher | None = None
         self._label_sets: LabelSets | None = None
         self._limits: known_limits.KnownLimits | None = None
+        self._topic_ids: TopicIds | None = None
         self._freed = process.FreedMemory()
+        self._readiness_log = ReadinessLog(self.health, time.monotonic())
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Work until asked to stop, then drain. True if everything in hand was answered and committed.
@@ -167,7 +196,10 @@ class App:
         except Stopped:
             log.info("stopped", started=False)
             return True
+        except FatalError as error:
+            raise trouble.fenced(self._settings.kafka.group_instance_id, error) from error.__cause__
         else:
+            loop.report.end()
             log.info("drained" if drained else "drain_timed_out", in_flight=loop.in_flight)
             return drained
         finally:
@@ -180,23 +212,17 @@ class App:
         if self._limits is not None:
             self._limits.refresh()
         loop.step()
-        self._freed.give_back(time.monotonic())
-        verdict = self.health.healthy(time.monotonic())
+        now_s = time.monotonic()
+        self._freed.give_back(now_s)
+        self._readiness_log.step(now_s, self._topic_ids.missing if self._topic_ids is not None else frozenset())
+        verdict = self.health.healthy(now_s)
         if not verdict.ok:
             raise Stalled("; ".join(verdict.problems))
 
     def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
         start = Start(stop_requested)
-        engine = self._engine or start.run(lambda tell: load_engine(settings, start.wait, tell))
-        self.metrics.identify(
-            version=__version__,
-            model=engine.identity.name,
-            revision=engine.identity.revision,
-            device=engine.device,
-            precision=engine.precision,
-        )
-        self.health.model_loaded()
+        engine = self._load(start)
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
         # One for all: each client costs threads, and connections to every broker.
@@ -208,7 +234,7 @@ class App:
             self._label_sets.load(stop_requested)
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         consumer = Consumer(client_config.consumer(settings.kafka))
-        policy = self._policy(instance)
+        policy = _policy(settings, instance)
         written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
         self._limits = limits = known_limits.load(settings.kafka, admin, written, self.health.topics_missing)
         self._publisher = self._open_publisher(consumer, instance, limits)
@@ -218,6 +244,7 @@ class App:
         )
         batch = settings.batch
         topics = [*settings.topics.input, *(topic for _, topic in policy.retry_topics)]
+        self._topic_ids = TopicIds(admin, topics)
         self._loop = open_loop(
             consumer=consumer,
             publisher=self._publisher,
@@ -231,24 +258,28 @@ class App:
             max_age_s=settings.limits.max_age_s,
             metrics=self.metrics,
             health=self.health,
-            topic_ids=TopicIds(admin, topics),
+            topic_ids=self._topic_ids,
         )
         self._inference.start()
         self._loop.start(topics)
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return self._loop
 
-    def _policy(self, instance: str) -> Policy:
-        settings = self._settings
-        retry, dead_letter = settings.retry, settings.dead_letter
-        return Policy(
-            retry=RetryPolicy(
-                retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
-            ),
-            source=DeadLetterSource(settings.topics.dead_letter, settings.kafka.group_id, instance),
-            limits=DeadLetterLimits(dead_letter.max_consecutive, dead_letter.max_ratio),
-            retry_topics=names.retry_topics(settings.kafka.group_id, settings.topics.retry),
+    def _load(self, start: Start) -> Model:
+        """The model, while the log says whether a broker is there to work for."""
+        if why := self._unreachable():
+            log.warning("broker_away", error=why, next="the model is loaded meanwhile")
+        engine = self._engine or start.run(lambda tell: load_engine(self._settings, start.wait, tell, progress=False))
+        log.info("model_loaded", model=engine.identity.name, device=engine.device, precision=engine.precision)
+        self.metrics.identify(
+            version=__version__,
+            model=engine.identity.name,
+            revision=engine.identity.revision,
+            device=engine.device,
+            precision=engine.precision,
         )
+        self.health.model_loaded()
+        return engine
 
     def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
         model, limits = self._settings.model, self._settings.limits
@@ -291,11 +322,19 @@ class App:
     def _await_broker(self, publisher: Publisher, start: Start) -> None:
         """Wait for the broker for as long as it takes."""
         while True:
-            try:
-                return publisher.start(START_TIMEOUT_S)
-            except BrokerAway as error:
-                log.warning("broker_away", error=str(error))
-                start.wait(0.5)  # start() has waited for START_TIMEOUT_S already
+            if not (why := self._unreachable()):
+                try:
+                    return publisher.start(START_TIMEOUT_S)
+                except BrokerAway as error:
+                    why = str(error)
+            log.warning("broker_away", error=why)
+            start.wait(0.5)  # seconds have passed already
+
+    def _unreachable(self) -> str:
+        """Why no broker answers, for /readyz too; empty if one does."""
+        why = reach.trouble(self._settings.kafka, REACH_TIMEOUT_S)
+        self.health.broker_away(why)
+        return why
 
     def close(self) -> None:
         """CommitBatch everything, in the reverse order of `run`. Safe at any point of the start."""

@@ -72,6 +72,7 @@ class Rejection(WorkerError):  # noqa: N818 (the field's word; it is an answer r
         super().__init__(message)
         self.reason = reason
         self.stage = stage
+        self.request_id = ""  # where the message could be read that far, for the log
 
 
 class TransientError(WorkerError):

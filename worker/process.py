@@ -39,12 +39,14 @@ class StopFlag:
     the interpreter writes to a socket as they arrive. Make one on the main thread.
 
     Args:
+        doing: what the first Ctrl-C begins ("draining"): the person at the terminal is told so. Empty: nothing is said.
         interrupt: raise KeyboardInterrupt on the main thread as well, for commands that look at no flag: what they have
             begun is undone as after Ctrl-C.
     """
 
-    def __init__(self, *, interrupt: bool = False) -> None:
+    def __init__(self, doing: str = "", *, interrupt: bool = False) -> None:
         self._raised = False
+        self._said = f"\rxnli-worker: {doing}; again to quit\n" if doing else ""
         reader, self._writer = socket.socketpair()
         self._writer.settimeout(0)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -64,6 +66,9 @@ class StopFlag:
                 if self._raised:
                     _leave(1)
                 self._raised = True
+                if self._said and number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
+                    sys.stderr.write(self._said)
+                    sys.stderr.flush()
 
 
 def collect_rarely() -> None:

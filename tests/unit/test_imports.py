@@ -27,6 +27,7 @@ ALLOWED = {
     "streams": {"redaction", "terminal"},
     "rules": _NOUNS,
     "telemetry": _NOUNS | {"streams"},
+    "screen": {"terminal"},
     "http": _NOUNS | {"telemetry"},
     "settings": _NOUNS | {"rules"},
     "inference": _ENGINE,
@@ -36,9 +37,11 @@ ALLOWED = {
     "pipeline": _EDGES | {"avro", "inference", "http"},
     "start": _NOUNS | {"process", "inference"},  # of inference the shape of a callback alone
     "app": _RUNNING | {"start"},
-    "demo": _EDGES | {"avro", "process", "streams"},
-    "commands": _RUNNING | {"app", "demo", "start"},  # the demo's texts and tokenizer are what bench measures with
-    "cli": _RUNNING | {"app", "demo", "commands"},
+    "demo": _EDGES | {"avro", "process", "streams", "screen"},
+    # (The demo's texts and tokenizer are what bench measures with.)
+    "commands": _RUNNING | {"app", "demo", "start", "streams", "screen"},
+    "usage": _RUNNING | {"app", "demo", "commands"},
+    "cli": _NOUNS | {"usage", "process", "streams", "__version__"},
 }
 FORBIDDEN = {
     "inference": {"confluent_kafka", "fastavro", "pydantic", "pydantic_settings", "prometheus_client", "structlog"},

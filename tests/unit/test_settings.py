@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -329,3 +330,60 @@ def test_a_map_of_secrets_that_is_no_json_is_named_and_not_shown(text: str) -> N
     (finding,) = refusal({"XNLI_KAFKA__PROPERTIES": text})
     assert finding.startswith("kafka.properties: ")
     assert SECRET not in finding
+
+
+def test_maps_merge_key_by_key_and_the_environment_wins(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        '[kafka]\nbootstrap_servers = "h:1"\n'
+        'properties = {"security.protocol" = "SASL_SSL", "sasl.mechanism" = "PLAIN", "sasl.username" = "file"}\n'
+        'producer_properties = {"linger.ms" = 5}\n[model]\nname = "demo"\n'
+    )
+    loaded = load(
+        file,
+        {
+            "XNLI_KAFKA__PROPERTIES": '{"sasl.username": "u", "sasl.password": "p"}',
+            "XNLI_KAFKA__PRODUCER_PROPERTIES": '{"batch.size": 1000}',
+        },
+    )
+    assert loaded.kafka.properties == {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "u",
+        "sasl.password": "p",
+    }
+    assert loaded.kafka.producer_properties == {"linger.ms": 5, "batch.size": 1000}
+
+
+def test_a_secret_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        '[kafka]\nbootstrap_servers = "h:1"\nproperties = {"security.protocol" = "SASL_SSL"}\n[model]\nname = "demo"\n'
+        '[schema_registry]\nusername = "u"\n'
+    )
+    secrets = tmp_path / "secrets"
+    (secrets / "..data").mkdir(parents=True)  # how Kubernetes keeps the files that it links to
+    (secrets / "kafka__properties__sasl.password").write_text("of the file\n")
+    (secrets / "XNLI_SCHEMA_REGISTRY__PASSWORD").write_text("p")
+    environment = {"XNLI_SECRETS_DIR": str(secrets)}
+    loaded = load(file, environment)
+    assert loaded.kafka.properties == {"security.protocol": "SASL_SSL", "sasl.password": "of the file"}
+    assert loaded.schema_registry.password is not None
+    assert loaded.schema_registry.password.get_secret_value() == "p"
+    won = load(file, environment | {"XNLI_KAFKA__PROPERTIES": '{"sasl.password": "of the environment"}'})
+    assert won.kafka.properties["sasl.password"] == "of the environment"
+    (secrets / "kafka_password").write_text("hunter2")
+    with pytest.raises(SettingsError, match=r"kafka_password is no setting; files are named <section>__<key>") as bad:
+        load(file, environment)
+    assert "hunter2" not in str(bad.value)
+    with pytest.raises(SettingsError, match=r"XNLI_SECRETS_DIR = .*No such file or directory"):
+        load(file, {"XNLI_SECRETS_DIR": str(tmp_path / "absent")})
+
+
+def test_the_machine_s_name_is_filled_in() -> None:
+    environment = {
+        "XNLI_KAFKA__BOOTSTRAP_SERVERS": "h:1",
+        "XNLI_MODEL__NAME": "demo",
+        "XNLI_KAFKA__GROUP_INSTANCE_ID": "worker-{hostname}",
+    }
+    assert load(environ=environment).kafka.group_instance_id == f"worker-{socket.gethostname()}"

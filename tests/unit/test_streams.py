@@ -42,7 +42,7 @@ def shell(redirect: str, *arguments: str, **environment: str) -> subprocess.Comp
         pytest.param(
             "2>&-", ["run"], 2, "xnli-worker: kafka.bootstrap_servers: is required", "", marks=pytest.mark.acceptance
         ),
-        ("2>/dev/full", ["run", "--nonsense"], 2, "xnli-worker: wrong usage", ""),
+        ("2>/dev/full", ["run", "--nonsense"], 2, "xnli-worker: No such option: --nonsense", ""),
         pytest.param("<&- >&- 2>&-", ["run"], 2, "", "", marks=pytest.mark.acceptance),
         ("<&-", ["send"], 2, "", "xnli-worker: stdin is closed; name a file"),
     ],

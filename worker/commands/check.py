@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -55,10 +56,11 @@ class _Trial:
     """What later steps learn from earlier ones."""
 
     settings: Settings
+    option: str  # what names the settings' file on a command line
     cluster: ClusterMetadata | None = None
 
 
-def check(config: Path | None) -> int:
+def check(config: Path | None, *, as_json: bool = False) -> int:
     """Try everything and return the exit code.
 
     It changes nothing a worker would not change: with exactly_once it opens (and leaves empty) a transactional id of
@@ -68,10 +70,10 @@ def check(config: Path | None) -> int:
         0 all is well; 1 something is away or missing; 2 a setting or the checkpoint is wrong.
     """
     log.configure("warning", "console", sys.stderr)
-    report = _Report()
+    report = _Report(as_json)
     trial: _Trial | None = None
     with report.step("settings"):
-        trial = _Trial(settings_module.load(config))
+        trial = _Trial(settings_module.load(config), f" --config {config}" if config is not None else "")
         report.ok("settings", str(config) if config is not None else "from the environment")
     for name, needs, attempt in _STEPS:
         missing = next((need for need in ("settings", *needs) if need in report.bad), None)
@@ -85,8 +87,9 @@ def check(config: Path | None) -> int:
 
 @dataclass(slots=True)
 class _Report:
-    """Lines on stdout, the same in a pipe as on a terminal, where they are coloured."""
+    """Lines on stdout, the same in a pipe as on a terminal, where they are coloured; or an object of JSON for each."""
 
+    as_json: bool
     exit_code: int = 0
     bad: set[str] = field(default_factory=set)
     _console: Console = field(default_factory=lambda: Console(highlight=False))
@@ -123,6 +126,10 @@ class _Report:
 
     def _write(self, status: str, name: str, what: str) -> None:
         shown = terminal.harmless(redaction.in_text(what))
+        if self.as_json:
+            found = {"check": name, "status": status.lower(), "message": redaction.in_text(what)}
+            sys.stdout.write(json.dumps(found) + "\n")
+            return
         line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{shown}")
         try:
             self._console.print(line, soft_wrap=True)
@@ -160,15 +167,12 @@ def _topics(trial: _Trial) -> str:
         wanted[topics.label_sets] = "label_sets"
     known = trial.cluster.topics
     counts = {topic: len(known[topic].partitions) for topic in wanted if topic in known}
-    suggested = max((counts[topic] for topic in topics.input if topic in counts), default=1)
     findings: list[str] = []
     for topic, key in wanted.items():
         if topic not in known:
-            partitions = 1 if key == "label_sets" else suggested
-            compact = " --config cleanup.policy=compact" if key == "label_sets" else ""
             findings.append(
                 f"topics.{key} = {topic!r} is not there, or this user may not see it: create it "
-                f"(kafka-topics.sh --create --topic {topic} --partitions {partitions}{compact})"
+                f"(xnli-worker topics create{trial.option})"
             )
             continue
         leaderless = sorted(number for number, found in known[topic].partitions.items() if found.leader < 0)

@@ -71,6 +71,11 @@ def json_text(shown: Mapping[str, Any], indent: int | None = None) -> str:
     return terminal.escaped(text)
 
 
-def write_tally(tally: Mapping[str, Any], sentence: str) -> None:
-    """A command's last line on stdout: a sentence on a terminal, JSON in a pipe; on stderr where stdout is lost."""
-    streams.last_words((sentence if sys.stdout.isatty() else json.dumps(tally)) + "\n", otherwise=sentence)
+def is_wanted(as_json: bool) -> bool:
+    """Whether output is JSON: with ``--json``, and wherever stdout is no terminal."""
+    return as_json or not sys.stdout.isatty()
+
+
+def write_tally(tally: Mapping[str, Any], sentence: str, *, as_json: bool) -> None:
+    """A command's last line on stdout: JSON where that is wanted, else a sentence; on stderr where stdout is lost."""
+    streams.last_words((json.dumps(tally) if is_wanted(as_json) else sentence) + "\n", otherwise=sentence)

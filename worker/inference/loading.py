@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +58,7 @@ def load(
     a hub's revision resolved to, becomes the revision that results carry.
 
     Args:
-        name: a directory, or a hub id ("owner/name"); the directory where both exist.
+        name: a directory, or a hub id ("owner/name"), the directory where both exist; or "demo".
         revision: a commit, tag or branch of the hub's repository; for a directory the digest that it must have.
         device: "auto", "cpu", "cuda", "cuda:N".
         precision: "auto" or a `Precision`.
@@ -86,8 +85,8 @@ def load(
     config, says = _load_config(found.directory, name)
     chosen = precisions.choose(precision, place, config.model_type)
     order = _order(config, says, name, labels)
-    if not (sys.stderr.isatty() if progress is None else progress):
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
+    # (The weights of a large model take seconds, and the bar is no line of ours.)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
     size = source.shown_bytes(source.size_bytes(found.directory))
     tell(f"loading {name}, {size}", source.read_limit_s(found.directory))
     checkpoint = _assemble(found, name, config, order, place, chosen, pooling, max_length, default_language)

@@ -33,6 +33,8 @@ from worker.messages import ModelIdentity
 
 log = logging.getLogger("worker.inference")
 
+# The checkpoint that comes with the worker, by the name that settings and results call it, wherever it is installed.
+SHIPPED = {"demo": Path(__file__).parents[1] / "demo" / "checkpoint"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # For one answer of the hub. Its client waits for ever for the first one.
 _ASK_TIMEOUT_S: Final = 10.0
@@ -63,7 +65,7 @@ def find(
     """Find a checkpoint's directory, downloading it if need be.
 
     Args:
-        name: a directory or a hub id ("owner/name").
+        name: a directory, a hub id ("owner/name"), or a name in `SHIPPED` (a directory of that name is "./demo").
         revision: for a hub id the commit, tag or branch; a directory must have exactly this digest.
         progress: show download bars; None: on a terminal.
         attempts: tries of the download before giving up, with waits of 1 s to 30 s between them.
@@ -120,7 +122,7 @@ def read_limit_s(directory: Path) -> float:
 def _local(name: str) -> Path | None:
     """The directory of that name, if there is one."""
     try:
-        directory = Path(name).expanduser()
+        directory = SHIPPED.get(name) or Path(name).expanduser()
         return directory if directory.is_dir() else None
     except (OSError, RuntimeError) as error:  # a folder above may not be entered; a user without a home
         raise CheckpointError(

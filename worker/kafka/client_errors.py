@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError
 
 from worker.errors import FatalError, Fenced, Unpublishable
 from worker.messages import Output, Position
+from worker.rules.trouble import in_words
 from worker.telemetry.log import Repeats
 
 log = structlog.get_logger("worker.kafka")
@@ -183,7 +184,7 @@ class ErrorLog:
             self._fatal = error
         held = 0 if fatal else self._repeats.admit(error.name())
         if held is not None:
-            log.warning(self._event, code=error.name(), error=error.str(), fatal=fatal, held_back=held)
+            log.warning(self._event, error=in_words(error.str()), code=error.name(), fatal=fatal, held_back=held)
 
     def check(self) -> None:
         """Raise FatalError (`Fenced`, where another took its place) if the client cannot go on."""

@@ -147,7 +147,7 @@ class KnownLimits:
                 "topic_missing",
                 topic=topic,
                 error=f"the broker has no topic {topic!r}; what is written there waits until it is created "
-                f"(kafka-topics.sh --create --topic {topic}), or correct the setting",
+                "(xnli-worker topics create), or correct the setting",
             )
 
     def _cannot_tell(self, topic: str, why: str) -> None:

@@ -72,6 +72,12 @@ class TopicIds:
         self.errors = {}
         return self._states(asked, 0.0)
 
+    @property
+    def missing(self) -> frozenset[str]:
+        """Topics that the cluster does not have, by its last answer."""
+        unknown = KafkaError.UNKNOWN_TOPIC_OR_PART
+        return frozenset(topic for topic, error in self.errors.items() if error.code() == unknown)
+
     def fetch(self, topics: Collection[str], timeout_s: float) -> dict[str, TopicState]:
         """Ask and wait for the answers. Of topics that are away, or if none comes in time, nothing is told."""
         self._asked = {}  # an answer that is under way is older than this one will be
@@ -112,5 +118,6 @@ class TopicIds:
                 "topic_id_unknown",
                 topic=what,
                 error=error.args[0].str() if isinstance(error, KafkaException) else "no answer in time",
-                mend="create the topic, or allow Describe on it; until then one that is made again is not noticed",
+                mend="create the topic (xnli-worker topics create), or allow Describe on it; until then one that is "
+                "made again is not noticed",
             )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from worker.rules import addresses, names
 from worker.settings.section import Properties, Property, Section, sound
+
+
+def _with_hostname(name: str) -> str:
+    """Workers that share a file are told apart by their machines or pods."""
+    return name.replace("{hostname}", socket.gethostname())
 
 
 class KafkaSettings(Section):
@@ -32,13 +38,20 @@ class KafkaSettings(Section):
     }
 
     bootstrap_servers: Annotated[str, sound(addresses.servers_problem)]
+    """Brokers to begin with, HOST:PORT, commas between."""
     group_id: Annotated[str, sound(names.id_problem)] = "xnli-worker"
-    group_instance_id: Annotated[str, sound(names.instance_problem)] | None = None
+    """The consumer group. Workers of one group share the partitions."""
+    group_instance_id: Annotated[str, AfterValidator(_with_hostname), sound(names.instance_problem)] | None = None
+    """A stable name of this worker, another for each; {hostname} is filled in. A restart then keeps its partitions."""
     group_protocol: Literal["classic", "consumer"] = "classic"
+    """The group protocol: "classic", or "consumer" (KIP-848, Kafka 4)."""
     # Out of repr: SASL passwords and TLS keys travel here.
     properties: Properties = Field(default_factory=dict, repr=False)
+    """Properties of librdkafka for every client: TLS, SASL and the like."""
     consumer_properties: Properties = Field(default_factory=dict, repr=False)
+    """Properties of librdkafka for the consumer alone."""
     producer_properties: Properties = Field(default_factory=dict, repr=False)
+    """Properties of librdkafka for the producer alone."""
 
     @field_validator("properties", "consumer_properties", "producer_properties")
     @classmethod

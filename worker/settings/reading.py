@@ -8,18 +8,22 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_origin
 from urllib.parse import quote
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource
 
 from worker import redaction
 from worker.errors import SettingsError
+from worker.settings import secret_files
 from worker.settings.findings import explain
 from worker.settings.root import PREFIX, Settings
 from worker.settings.schema_registry import SchemaRegistrySettings
+from worker.settings.section import Section, parsed
 
 # Variables that steer the tests, not the worker: they share the prefix and are no settings.
 _TESTS = f"{PREFIX}TEST_"
@@ -33,6 +37,28 @@ _SERVICE_LINK = re.compile(
 )
 
 Tables = Mapping[str, Mapping[str, Any]]
+
+
+def maps() -> dict[str, set[str]]:
+    """The settings that are maps, by section: what several places say of them is merged, key by key."""
+    return {
+        name: {key for key, field in _section(section).model_fields.items() if get_origin(field.annotation) is dict}
+        for name, section in Settings.model_fields.items()
+    }
+
+
+def _section(field: FieldInfo) -> type[Section]:
+    return cast("type[Section]", field.annotation)
+
+
+def _parsed(tables: Tables) -> dict[str, dict[str, Any]]:
+    """The tables with maps that were written as JSON as maps. What is no JSON stays, for validation to refuse."""
+    found = {section: dict(table) if isinstance(table, Mapping) else table for section, table in tables.items()}
+    for section, keys in maps().items():
+        for key in keys & set(found.get(section, ())):
+            with suppress(ValueError):
+                found[section][key] = parsed(found[section][key])
+    return found
 
 
 class _Environment(EnvSettingsSource):
@@ -54,16 +80,45 @@ class _Environment(EnvSettingsSource):
 
 
 def _is_ours(name: str, value: str) -> bool:
-    if not name.startswith(PREFIX) or name.startswith(_TESTS):
+    if not name.startswith(PREFIX) or name.startswith(_TESTS) or name == secret_files.DIRECTORY:
         return False
     section, separator, _ = name.removeprefix(PREFIX).lower().partition("__")
     return bool(separator and section in Settings.model_fields) or not _SERVICE_LINK.match(f"{name}={value}")
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place that settings come from. ``name`` is for people."""
+
+    name: str
+    tables: dict[str, dict[str, Any]]
+
+
+def given(
+    config_file: Path | None, environ: Mapping[str, str] | None = None, defaults: Tables | None = None
+) -> tuple[Source, ...]:
+    """What each place says, the strongest first.
+
+    Raises:
+        SettingsError: the file, a secret or a variable cannot be one of ours.
+    """
+    variables = os.environ if environ is None else environ
+    folder = variables.get(secret_files.DIRECTORY)
+    secrets = secret_files.read(Path(folder), Settings.model_fields) if folder else {}
+    return (
+        Source("environment", _parsed(_Environment(Settings, variables)())),
+        Source(folder or "", _parsed(secrets)),
+        Source(str(config_file), _read_toml(config_file) if config_file is not None else {}),
+        Source("preset", _parsed(defaults or {})),
+    )
+
+
 def load(
     config_file: Path | None = None, environ: Mapping[str, str] | None = None, defaults: Tables | None = None
 ) -> Settings:
-    """Read settings: the environment over the file over ``defaults`` (what a command presets, as the demo does).
+    """Read settings: the environment over secret files over the TOML file over ``defaults`` (what a command presets).
+
+    Maps merge key by key, so that a password in the environment leaves the file's other properties as they are.
 
     Raises:
         SettingsError: the file is missing or no TOML, a key is unknown, or a value is refused. One line per finding.
@@ -71,9 +126,9 @@ def load(
     variables = os.environ if environ is None else environ
     secrets = list(_secrets(variables))
     redaction.know(secrets)  # what is wrong with the file is told before its own are known
-    tables = _read_toml(config_file) if config_file is not None else {}
-
-    secrets += redaction.secrets_of(tables)
+    sources = given(config_file, variables, defaults)
+    for source in sources:
+        secrets += redaction.secrets_of(source.tables)
     redaction.know(secrets)
 
     class Loaded(Settings):
@@ -81,11 +136,7 @@ def load(
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (
-                _Environment(settings_cls, variables),
-                InitSettingsSource(settings_cls, tables),
-                InitSettingsSource(settings_cls, dict(defaults or {})),
-            )
+            return tuple(InitSettingsSource(settings_cls, dict(source.tables)) for source in sources)
 
     try:
         loaded = Loaded()

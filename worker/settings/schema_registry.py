@@ -32,22 +32,39 @@ class SchemaRegistrySettings(Section):
     """
 
     url: Annotated[str, sound(_registry_problem)] | None = None
+    """Address of a Confluent-compatible registry; without it values carry Avro single-object encoding."""
     username: str | None = None
+    """For basic authentication, with password."""
     password: SecretStr | None = None
+    """For basic authentication."""
     token: SecretStr | None = None
+    """Bearer token, in place of the two."""
     oauth_token_url: Annotated[str, sound(_token_url_problem)] | None = None
+    """Where an OAuth token is fetched, by the client-credentials grant."""
     oauth_client_id: Annotated[str, Field(min_length=1)] | None = None
+    """The OAuth client's name."""
     oauth_client_secret: SecretStr | None = None
+    """The OAuth client's secret."""
     oauth_scope: str | None = None
+    """The OAuth scope."""
     oauth_logical_cluster: str | None = None
+    """Confluent Cloud's logical cluster."""
     oauth_identity_pool: str | None = None
+    """Confluent Cloud's identity pool."""
     ca: str | None = None
+    """PEM file, or a folder of them, of the authorities to trust in place of the system's."""
     certificate: str | None = None
+    """PEM file of a client certificate."""
     key: str | None = None
+    """PEM file of its key; one file with the certificate if left out."""
     key_password: SecretStr | None = None
+    """Password of the key."""
     subject_strategy: SubjectStrategy = "topic_name"
+    """How the subjects of our schemas are named."""
     framing: WireFraming = "prefix"
+    """How values name their schema: prefix, its id before the value; guid, its GUID in a header."""
     auto_register: bool = False
+    """Register our schemas where they are missing."""
 
     @model_validator(mode="after")
     def _one_auth(self) -> SchemaRegistrySettings:

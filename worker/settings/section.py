@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic_settings import NoDecode
 
 from worker.rules import names
@@ -55,7 +55,12 @@ def sound(problem: Callable[[str], str | None]) -> AfterValidator:
 
 
 Topic = Annotated[str, sound(names.topic_problem)]
-Topics = Annotated[tuple[Topic, ...], NoDecode, BeforeValidator(listed)]
+Topics = Annotated[
+    tuple[Topic, ...],
+    NoDecode,
+    BeforeValidator(listed),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 Seconds = Annotated[tuple[float, ...], NoDecode, BeforeValidator(listed)]
 Properties = Annotated[dict[str, Property], NoDecode, BeforeValidator(parsed)]
 
@@ -63,4 +68,5 @@ Properties = Annotated[dict[str, Property], NoDecode, BeforeValidator(parsed)]
 class Section(BaseModel):
     """A table of the TOML file. Immutable, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # The text under a field is its description: in `config init`, in the JSON Schema and in the documents.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)

@@ -12,10 +12,15 @@ class TopicSettings(Section):
     """Topic names. ``retry`` holds delays in seconds, a topic GROUP.retry.DELAYs each; empty means retry in place."""
 
     input: Topics = ("xnli.requests",)
+    """Topics that requests are read from: one name, or a list."""
     output: Topic = "xnli.results"
+    """Topic that results are written to."""
     dead_letter: Topic = "xnli.dead-letters"
+    """Topic for requests that cannot be answered."""
     retry: Seconds = ()
+    """Delays in seconds, a retry topic for each; empty: retry in place."""
     label_sets: Topic | None = None
+    """Compacted topic of label sets that requests may name."""
 
     @field_validator("input")
     @classmethod

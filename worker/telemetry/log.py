@@ -20,12 +20,12 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker import redaction, streams, terminal
 from worker.errors import SettingsError
 
-LogFormat = Literal["json", "console"]
+LogFormat = Literal["auto", "json", "console"]
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 # These report every HTTP exchange at INFO: a line for each schema lookup or model file tells an operator nothing.
-_CHATTY = ("httpcore", "httpx", "urllib3")
+_CHATTY = ("httpcore", "httpcore2", "httpx", "httpx2", "urllib3")
 
 _LIBRDKAFKA = "librdkafka"  # name of the logger that `worker.kafka` gives to its clients
 
@@ -33,6 +33,7 @@ REPEAT_S: Final = 30.0
 _KINDS = 1000  # of trouble remembered: enough for every broker of a large cluster
 _FIGURES = re.compile(r"\d+")
 _OF_SEVERAL_LINES: Final = ("exception", "stack")
+_FIRST = ("event", "level", "timestamp")
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -68,6 +69,11 @@ def _harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 def _json(event: object, **options: Any) -> str:
     # ASCII escapes on purpose: right in any encoding of the stream, and no line separator of Unicode splits a line.
     return terminal.escaped(json.dumps(event, **options))  # DEL is ASCII too
+
+
+def _in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """What a person looks for first comes first."""
+    return {name: event[name] for name in _FIRST if name in event} | dict(event)
 
 
 class Repeats:
@@ -114,12 +120,19 @@ class _Handler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+def _is_json(log_format: LogFormat, stream: TextIO) -> bool:
+    if log_format not in {"auto", "json", "console"}:
+        raise SettingsError(f"log.format: {log_format!r} is no format; use auto, json or console")
+    return log_format == "json" or (log_format == "auto" and not stream.isatty())
+
+
 def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     """Send every log line of this process to ``stream``. May be called again; the last call holds.
 
     Args:
         level: debug, info, warning or error; lines below it are not built.
-        log_format: "json" for machines, "console" for people (coloured only where ``stream`` is a terminal).
+        log_format: "json" for machines, "console" for people (coloured only where ``stream`` is a terminal); "auto":
+            console on a terminal, else JSON.
         stream: a text stream, as a rule stderr: stdout belongs to the commands' output.
 
     Raises:
@@ -128,8 +141,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     threshold = _LEVELS.get(level.lower())
     if threshold is None:
         raise SettingsError(f"log.level: {level!r} is no level; use one of {', '.join(_LEVELS)}")
-    if log_format not in {"json", "console"}:
-        raise SettingsError(f"log.format: {log_format!r} is no format; use json or console")
+    is_json = _is_json(log_format, stream)
 
     named: list[Processor] = [
         structlog.stdlib.add_log_level,
@@ -142,8 +154,9 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
         redact,
+        _in_order,
     ]
-    if log_format == "json":
+    if is_json:
         finish.append(structlog.processors.JSONRenderer(serializer=_json))
     else:
         finish.append(_harmless)
@@ -154,10 +167,9 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
         )
 
     handler = _Handler(redaction.bare(stream))
+    foreign = [*named, _name_librdkafka]
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=finish, foreign_pre_chain=[*named, _name_librdkafka], pass_foreign_args=True
-        )
+        structlog.stdlib.ProcessorFormatter(processors=finish, foreign_pre_chain=foreign, pass_foreign_args=True)
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
