@@ -107,9 +107,9 @@ def choose(wanted: str, device: torch.device, family: str, processor: Processor 
     return precision
 
 
-# What "auto" may take on a CPU, family by family: a format whose scores are measured to stay within their bound of fp32
-# (tests/golden), and whose speed is. Bfloat16 was measured with AMX: 4 x the rate of fp32 for BART and 2.8 x for
-# DeBERTa even when padded, more for the packed BERT and RoBERTa, whose products ELECTRA, ALBERT and XLM have too.
+# What "auto" may take on a CPU, family by family. Scores are measured to stay within the format's bound of fp32, of
+# each (tests/golden). Speed in bfloat16 was measured on CPUs with AMX for packed BERT and RoBERTa (4.6 x fp32), and for
+# BART while it was padded (3.6 x); ELECTRA, ALBERT, mBART and XLM have the same products, and are not measured.
 _BF16_ON_CPU = frozenset(
     {"xlm-roberta", "roberta", "camembert", "bert", "distilbert", "electra", "albert", "bart", "mbart", "xlm"}
 )

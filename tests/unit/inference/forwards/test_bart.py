@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from tests.builders import entail
-from tests.families import tokenizers
-from tests.unit.inference.forwards.rows import shared_checkpoint
+from tests.unit.inference.forwards.rows import open_checkpoint, shared_checkpoint
 from worker.errors import CheckpointError
 from worker.inference.forwards import families
 from worker.inference.forwards.padded import Padded
@@ -49,5 +46,7 @@ def test_an_end_that_a_text_writes_ends_nothing() -> None:
 
 
 def test_a_tokenizer_that_ends_no_row_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"writes no token 2 \(eos_token_id\)"):
-        families.packed(replace(shared_checkpoint("bart"), tokenizer=tokenizers.xlm()))
+    checkpoint = open_checkpoint("bart")
+    checkpoint.model.config.eos_token_id = 600
+    with pytest.raises(CheckpointError, match=r"writes no token 600 \(eos_token_id\)"):
+        families.packed(checkpoint)
