@@ -109,9 +109,13 @@ def choose(wanted: str, device: torch.device, family: str, processor: Processor 
 
 # What "auto" may take on a CPU, family by family: a format whose scores are measured to stay within their bound of fp32
 # (tests/golden), and whose speed is. Bfloat16 was measured with AMX: 4 x the rate of fp32 for BART and 2.8 x for
-# DeBERTa even when padded, more for the packed BERT and RoBERTa, whose products ELECTRA, ALBERT and XLM have too.
+# DeBERTa even when padded, more for the packed BERT and RoBERTa, whose products ELECTRA, ALBERT, XLM and ModernBERT
+# have too.
 _BF16_ON_CPU = frozenset(
-    {"xlm-roberta", "roberta", "camembert", "bert", "distilbert", "electra", "albert", "bart", "mbart", "xlm"}
+    {
+        *("xlm-roberta", "roberta", "camembert", "bert", "distilbert", "electra", "albert", "bart", "mbart", "xlm"),
+        *("deberta-v2", "modernbert"),
+    }
 )
 _INT8_ON_CPU = frozenset({"xlm-roberta", "roberta", "camembert", "bert", "distilbert"})
 
