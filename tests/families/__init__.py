@@ -58,6 +58,18 @@ _DEBERTA_V3 = {  # as published: relative positions in log buckets, shared keys,
     "pooler_hidden_size": 32,
     **_SMALL,
 }
+_MODERNBERT = {  # as published: every third layer sees the whole row, the others their neighbourhood, here a small one
+    **_SMALL,
+    "num_hidden_layers": 4,
+    "local_attention": 16,
+    "classifier_pooling": "mean",
+    "max_position_embeddings": 8192,
+    "bos_token_id": 1202,
+    "cls_token_id": 1202,
+    "eos_token_id": 1203,
+    "sep_token_id": 1203,
+    "pad_token_id": 1204,
+}
 _MPNET = {"max_position_embeddings": 514, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, **_SMALL}
 _XLM = {
     "emb_dim": 32,
@@ -89,6 +101,7 @@ _MAKERS: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], str, dict[str, A
     "mbart": (tokenizers.xlm_roberta, "mbart", {**_BART, "scale_embedding": True}),
     "mpnet": (tokenizers.xlm_roberta, "mpnet", _MPNET),
     "deberta-v2": (tokenizers.deberta_v2, "deberta-v2", _DEBERTA_V3),
+    "modernbert": (tokenizers.modernbert, "modernbert", _MODERNBERT),
     "xlm": (tokenizers.xlm, "xlm", _XLM),
 }
 FAMILIES = tuple(_MAKERS)
@@ -110,7 +123,13 @@ def tokenizer(family: str) -> PreTrainedTokenizerBase:
 
 @functools.cache
 def checkpoint(
-    family: str, *, order: tuple[str, ...] = NLI, head: str = "classification", seed: int = 0, shard: str = "50GB"
+    family: str,
+    *,
+    order: tuple[str, ...] = NLI,
+    head: str = "classification",
+    seed: int = 0,
+    shard: str = "50GB",
+    changes: tuple[tuple[str, Any], ...] = (),
 ) -> Path:
     """Make a checkpoint, or find the one made before, and give its directory.
 
@@ -120,10 +139,11 @@ def checkpoint(
         head: "classification", "none" (the bare encoder) or "language" (a masked language model).
         seed: of the weights.
         shard: largest weight file; "20KB" makes a sharded checkpoint.
+        changes: names in the family's config, and values in place of its own.
     """
     make_tokenizer, kind, options = _MAKERS[family]
     words = make_tokenizer()
-    config = transformers.AutoConfig.for_model(kind, vocab_size=len(words), **options)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=len(words), **options | dict(changes))
     if head == "classification":
         config.id2label = dict(enumerate(order))
         config.label2id = {name: index for index, name in enumerate(order)}

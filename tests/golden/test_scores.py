@@ -36,7 +36,7 @@ ORDER = ("contradiction", "neutral", "entailment")
 # are of every family all the same.
 _PACKED = [family for family in families.FAMILIES if families.model_type(family) in forwards.PACKED]
 _CASES = [*((family, False) for family in families.FAMILIES), *((family, True) for family in _PACKED)]
-_SUITE = {("xlm-roberta", True), ("bart", True), ("xlm", True), ("deberta-v2", False)}
+_SUITE = {(family, True) for family in ("xlm-roberta", "bart", "deberta-v2", "modernbert", "xlm")} | {("mpnet", False)}
 FORWARDS = [pytest.param(*case, marks=() if case in _SUITE else pytest.mark.acceptance) for case in _CASES]
 # The pipeline cannot tell XLM a language.
 PIPELINE_FORWARDS = [case for case in FORWARDS if case.values[0] != "xlm"]

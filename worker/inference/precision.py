@@ -108,10 +108,13 @@ def choose(wanted: str, device: torch.device, family: str, processor: Processor 
 
 
 # What "auto" may take on a CPU, family by family. Scores are measured to stay within the format's bound of fp32, of
-# each (tests/golden). Speed in bfloat16 was measured on CPUs with AMX for packed BERT and RoBERTa (4.6 x fp32), and for
-# BART while it was padded (3.6 x); ELECTRA, ALBERT, mBART and XLM have the same products, and are not measured.
+# each (tests/golden). Speed in bfloat16 was measured on CPUs with AMX for packed BERT and RoBERTa (4.6 x fp32), and
+# while they were padded for BART (4 x) and DeBERTa (2.8 x). The others have the same products, and are not measured.
 _BF16_ON_CPU = frozenset(
-    {"xlm-roberta", "roberta", "camembert", "bert", "distilbert", "electra", "albert", "bart", "mbart", "xlm"}
+    {
+        *("xlm-roberta", "roberta", "camembert", "bert", "distilbert", "electra", "albert", "bart", "mbart", "xlm"),
+        *("deberta-v2", "modernbert"),
+    }
 )
 _INT8_ON_CPU = frozenset({"xlm-roberta", "roberta", "camembert", "bert", "distilbert"})
 

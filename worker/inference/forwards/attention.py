@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from worker.inference.forwards.packing import Ids, Packing
 
+# How many queries of a row are looked at together where each sees its neighbourhood alone.
+_BLOCK = 128
 # The rows of an AMX tile, and the fewest tokens for which torch's attention packs its operands into tiles at all.
 _TILE = 16
 _FEWEST_IN_TILES = 64
@@ -70,6 +73,19 @@ def runs(lengths: Sequence[int], *, tokens: int) -> list[Run]:
     return found
 
 
+class Attention(Protocol):
+    """Attention within each row of a packed sequence, as a layer of an encoder calls it.
+
+    Attributes:
+        chosen: (rows + spare rows,), the index of each row's chosen token.
+    """
+
+    chosen: Tensor
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, chosen_only: bool = False) -> Tensor:
+        """See `RowAttention.__call__`."""
+
+
 class RowAttention:
     """Attention within each row of one packed sequence.
 
@@ -116,22 +132,61 @@ class RowAttention:
             return self._attend_varlen(query, key, value, chosen_only=chosen_only, causal=causal)
         context = query.new_zeros(query.shape)
         for run in self.runs:
-            if chosen_only:
-                at, own, width = run.first, 1, run.length
-                mask = self._mask_behind_chosen(run, query.device) if causal else None
-                queries = _windows(query, at, run.count, own, own)
-            else:
-                at, own, width = run.start, run.length, run.width
-                mask = None if causal else run.mask(query)
-                queries = _windows(query, at, run.count, own, width)
-            keys, values = (_windows(x, run.start, run.count, run.length, width) for x in (key, value))
-            # What is causal needs no mask against the rows that follow.
-            forward_only = causal and not chosen_only
-            seen = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=forward_only)
-            # (count, heads, width, size) -> (count * own, heads, size).
-            rows = context[at : at + run.count * own].view(run.count, own, *query.shape[1:])
-            rows.copy_(seen[:, :, :own].transpose(1, 2))
+            self._attend(run, query, key, value, context, chosen_only=chosen_only, causal=causal)
         return context
+
+    def _attend(
+        self,
+        run: Run,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        context: Tensor,
+        *,
+        chosen_only: bool,
+        causal: bool,
+    ) -> None:
+        """Attend within a run's rows, and write what they see to its place in ``context``."""
+        if chosen_only:
+            at, own, width = run.first, 1, run.length
+            mask = self._mask_behind_chosen(run, query.device) if causal else None
+            queries = _windows(query, at, run.count, own, own)
+        else:
+            at, own, width = run.start, run.length, run.width
+            mask = None if causal else run.mask(query)
+            queries = _windows(query, at, run.count, own, width)
+        keys, values = (_windows(x, run.start, run.count, run.length, width) for x in (key, value))
+        # What is causal needs no mask against the rows that follow.
+        forward_only = causal and not chosen_only
+        seen = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=forward_only)
+        # (count, heads, width, size) -> (count * own, heads, size).
+        rows = context[at : at + run.count * own].view(run.count, own, *query.shape[1:])
+        rows.copy_(seen[:, :, :own].transpose(1, 2))
+
+    def nearby(self, query: Tensor, key: Tensor, value: Tensor, *, reach: int) -> Tensor:
+        """Attend, every token to those of its row that are at most ``reach`` away. Arguments are as in a call."""
+        if self._varlen:
+            return self._attend_varlen(query, key, value, chosen_only=False, causal=False, reach=reach)
+        context = query.new_zeros(query.shape)
+        for run in self.runs:
+            if run.length <= reach + 1:
+                self._attend(run, query, key, value, context, chosen_only=False, causal=False)
+            else:
+                self._attend_nearby(run, query, key, value, context, reach)
+        return context
+
+    def _attend_nearby(self, run: Run, query: Tensor, key: Tensor, value: Tensor, context: Tensor, reach: int) -> None:
+        """Look at a row's queries in blocks, each with the keys that some query of the block sees."""
+        # (count, heads, length, size).
+        queries, keys, values = (_windows(x, run.start, run.count, run.length, run.length) for x in (query, key, value))
+        rows = context[run.start : run.start + run.count * run.length].view(run.count, run.length, *query.shape[1:])
+        places = torch.arange(run.length, device=query.device)
+        for start in range(0, run.length, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            near = slice(max(0, start - reach), start + _BLOCK + reach)
+            mask = (places[block, None] - places[near]).abs() <= reach
+            seen = scaled_dot_product_attention(queries[:, :, block], keys[:, :, near], values[:, :, near], mask)
+            rows[:, block].copy_(seen.transpose(1, 2))
 
     def _mask_behind_chosen(self, run: Run, device: torch.device) -> Tensor | None:
         """Which keys the chosen token of each row sees, (count, 1, 1, length), where it may not see all."""
@@ -140,14 +195,16 @@ class RowAttention:
         places = torch.from_numpy(self._places[run.first : run.first + run.count]).to(device)
         return (torch.arange(run.length, device=device) <= places.unsqueeze(1)).view(run.count, 1, 1, -1)
 
-    def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, *, chosen_only: bool, causal: bool) -> Tensor:
+    def _attend_varlen(
+        self, query: Tensor, key: Tensor, value: Tensor, *, chosen_only: bool, causal: bool, reach: int = -1
+    ) -> Tensor:
         query_bounds, longest_query, seen = self.bounds, self._longest, None
         if chosen_only:
             query_bounds = torch.arange(len(self.bounds), dtype=torch.int32, device=self.bounds.device)
             longest_query = 1
             if causal and not self._chosen_are_last:
                 seen = torch.from_numpy(self._places + np.int32(1)).to(self.bounds.device)
-        window = (-1, 0) if causal and not chosen_only else (-1, -1)
+        window = (-1, 0) if causal and not chosen_only else (reach, reach)
         attended = varlen_attn(
             query,
             key,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedConfig
 
-from worker.inference.forwards import bart, encoder, linear, xlm
+from worker.inference.forwards import bart, deberta, encoder, linear, modernbert, xlm
 from worker.inference.forwards.linear import MakeLinear
 from worker.inference.forwards.packed import Packed, PackedModel
 from worker.inference.forwards.padded import Padded
@@ -44,6 +44,8 @@ PACKED: Mapping[str, Family] = MappingProxyType(
     {
         **dict.fromkeys(encoder.FAMILIES, Family(encoder.supports, encoder.Encoder)),
         **dict.fromkeys(bart.FAMILIES, Family(bart.supports, bart.Bart)),
+        **dict.fromkeys(deberta.FAMILIES, Family(deberta.supports, deberta.Deberta)),
+        **dict.fromkeys(modernbert.FAMILIES, Family(modernbert.supports, modernbert.ModernBert)),
         **dict.fromkeys(xlm.FAMILIES, Family(xlm.supports, xlm.Xlm)),
     }
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from worker.inference.forwards.attention import RowAttention
+from worker.inference.forwards.attention import Attention
 from worker.inference.forwards.linear import Linear, MakeLinear, rows_of
 
 Step = Callable[[Tensor], Tensor]
@@ -73,7 +73,7 @@ class EncoderLayer:
     down: Linear
     norm_output: Norm
 
-    def __call__(self, x: Tensor, attention: RowAttention, *, chosen_only: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, attention: Attention, *, chosen_only: bool = False) -> Tensor:
         """(tokens, hidden size) to the same; with ``chosen_only`` to each row's chosen token, (rows, hidden size)."""
         chosen = attention.chosen if chosen_only else None
         query, key, value = self.project(self.norm_attention.before(x), chosen)

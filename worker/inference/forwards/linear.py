@@ -59,9 +59,9 @@ def fuse(*layers: nn.Linear) -> nn.Linear:
 
 def rows_of(linear: nn.Linear, start: int, end: int) -> nn.Linear:
     """The outputs ``start:end`` of a linear layer, as one whose weights are views of its own."""
-    part = nn.Linear(linear.in_features, end - start, device="meta").requires_grad_(requires_grad=False)
+    part = nn.Linear(linear.in_features, end - start, bias=False, device="meta")
     part.weight = nn.Parameter(linear.weight[start:end], requires_grad=False)
-    part.bias = nn.Parameter(linear.bias[start:end], requires_grad=False)
+    part.bias = None if linear.bias is None else nn.Parameter(linear.bias[start:end], requires_grad=False)
     return part
 
 

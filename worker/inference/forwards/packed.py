@@ -48,8 +48,8 @@ class PackedRows:
 class PackedModel(Protocol):
     """What a family computes over packed rows."""
 
-    def places(self, packing: Packing) -> Ids:
-        """(rows,): where in each row the token stands that the head reads, from 0."""
+    def places(self, packing: Packing) -> Ids | None:
+        """(rows,): where in each row the token stands that the head reads, from 0; None: it reads the mean of all."""
 
     def states(self, rows: PackedRows, *, chosen_only: bool) -> Tensor:
         """Last hidden states: of all tokens, (tokens, hidden size), or of each row's chosen one, (rows, hidden size).
@@ -81,6 +81,7 @@ class Packed:
         self, checkpoint: Checkpoint, model: PackedModel, *, rounds: bool | None = None, varlen: bool | None = None
     ) -> None:
         self._device = checkpoint.device
+        self._dtype = checkpoint.model.dtype
         self._model = model
         self._rounds = linears.by_onednn(checkpoint.device, checkpoint.precision) if rounds is None else rounds
         halves = checkpoint.model.dtype in {torch.float16, torch.bfloat16}
@@ -94,7 +95,11 @@ class Packed:
     def logits(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
         """Class logits, (rows, classes)."""
         packing = packings.pack(rows, rounds=self._rounds)
-        states = self._states(rows, packing, self._model.places(packing), chosen_only=True)
+        places = self._model.places(packing)
+        if places is None:
+            states = self._means(rows, packing).to(self._dtype)
+        else:
+            states = self._states(rows, packing, places, chosen_only=True)
         logits: npt.NDArray[np.float32] = self._model.classify(states)[: len(rows)].float().numpy(force=True)
         return logits
 
@@ -105,12 +110,17 @@ class Packed:
         MEAN is over all tokens of the row, special ones included, as sentence-transformers pools.
         """
         packing = packings.pack(rows, rounds=self._rounds)
-        states = self._states(rows, packing, first_places(packing), chosen_only=pooling is Pooling.CLS).float()
         if pooling is Pooling.MEAN:
-            own = states[: len(packing.within)]
-            bounds = torch.from_numpy(packing.bounds).to(self._device)
-            states = torch.segment_reduce(own, "mean", offsets=bounds.long(), axis=0)
-        return states[: len(rows)].numpy(force=True)
+            return self._means(rows, packing).numpy(force=True)
+        states = self._states(rows, packing, first_places(packing), chosen_only=True)
+        return states[: len(rows)].float().numpy(force=True)
+
+    def _means(self, rows: Sequence[Row], packing: Packing) -> Tensor:
+        """The mean of each row's last hidden states, (rows, hidden size), in float32."""
+        states = self._states(rows, packing, first_places(packing), chosen_only=False)
+        bounds = torch.from_numpy(packing.bounds).to(self._device)
+        own = states[: len(packing.within)].float()
+        return torch.segment_reduce(own, "mean", offsets=bounds.long(), axis=0)
 
     def _states(self, rows: Sequence[Row], packing: Packing, places: Ids, *, chosen_only: bool) -> Tensor:
         def compute(*, in_tiles: bool) -> Tensor:

@@ -11,6 +11,7 @@ from tests.unit.inference.forwards import varlen
 from worker.inference.forwards import attention as attentions
 from worker.inference.forwards import packing
 from worker.inference.forwards.attention import RowAttention, runs
+from worker.inference.forwards.packed import first_places
 from worker.messages import Row
 
 HEADS, SIZE = 2, 4
@@ -18,11 +19,16 @@ LENGTHS = (70, 63, 63, 50, 12, 12, 12, 1)
 PLACES: dict[str, Callable[[int], int]] = {"first": lambda _: 0, "within": lambda n: n // 2, "last": lambda n: n - 1}
 
 
-def attend_each_alone(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+def attend_each_alone(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, reach: int | None = None
+) -> Tensor:
     """Softmax of scaled products, written out: (tokens, heads, size) of one row."""
     scores = torch.einsum("qhs,khs->hqk", query, key).div(SIZE**0.5)
     if causal:
         scores = scores.masked_fill(torch.ones(len(query), len(key)).triu(1).bool(), -torch.inf)
+    if reach is not None:
+        places = torch.arange(len(query))
+        scores = scores.masked_fill((places.unsqueeze(1) - places).abs() > reach, -torch.inf)
     return torch.einsum("hqk,khs->qhs", scores.softmax(dim=-1), value)
 
 
@@ -56,6 +62,28 @@ def test_each_row_attends_to_itself_alone(
             torch.testing.assert_close(seen[own], alone)
     if kernel != "varlen":
         assert not seen[len(LENGTHS) if chosen_only else packed.bounds[-1] :].any()
+
+
+@pytest.mark.parametrize("kernel", ["runs", "runs in tiles", "varlen"])
+@pytest.mark.parametrize("reach", [5, 64])
+def test_each_token_sees_its_neighbourhood_alone(kernel: str, reach: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attentions, "varlen_attn", varlen.attend)
+    lengths = (300, 128, 66, 65, 65, 63, 6, 1)
+    packed = packing.pack(
+        [Row(np.zeros(length, dtype=np.int32), length) for length in lengths], rounds=kernel == "runs in tiles"
+    )
+    query, key, value = torch.randn((3, packed.tokens, HEADS, SIZE), generator=torch.Generator().manual_seed(3))
+    attention = RowAttention(
+        packed,
+        first_places(packed),
+        device=torch.device("cpu"),
+        in_tiles=kernel == "runs in tiles",
+        varlen=kernel == "varlen",
+    )
+    seen = attention.nearby(query, key, value, reach=reach)
+    for start, length in zip(packed.bounds, lengths, strict=False):
+        own = slice(start, start + length)
+        torch.testing.assert_close(seen[own], attend_each_alone(query[own], key[own], value[own], reach=reach))
 
 
 def test_spare_rows_have_the_first_token() -> None:

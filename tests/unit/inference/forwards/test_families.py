@@ -20,6 +20,15 @@ def test_a_family_is_packed_where_there_is_a_line_for_it(family: str, forward: t
     [
         ("bert", {"is_decoder": True}),
         ("bart", {"is_encoder_decoder": False}),
+        # Its convolution runs over neighbouring tokens, whatever row they belong to.
+        ("deberta-v2", {"conv_kernel_size": 3}),
+        ("deberta-v2", {"relative_attention": False}),
+        ("deberta-v2", {"pos_att_type": ["c2p"]}),
+        # These angles depend on the longest row of a batch.
+        (
+            "modernbert",
+            {"rope_parameters": {name: {"rope_type": "dynamic"} for name in ("full_attention", "sliding_attention")}},
+        ),
         ("xlm", {"causal": True}),
         ("xlm", {"summary_type": "mean"}),
     ],

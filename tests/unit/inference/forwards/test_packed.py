@@ -20,7 +20,7 @@ from worker.inference.forwards.packed import Packed
 from worker.inference.forwards.padded import Padded
 from worker.messages import Pooling, Row
 
-SUITE = {"bert", "bart", "xlm"}
+SUITE = {"bert", "bart", "deberta-v2", "modernbert", "xlm"}
 FAMILIES = [
     pytest.param(family, marks=() if family in SUITE else pytest.mark.acceptance)
     for family in checkpoints.FAMILIES
