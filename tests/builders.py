@@ -5,7 +5,7 @@ A keyword replaces a field of that name. Delivery has words of command instead o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,7 +98,8 @@ def job(of: Request | None = None, **fields: Any) -> Job:
 class IgnoreRebalances:
     """A listener of the consumer, where a test is not about partitions that come and go."""
 
-    def assigned(self, generations: Mapping[Partition, int]) -> None: ...
+    def assigned(self, generations: Mapping[Partition, int]) -> Collection[Partition]:
+        return ()
 
     def revoked(self, partitions: Sequence[Partition]) -> None: ...
 

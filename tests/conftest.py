@@ -22,6 +22,7 @@ from tests.brokers.java import Unavailable
 from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.registry import Apicurio, LoopbackRegistry
 from tests.examples import load_profiles
+from worker import redaction
 
 load_profiles()
 # The models of the tests are tiny. On a busy machine two threads that wait for each other took seven times as long.
@@ -40,6 +41,7 @@ def _own_logging() -> Iterator[None]:
     root, librdkafka = logging.getLogger(), logging.getLogger("librdkafka")
     before = root.handlers[:], root.level, librdkafka.level, librdkafka.filters[:]
     yield
+    redaction.know(())
     logging.captureWarnings(capture=False)
     root.handlers[:], root.level, librdkafka.level, librdkafka.filters[:] = before
     structlog.reset_defaults()

@@ -28,6 +28,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from worker import redaction
+
 if TYPE_CHECKING:
     from worker.messages import Output, Position
 
@@ -46,7 +48,13 @@ class Reason(StrEnum):
 
 
 class WorkerError(Exception):
-    """Base of everything the worker raises on purpose."""
+    """Base of everything the worker raises on purpose.
+
+    Its message goes to logs, terminals, pages and dead letters, so it never holds a secret, not even in ``args``.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redaction.in_text(message))
 
 
 class SettingsError(WorkerError):
@@ -64,6 +72,7 @@ class Rejection(WorkerError):  # noqa: N818 (the field's word; it is an answer r
         super().__init__(message)
         self.reason = reason
         self.stage = stage
+        self.request_id = ""  # where the message could be read that far, for the log
 
 
 class TransientError(WorkerError):

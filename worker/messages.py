@@ -347,7 +347,7 @@ class CommitBatch:
     ``outputs`` pairs each output, at most one a record, with the position whose record it answers. ``offsets`` maps
     each partition to the offset to commit: the one *after* the last record released, as Kafka counts. A tombstone has
     no output but moves the offset all the same. ``generations`` are the assignments the offsets belong to.
-    ``metadata`` is what to commit beside an offset, for quarantined partitions; all others commit none.
+    ``metadata`` is what to commit beside an offset: see `worker.rules.offset_metadata`.
     """
 
     outputs: tuple[tuple[Position, Output], ...]

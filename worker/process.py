@@ -1,4 +1,4 @@
-"""What concerns the process as a whole: Python's search for cycles, memory that was freed, and the end."""
+"""What concerns the process as a whole: signals, Python's search for cycles, memory that was freed, and the end."""
 
 from __future__ import annotations
 
@@ -6,19 +6,69 @@ import ctypes
 import gc
 import logging
 import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from pathlib import Path
+from typing import Final, NoReturn
 
-# The thread that may be inside the device when the process ends; see `end`.
+# Threads that may be in the middle of something when the process ends; see `end`.
 INFERENCE_THREAD: Final = "inference"
+START_THREAD: Final = "start"
+
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+# How the hub's client calls a file that it has begun to download.
+_INCOMPLETE: Final = ".incomplete"
+_CHILDREN: Final[list[subprocess.Popen[bytes]]] = []
 
 # Young objects that begin a search, and searches of each generation that begin one of the next.
 THRESHOLDS: Final = (20_000, 50, 100)
 TRIM_INTERVAL_S: Final = 30.0
+
+
+class StopFlag:
+    """True once SIGTERM or SIGINT has arrived. The second signal ends the process at once with code 1.
+
+    Python runs its handlers on the main thread alone, and only between two of its instructions: while that waits inside
+    a library of C for a broker or a disk, nothing is heard. So a thread of ours reads the numbers of the signals, which
+    the interpreter writes to a socket as they arrive. Make one on the main thread.
+
+    Args:
+        doing: what the first Ctrl-C begins ("draining"): the person at the terminal is told so. Empty: nothing is said.
+        interrupt: raise KeyboardInterrupt on the main thread as well, for commands that look at no flag: what they have
+            begun is undone as after Ctrl-C.
+    """
+
+    def __init__(self, doing: str = "", *, interrupt: bool = False) -> None:
+        self._raised = False
+        self._said = f"\rxnli-worker: {doing}; again to quit\n" if doing else ""
+        reader, self._writer = socket.socketpair()
+        self._writer.settimeout(0)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in _STOP:
+            signal.signal(number, signal.default_int_handler if interrupt else lambda _number, _frame: None)
+        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
+
+    def __call__(self) -> bool:
+        """True if the process was asked to stop."""
+        return self._raised
+
+    def _watch(self, reader: socket.socket) -> None:
+        while numbers := reader.recv(64):
+            for number in numbers:
+                if number not in _STOP:
+                    continue
+                if self._raised:
+                    _leave(1)
+                self._raised = True
+                if self._said and number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
+                    sys.stderr.write(self._said)
+                    sys.stderr.flush()
 
 
 def collect_rarely() -> None:
@@ -34,21 +84,43 @@ def collect_rarely() -> None:
 
 
 def end(code: int) -> int:
-    """Return the exit code, or end the process with it at once if a forward is still under way.
+    """Return the exit code, or end the process with it at once if a forward or a part of the start is under way.
 
     Python's own end would stop that thread in the middle of torch's C++, as soon as it asks for the interpreter again,
-    and C++ answers with SIGABRT ("terminate called without an active exception") in place of our code. Call it last:
-    everything is closed, and no handler of ``atexit`` runs.
+    and C++ answers with SIGABRT ("terminate called without an active exception") in place of our code; or it would wait
+    for a download. Call it last: everything is closed, and no handler of ``atexit`` runs.
     """
-    if any(thread.name == INFERENCE_THREAD for thread in threading.enumerate()):
+    if any(thread.name in {INFERENCE_THREAD, START_THREAD} for thread in threading.enumerate()):
         if (error := sys.exception()) is not None:
             traceback.print_exception(error)
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # the reader of our output went away, or it is closed
                 stream.flush()
-        os._exit(code)
+        _leave(code)
     return code
+
+
+def take_along(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child where a second signal ends this process."""
+    _CHILDREN.append(child)
+
+
+def _leave(code: int) -> NoReturn:
+    """End now, and leave neither children behind nor files that this process has begun to download.
+
+    The hub's client gives each try a name of its own and never reads what an earlier one left. Which files are ours
+    only Linux tells.
+    """
+    for child in _CHILDREN:
+        child.kill()
+    with suppress(OSError):
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                file = descriptor.readlink()
+                if file.name.endswith(_INCOMPLETE):
+                    file.unlink()
+    os._exit(code)
 
 
 class FreedMemory:

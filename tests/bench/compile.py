@@ -30,9 +30,11 @@ from tests.bench.broker import machine
 from worker.commands.bench import MAX_TOKENS, alternating_runs
 from worker.commands.workload import SHAPES, make_checkpoint, workload
 from worker.inference.engine import Engine
-from worker.inference.forwards import encoder
+from worker.inference.forwards import families
 from worker.inference.forwards.attention import RowAttention
-from worker.inference.forwards.encoder import Packed
+from worker.inference.forwards.encoder import Encoder
+from worker.inference.forwards.linear import PlainLinear, fuse
+from worker.inference.forwards.packed import Packed
 from worker.inference.loading import load
 from worker.inference.model import Checkpoint
 
@@ -42,15 +44,14 @@ PRECISIONS = ("bf16", "fp32")
 class Layer(nn.Module):
     """A layer of the packed forward, with its steps before and after attention compiled."""
 
-    def __init__(self, layer: Any, *, frozen: bool) -> None:
+    def __init__(self, layer: Any, heads: int, *, frozen: bool) -> None:
         super().__init__()
-
-        def plain(linear: nn.Linear, activation: Any) -> Any:
-            return linear if activation is None else nn.Sequential(linear, activation)
-
-        parts: Any = encoder.bert_layer(layer, plain)
-        self.qkv, self.out, self.up, self.down = parts.qkv, parts.out, parts.up, parts.down
-        self.norm_attention, self.norm_output = parts.norm_attention, parts.norm_output
+        attention = layer.attention
+        self.heads = heads
+        self.qkv = fuse(attention.self.query, attention.self.key, attention.self.value)
+        self.out, self.norm_attention = attention.output.dense, attention.output.LayerNorm
+        self.up = nn.Sequential(layer.intermediate.dense, layer.intermediate.intermediate_act_fn)
+        self.down, self.norm_output = layer.output.dense, layer.output.LayerNorm
         options: Any = {"freezing": frozen}
         self.before_compiled = torch.compile(self.before, dynamic=True, options=options)
         self.after_compiled = torch.compile(self.after, dynamic=True, options=options)
@@ -64,30 +65,31 @@ class Layer(nn.Module):
         x = self.norm_attention(self.out(context) + x)
         return self.norm_output(self.down(self.up(x)) + x)
 
-    def forward(self, x: Tensor, attention: RowAttention, heads: int, *, first_only: bool = False) -> Any:
-        """As `worker.inference.forwards.encoder` has it."""
-        query, key, value = self.before_compiled(x).view(len(x), 3, heads, -1).unbind(1)
-        if first_only:
-            query, x = query[attention.first], x[attention.first]
-        return self.after_compiled(attention(query, key, value, first_only=first_only).flatten(1), x)
+    def forward(self, x: Tensor, attention: RowAttention, *, chosen_only: bool = False) -> Any:
+        """As `worker.inference.forwards.layers` has it."""
+        query, key, value = self.before_compiled(x).view(len(x), 3, self.heads, -1).unbind(1)
+        if chosen_only:
+            query, x = query[attention.chosen], x[attention.chosen]
+        return self.after_compiled(attention(query, key, value, chosen_only=chosen_only).flatten(1), x)
 
 
-class Compiled(Packed):
-    """The packed forward with such layers."""
+class Compiled(Encoder):
+    """The packed encoder with such layers."""
 
     def __init__(self, checkpoint: Checkpoint, *, frozen: bool) -> None:
-        super().__init__(checkpoint)
-        base: Any = checkpoint.model.base_model
-        self._layers: Any = [Layer(layer, frozen=frozen).eval() for layer in base.encoder.layer]
+        super().__init__(checkpoint, PlainLinear)
+        model: Any = checkpoint.model
+        heads = model.config.num_attention_heads
+        self._layers: Any = [Layer(layer, heads, frozen=frozen).eval() for layer in model.base_model.encoder.layer]
 
 
 def measure(directory: Path, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Start-up and steps a second of all three in one precision."""
     checkpoint = load(str(directory), device="cpu", precision=precision, self_test="off", progress=False)
     forwards = {
-        "ours": Packed(checkpoint),
-        "compiled": Compiled(checkpoint, frozen=False),
-        "frozen": Compiled(checkpoint, frozen=True),
+        "ours": families.packed(checkpoint),
+        "compiled": Packed(checkpoint, Compiled(checkpoint, frozen=False)),
+        "frozen": Packed(checkpoint, Compiled(checkpoint, frozen=True)),
     }
     engines = {name: Engine(checkpoint, max_tokens=MAX_TOKENS, forward=f) for name, f in forwards.items()}
     batch = [(request, engines["ours"].encode(request)) for request in workload(arguments.messages)]

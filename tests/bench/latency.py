@@ -86,6 +86,7 @@ def _environment(
     kafka: Kafka, source: str, target: str, guarantee: str, arguments: argparse.Namespace
 ) -> dict[str, str]:
     return {
+        "XNLI_LOG__LEVEL": "debug",  # a line for each batch
         "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "XNLI_KAFKA__GROUP_ID": source,
         "XNLI_TOPICS__INPUT": source,

@@ -1,12 +1,13 @@
 """Did a change make the worker slower? Two checkouts, alternately, on the same work: the ratio and its 95% interval.
 
-    python -m tests.bench.pairs --before DIR [--pairs 9] [--messages 100000] [delivery | engine]
+    python -m tests.bench.pairs --before DIR [--pairs 9] [--messages N] [delivery | engine]
 
 ``delivery`` takes the CPU time that a message costs the whole worker, exactly once, over real Kafka, with a model that
 answers at once. ``engine`` takes the time that the engine needs for the workload of ``tests.bench.engine --only ours``.
 DIR is another checkout of this repository (``git worktree add DIR COMMIT``); its programs run there, with the packages
 of this environment. The order within a pair alternates. The interval is that of the mean of the logarithms of the
-ratios (Student's t). Nothing else should run on the machine meanwhile.
+ratios (Student's t). Nothing else should run on the machine meanwhile. Many short pairs tell more than a few long ones:
+what varies on a shared machine varies over minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from tests.faults.workers import ROOT
 
 # Student's t for a two-sided 95% interval, by degrees of freedom (pairs less one).
 _T = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 14: 2.145, 19: 2.093}
+_T |= {29: 2.045, 39: 2.023, 59: 2.001, 99: 1.984}
 
 
 def interval(before: list[float], after: list[float]) -> tuple[float, float, float]:
@@ -39,18 +40,54 @@ def interval(before: list[float], after: list[float]) -> tuple[float, float, flo
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
-def _engine_s(checkout: Path) -> float:
-    with tempfile.TemporaryDirectory() as out:
-        subprocess.run(
-            [sys.executable, "-m", "tests.bench.engine", "--only", "ours", "--runs", "3", "--out", out],
+_MESSAGES = {"delivery": 25_000, "engine": 4}  # of one run: some five seconds, and less than one
+
+# An engine that lives in its checkout and answers the workload once for each line that it reads. The smallest shape is
+# the strictest: what surrounds the products has its largest share there.
+_ENGINE = """
+import sys, tempfile, time
+from pathlib import Path
+import torch
+from tests.bench import engine
+torch.set_num_threads(1)
+bench = getattr(engine, "bench", engine)  # where older checkouts keep the workload
+device = torch.device("cpu")
+with tempfile.TemporaryDirectory() as folder:
+    where = bench.make_checkpoint(bench.SHAPES["small"], Path(folder))
+    opened = engine.open_engine(where, device, engine.ours(device)[-1])
+requests = bench.workload(int(sys.argv[1]))
+bench.answer(opened, requests)
+for _ in sys.stdin:
+    began = time.perf_counter()
+    bench.answer(opened, requests)
+    print(time.perf_counter() - began, flush=True)
+"""
+
+
+class LivingEngine:
+    """The engine of one checkout, loaded once: to start it takes longer than to measure it."""
+
+    def __init__(self, checkout: Path, messages: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _ENGINE, str(messages)],
             cwd=checkout,
             env=os.environ | {"PYTHONPATH": str(checkout)},
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        report = json.loads((Path(out) / "bench.json").read_text(encoding="utf-8"))
-    return float(statistics.median(report["seconds"]["ours"]))
+
+    def answer_s(self) -> float:
+        """Seconds for the workload."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
 
 
 def main() -> int:
@@ -58,8 +95,9 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=["delivery", "engine"], default="delivery")
     parser.add_argument("--before", type=Path, required=True, metavar="DIR")
     parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--messages", type=int, help="of one run")
     arguments = parser.parse_args()
+    messages = arguments.messages or _MESSAGES[arguments.what]
     if arguments.pairs - 1 not in _T:
         parser.error(f"--pairs: one of {', '.join(str(n + 1) for n in _T)}")
     checkouts = {"before": arguments.before.resolve(), "after": ROOT}
@@ -72,11 +110,16 @@ def main() -> int:
                 print(f"pair {number + 1}: {name:6} {found[name][-1]:.4g}", file=sys.stderr)
 
     if arguments.what == "engine":
-        measure(_engine_s)
+        engines = {where: LivingEngine(where, messages) for where in checkouts.values()}
+        for engine in engines.values():
+            engine.answer_s()  # both are loaded
+        measure(lambda where: engines[where].answer_s())
+        for engine in engines.values():
+            engine.close()
     else:
         with KafkaCluster() as kafka:
-            source = requests_topic(kafka, arguments.messages)
-            measure(lambda where: worker_run(kafka, source, arguments.messages, "exactly_once", checkout=where).cpu_us)
+            source = requests_topic(kafka, messages)
+            measure(lambda where: worker_run(kafka, source, messages, "exactly_once", checkout=where).cpu_us)
     ratio, low, high = interval(found["before"], found["after"])
     unit = "s" if arguments.what == "engine" else "us of CPU a message"
     for name, values in found.items():

@@ -88,7 +88,8 @@ def export(directory: Path, *, int8: bool) -> Path:
     if not path.exists():
         automatic: Any = transformers.AutoModelForSequenceClassification
         model = automatic.from_pretrained(directory, dtype=torch.float32).eval()
-        ids = torch.ones((2, 16), dtype=torch.int64)
+        ids = torch.full((2, 16), 5, dtype=torch.int64)
+        ids[:, -1] = model.config.eos_token_id  # without one BART has nothing to classify by
         axes = {0: "batch", 1: "length"}
         torch.onnx.export(
             model,

@@ -104,6 +104,7 @@ def observe(kafka: Kafka, shape: str, messages: int, folder: Path) -> tuple[list
     data = (json_request.request({"id": r.id, "text": f"plain {r.text}", "labels": list(r.labels)}) for r in requests)
     send(kafka.bootstrap_servers, source, ((datum["id"], codecs.encode_request(datum)[0]) for datum in data))
     environment = {
+        "XNLI_LOG__LEVEL": "debug",  # a line for each batch
         "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "XNLI_KAFKA__GROUP_ID": source,
         "XNLI_TOPICS__INPUT": source,

@@ -16,7 +16,17 @@ from types import TracebackType
 from typing import Self
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ClusterMetadata,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from tests.brokers import java
 from tests.brokers.ports import free_ports
@@ -33,6 +43,10 @@ _LOG_FLAGS = (
     # Every start would dump its whole configuration four times and push what matters out of the tail.
     "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn",
 )
+
+
+# Who does not say who he is.
+_EVERYBODY = "User:ANONYMOUS"
 
 
 class BrokerFailed(Exception):  # noqa: N818 (what happened, as the field says it)
@@ -69,6 +83,44 @@ class Kafka:
         """Delete a topic."""
         admin = self.admin()  # held until the answer: a client that is collected takes its requests with it
         admin.delete_topics([name])[name].result(timeout=30)
+
+    def make_again(self, name: str, partitions: int = 1) -> None:
+        """Delete a topic and create it within a second: the broker refuses the name for a moment."""
+        self.delete_topic(name)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                return self.create_topic(name, partitions)
+            except KafkaException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def deny(self, topic: str, *operations: AclOperation) -> None:
+        """Forbid everybody these operations on a topic, and no others.
+
+        An authorizer that allows what no ACL speaks of must be there.
+        """
+        admin = self.admin()
+        denials = [_acl(topic, each, AclPermissionType.DENY) for each in operations]
+        # Of a topic that an ACL speaks of, all else is forbidden too, unless it is allowed.
+        for answer in admin.create_acls([_acl(topic, AclOperation.ALL, AclPermissionType.ALLOW), *denials]).values():
+            answer.result(timeout=30)
+
+    def allow(self, topic: str) -> None:
+        """Take back what `deny` did."""
+        admin = self.admin()
+        forbidden = AclBindingFilter(
+            ResourceType.TOPIC,
+            topic,
+            ResourcePatternType.LITERAL,
+            _EVERYBODY,
+            "*",
+            AclOperation.ANY,
+            AclPermissionType.DENY,
+        )
+        for answer in admin.delete_acls([forbidden]).values():
+            answer.result(timeout=30)
 
     def leader(self, topic: str, partition: int) -> int:
         """The id of the node that leads a partition now; -1 while none does."""
@@ -295,10 +347,17 @@ class KafkaCluster(Kafka):
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": "5000",
             "broker.heartbeat.interval.ms": "500",
             "broker.session.timeout.ms": "3000",
+            # What a test denies with an ACL is denied, and nothing else.
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "allow.everyone.if.no.acl.found": "true",
             # 128 MiB by default, a quarter of the heap.
             "log.cleaner.dedupe.buffer.size": str(4 << 20),
             **self._properties,
         }
+
+
+def _acl(topic: str, operation: AclOperation, permission: AclPermissionType) -> AclBinding:
+    return AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, _EVERYBODY, "*", operation, permission)
 
 
 def _unready(metadata: ClusterMetadata, live: set[int]) -> str | None:

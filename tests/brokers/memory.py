@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
 from worker.messages import Headers, Output, OutputKind, Partition
 
@@ -283,6 +283,8 @@ class MemoryConsumer:
             if owned.fetch_at is None:
                 owned.fetch_at = owned.app_at = self._broker.committed.get(partition, 0)
             values = self._broker.inputs.get(partition, [])
+            if owned.fetch_at > len(values):  # out of range: auto.offset.reset
+                owned.fetch_at = owned.app_at = 0
             for offset in range(owned.fetch_at, min(len(values), owned.app_at + PREFETCH)):
                 self._queue.append(
                     MemoryMessage(partition, offset, values[offset], self._broker.headers, owned.assignment)
@@ -308,10 +310,12 @@ class MemoryConsumer:
         return None
 
     def incremental_assign(self, partitions: list[TopicPartition]) -> None:
-        for partition in _partitions(partitions):
+        for position, partition in zip(partitions, _partitions(partitions), strict=True):
             assert partition not in self.owned, "assigned twice"
             self._assignments += 1
             self.owned[partition] = _Owned(self._assignments)
+            if position.offset == OFFSET_BEGINNING:
+                self.owned[partition].fetch_at = 0
 
     def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
         for partition in _partitions(partitions):
@@ -487,11 +491,16 @@ class MemoryProducer:
         if self._broker.away:
             return
         # What waits for a topic goes in one batch, save what is larger than one. The broker refuses batches whole.
-        refused = {
-            one.output.topic: error
-            for one in self._queue
-            if (error := self._refusal(one.output)) is not None and not self._is_alone(one.output)
-        }
+        refused: dict[str, KafkaError] = {}
+        batches: dict[str, int] = defaultdict(int)
+        for one in self._queue:
+            if not self._is_alone(one.output):
+                topic = one.output.topic
+                batches[topic] = min(self._batch_bytes, batches[topic] + _size_bytes(one.output))
+                if (error := self._refusal(one.output)) is not None:
+                    refused[topic] = error
+                elif batches[topic] > self._broker.broker_limit_bytes:
+                    refused[topic] = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
         while self._queue:
             queued = self._queue.popleft()
             is_alone = self._is_alone(queued.output)

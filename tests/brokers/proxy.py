@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import IntEnum
 from types import TracebackType
 from typing import Any, Final, Self
@@ -118,7 +119,10 @@ Fault = Delay | Cut | Swallow | Hold | Rewrite
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that passed the proxy or was done by it. ``error`` is the broker's code, None where it is not read."""
+    """Something that passed the proxy or was done by it, at a time of the wall clock, as brokers and workers write it.
+
+    ``error`` is the broker's code, None where it is not read.
+    """
 
     at_s: float
     what: str
@@ -130,7 +134,8 @@ class Event:
     def __str__(self) -> str:
         name = Api(self.api).name if self.api in set(Api) else str(self.api)
         code = "" if self.error is None else f" error {self.error}"
-        return f"{self.at_s:.3f} [{self.connection}:{self.correlation}] {name} {self.what}{code}"
+        at = datetime.fromtimestamp(self.at_s, UTC).isoformat(timespec="milliseconds")
+        return f"{at} [{self.connection}:{self.correlation}] {name} {self.what}{code}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +332,7 @@ class Proxy:
             self._note(held.request, "arrived late", error)
 
     def _note(self, request: Request, what: str, error: int | None = None) -> None:
-        event = Event(time.monotonic(), what, request.api, request.connection, request.correlation, error)
+        event = Event(time.time(), what, request.api, request.connection, request.correlation, error)
         self.events.append(event)
 
 

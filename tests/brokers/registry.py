@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import ssl
 import tempfile
 import time
 import urllib.error
@@ -94,9 +95,11 @@ class _Version:
     id: int
     guid: str
     schema: str
+    rule_set: str = ""  # as JSON
 
     def as_json(self) -> dict[str, Any]:
         return {
+            **self.rules(),
             "subject": self.subject,
             "version": self.version,
             "id": self.id,
@@ -105,6 +108,9 @@ class _Version:
             "schemaType": "AVRO",
             "references": [],
         }
+
+    def rules(self) -> dict[str, Any]:
+        return {"ruleSet": json.loads(self.rule_set)} if self.rule_set else {}
 
 
 class _Refusal(Exception):  # noqa: N818 (an answer, not a failure)
@@ -123,16 +129,19 @@ def _not_found(code: int, message: str) -> _Refusal:
 class LoopbackRegistry:
     """The part of the Confluent API that a client of Avro schemas uses, GUIDs included, with outages on demand.
 
-    Equal schema texts share one id and one GUID across subjects, as in the original. Compatibility is not checked, and
-    the configuration says so: NONE. ``requests`` lists what was asked ("GET /schemas/ids/1"), for tests of caching.
+    Equal schemas (text and rules) share one id and one GUID across subjects, as in the original. Compatibility is not
+    checked, and the configuration says so: NONE. ``requests`` lists what was asked ("GET /schemas/ids/1"), for tests of
+    caching, and ``authorizations`` how each of them was authorized. With ``tls`` it speaks HTTPS.
     """
 
-    def __init__(self) -> None:
-        self.url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{free_ports(1)[0]}"
+        self.authorizations: list[str | None] = []
+        self._tls = tls
         self.available = True  # False: every request is answered 503
         self.requests: list[str] = []
         self._lock = Lock()
-        self._ids: dict[str, int] = {}  # by schema text
+        self._ids: dict[tuple[str, str], int] = {}  # by schema text and rules
         self._subjects: dict[str, list[_Version]] = {}
         self._server: ThreadingHTTPServer | None = None
 
@@ -150,6 +159,7 @@ class LoopbackRegistry:
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                registry.authorizations.append(self.headers.get("Authorization"))
                 status, answer = registry.answer(self.command, self.path, body)
                 content = json.dumps(answer).encode()
                 self.send_response(status)
@@ -162,6 +172,8 @@ class LoopbackRegistry:
                 """Say nothing: ``requests`` is the log."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", urlsplit(self.url).port or 0), Handler)
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
@@ -195,9 +207,9 @@ class LoopbackRegistry:
             case "GET", ["subjects"]:
                 return sorted(self._subjects)
             case "POST", ["subjects", subject, "versions"]:
-                return self._register(subject, _schema_of(body)).as_json()
+                return self._register(subject, *_schema_of(body)).as_json()
             case "POST", ["subjects", subject]:
-                return self._lookup(subject, _schema_of(body)).as_json()
+                return self._lookup(subject, _schema_of(body)[0]).as_json()
             case "GET", ["subjects", subject, "versions"]:
                 return [version.version for version in self._versions(subject)]
             case "GET", ["subjects", subject, "versions", "latest"]:
@@ -229,29 +241,31 @@ class LoopbackRegistry:
                 return version
         raise _not_found(40403, "Schema not found")
 
-    def _register(self, subject: str, schema: str) -> _Version:
+    def _register(self, subject: str, schema: str, rule_set: str) -> _Version:
         versions = self._subjects.setdefault(subject, [])
         for version in versions:
-            if version.schema == schema:
+            if (version.schema, version.rule_set) == (schema, rule_set):
                 return version
-        number = self._ids.setdefault(schema, len(self._ids) + 1)
-        guid = str(uuid.uuid5(uuid.NAMESPACE_OID, schema))  # a function of the schema, as in the original
-        versions.append(_Version(subject, len(versions) + 1, number, guid, schema))
+        number = self._ids.setdefault((schema, rule_set), len(self._ids) + 1)
+        guid = str(uuid.uuid5(uuid.NAMESPACE_OID, schema + rule_set))  # a function of the schema, as in the original
+        versions.append(_Version(subject, len(versions) + 1, number, guid, schema, rule_set))
         return versions[-1]
 
     def _by_identity(self, is_it: Callable[[_Version], bool], asked: str) -> dict[str, Any]:
         for versions in self._subjects.values():
             for version in versions:
                 if is_it(version):
-                    return {"schema": version.schema, "schemaType": "AVRO", "guid": version.guid}
+                    return {"schema": version.schema, "schemaType": "AVRO", "guid": version.guid, **version.rules()}
         raise _not_found(40403, f"Schema {asked} not found")
 
 
-def _schema_of(body: bytes) -> str:
+def _schema_of(body: bytes) -> tuple[str, str]:
+    """The text of a schema, and its rules as JSON."""
     try:
-        schema = json.loads(body)["schema"]
+        given = json.loads(body)
+        schema, rules = given["schema"], given.get("ruleSet")
         json.loads(schema)
     except (ValueError, KeyError, TypeError) as error:
         message = f"Invalid schema: {error}"
         raise _Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, 42201, message) from None
-    return str(schema)
+    return str(schema), json.dumps(rules) if rules else ""

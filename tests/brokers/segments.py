@@ -80,9 +80,9 @@ def overrun(frame: bytearray) -> None:
     frame[_RECORDS : _RECORDS + 2] = b"\xfe\x7f"
 
 
-def flipped(frame: bytearray) -> None:
-    """A byte near the end is another: what a bad disk does."""
-    frame[-10] ^= 0xFF
+def flip(frame: bytearray, at: bytes) -> None:
+    """The first byte of a piece of the batch has one bit changed: what a bad disk does."""
+    frame[frame.index(at)] ^= 1
 
 
 def _table() -> tuple[int, ...]:

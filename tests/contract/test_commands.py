@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,9 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.brokers.kafka import Kafka, KafkaCluster
+from tests.brokers.ports import free_ports
 from tests.conftest import TopicFactory
+from tests.faults.workers import WorkerProcess
 from worker.avro.codec import Codecs, schema_folder
 from worker.kafka.embedded import EmbeddedBroker
 from worker.rules.dead_letter import PREFIX
@@ -130,7 +134,7 @@ def test_sending_with_a_terminal_shows_a_bar_and_a_sentence(shell: Shell, tmp_pa
     os.close(ours)
     text = shown.decode()
     assert "100%" in text
-    assert "2,001 lines" in text
+    assert "2,001 requests" in text
     assert "2001: text is required" in text.replace("\r\n", "")
     assert f"2,000 delivered to {shell.environment['XNLI_TOPICS__INPUT']}, 1 refused" in text
 
@@ -166,6 +170,41 @@ def test_a_reader_that_goes_away_is_no_failure(shell: Shell, embedded: EmbeddedB
         assert "Traceback" not in process.stderr.read()
 
 
+# A broker that is not there, and what is said within two seconds
+
+
+@pytest.mark.parametrize("arguments", [["send"], ["dead-letters", "list"], ["topics", "check"]])
+def test_a_wrong_broker_is_named_at_once(arguments: list[str]) -> None:
+    began_s = time.monotonic()
+    code, out, err = Shell(XNLI_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1").run(*arguments)
+    took_s = time.monotonic() - began_s
+    assert (code, out) == (1, "")
+    assert err.startswith("xnli-worker: cannot reach 127.0.0.1:1: connection refused; start the broker, or correct ")
+    assert err.count("\n") == 1
+    assert took_s < 6  # of which a busy machine spends most on starting Python
+
+
+def test_a_worker_with_a_wrong_broker_says_so_in_its_log_and_on_its_page(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    wrong = {"XNLI_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1", "XNLI_HTTP__PORT": str(port)}
+    with WorkerProcess(wrong, tmp_path / "worker.log") as worker:
+        worker.wait_for("broker_away", 20)
+        assert worker.events("broker_away")[0]["error"].startswith("cannot reach 127.0.0.1:1: connection refused")
+        with pytest.raises(urllib.error.HTTPError) as failing:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+        problems = json.loads(failing.value.read())["problems"]
+        assert any(problem.startswith("cannot reach 127.0.0.1:1: connection refused") for problem in problems)
+        assert "no partitions are assigned" not in problems
+        assert worker.stop() == 0
+
+
+def test_check_in_json_is_an_object_for_each_step() -> None:
+    _, out, err = Shell(XNLI_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1", XNLI_MODEL__NAME="./none").run("check", "--json")
+    assert err == ""
+    steps = {line["check"]: line["status"] for line in json_lines(out)}
+    assert (steps["settings"], steps["broker"], steps["topics"], steps["model"]) == ("ok", "fail", "skip", "fail")
+
+
 # What check says of what an operator gets wrong: one clear line each.
 
 
@@ -179,7 +218,7 @@ def test_check_finds_everything_that_is_wrong_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began_s < 50
     assert (code, err) == (2, "")
     broker, model = failures(out)
-    assert "kafka.bootstrap_servers = '127.0.0.1:1'" in broker
+    assert "cannot reach 127.0.0.1:1: connection refused" in broker
     assert f'model.name = "{tmp_path}"' in model
 
 
@@ -213,7 +252,7 @@ def test_check_tries_transactions_and_creates_no_topic(real: Shell, kafka: Kafka
     assert err == ""
     topics, _ = failures(out)
     assert f"topics.output = '{missing}'" in topics
-    assert f"--topic {missing} --partitions 3" in topics
+    assert "create it (xnli-worker topics create)" in topics
     assert "ok    transactions  granted" in out
     assert missing not in kafka.admin().list_topics(timeout=30).topics
 

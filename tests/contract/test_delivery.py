@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
 
 from tests.brokers.kafka import Kafka
@@ -23,8 +24,10 @@ from worker.kafka import client_config
 from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer as WorkerConsumer
 from worker.kafka.embedded import EmbeddedBroker
+from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
 from worker.kafka.transactional import TransactionalPublisher
+from worker.kafka.trial import Trial
 from worker.label_sets.topic import LabelSets
 from worker.messages import Output, OutputKind
 from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
@@ -108,7 +111,15 @@ class Worker:
         publisher: Publisher
         if bench.exactly_once:
             config = client_config.producer(settings, transactional_id=f"{bench.name}-{instance}")
-            publisher = TransactionalPublisher(config, consumer, time.monotonic)
+            publisher = RecoveringPublisher(
+                lambda most_bytes: TransactionalPublisher(
+                    config if most_bytes is None else config | {"batch.size": most_bytes}, consumer, time.monotonic
+                ),
+                lambda: Trial(config, consumer, time.monotonic),
+                consumer,
+                consumer.commits.committed,
+                time.monotonic,
+            )
         else:
             publisher = AtLeastOncePublisher(client_config.producer(settings, None), consumer, time.monotonic)
         publisher.start(LIMIT_S)
@@ -340,7 +351,8 @@ def test_label_sets_are_read_to_the_end_and_followed(bench: Bench) -> None:
     write("topics", b'["wrong", 1]')
     write("gone", b'["a"]')
     write("gone", None)
-    sets = LabelSets({"bootstrap.servers": bench.bootstrap_servers}, topic)
+    admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
+    sets = LabelSets({"bootstrap.servers": bench.bootstrap_servers}, admin, topic)
     sets.load(lambda: False)
     assert sets.sets == {"moods": ("happy", "sad")}
     write("moods", json.dumps(["glad"]).encode())

@@ -8,7 +8,7 @@ from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import answered, partition, reason
 from tests.delivery.worker import Guarantee, Worker
 from worker.messages import Partition
-from worker.rules.crash_count import parse
+from worker.rules.offset_metadata import mark_of
 
 P0, P1 = partition(0), partition(1)
 BOTH = pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
@@ -41,4 +41,4 @@ def reasons(broker: MemoryBroker) -> dict[int, str]:
 
 def starts(broker: MemoryBroker, where: Partition = P0) -> int:
     """The count of starts beside the committed offset."""
-    return parse(broker.metadata.get(where)).starts
+    return mark_of(broker.metadata.get(where)).starts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -16,6 +16,7 @@ from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
 from worker.kafka.transactional import TransactionalPublisher
+from worker.kafka.trial import Trial
 from worker.messages import Record, Request
 from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.clocks import Clocks
@@ -56,6 +57,8 @@ class Worker:
     wall_ahead_s: float = 0.0
     # What the broker is known to refuse.
     refusal: Refusal = field(default=lambda *_: None)
+    # What tells which topic is there; it needs no real one.
+    topic_ids: Any = None
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -67,7 +70,15 @@ class Worker:
             self.consumer = Consumer({"partition.assignment.strategy": strategy})
             self.publisher: Publisher
             if self.guarantee == "exactly_once":
-                self.publisher = RecoveringPublisher(self._producer, self.consumer, clock, contested=self.contested)
+                commits = self.consumer.commits
+                self.publisher = RecoveringPublisher(
+                    lambda most_bytes: self._producer(TransactionalPublisher, most_bytes),
+                    lambda: self._producer(Trial),
+                    self.consumer,
+                    commits.committed,
+                    clock,
+                    commits.prove_membership if self.contested else None,
+                )
             else:
                 self.publisher = AtLeastOncePublisher({}, self.consumer, clock)
         self.publisher.start(1.0)
@@ -94,6 +105,7 @@ class Worker:
             max_age_s=self.max_age_s,
             metrics=Metrics(self.registry),
             health=self.health,
+            topic_ids=self.topic_ids,
             clocks=Clocks(clock, lambda: clock() + self.wall_ahead_s, self.wait),
             seed=0,
         )
@@ -102,10 +114,11 @@ class Worker:
     def _read(self, record: Record) -> Request:
         return self.codec.read(record)  # looked up each time: tests put another in its place
 
-    def _producer(self) -> TransactionalPublisher:
+    def _producer(self, kind: type[TransactionalPublisher], most_bytes: int | None = None) -> TransactionalPublisher:
         self._calls.clear()  # what a producer before it still waits for, the broker refuses
         with self.broker.plugged_in():
-            return TransactionalPublisher({"transactional.id": "worker"}, self.consumer, self.clock, self._spawn)
+            batches = {} if most_bytes is None else {"batch.size": most_bytes}
+            return kind({"transactional.id": "worker"} | batches, self.consumer, self.clock, self._spawn)
 
     def _spawn(self, call: Callable[[], None]) -> None:
         self._calls.append(call)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
@@ -57,6 +58,19 @@ _DEBERTA_V3 = {  # as published: relative positions in log buckets, shared keys,
     "pooler_hidden_size": 32,
     **_SMALL,
 }
+_MODERNBERT = {  # as published: every third layer sees the whole row, the others their neighbourhood, here a small one
+    **_SMALL,
+    "num_hidden_layers": 4,
+    "local_attention": 16,
+    "classifier_pooling": "mean",
+    "max_position_embeddings": 8192,
+    "bos_token_id": 1202,
+    "cls_token_id": 1202,
+    "eos_token_id": 1203,
+    "sep_token_id": 1203,
+    "pad_token_id": 1204,
+}
+_MPNET = {"max_position_embeddings": 514, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, **_SMALL}
 _XLM = {
     "emb_dim": 32,
     "n_layers": 2,
@@ -80,11 +94,25 @@ _MAKERS: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], str, dict[str, A
         {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, **_SPREAD},
     ),
     "minilm": (tokenizers.xlm_roberta, "bert", {"pad_token_id": 1, **_SMALL}),  # multilingual MiniLM
+    "camembert": (tokenizers.xlm_roberta, "camembert", _ROBERTA),
+    "electra": (tokenizers.bert, "electra", {"embedding_size": 16, **_SMALL}),
+    "albert": (tokenizers.deberta_v2, "albert", {"embedding_size": 16, "num_hidden_groups": 1, **_SMALL}),
     "bart": (tokenizers.roberta, "bart", _BART),
+    "mbart": (tokenizers.xlm_roberta, "mbart", {**_BART, "scale_embedding": True}),
+    "mpnet": (tokenizers.xlm_roberta, "mpnet", _MPNET),
     "deberta-v2": (tokenizers.deberta_v2, "deberta-v2", _DEBERTA_V3),
+    "modernbert": (tokenizers.modernbert, "modernbert", _MODERNBERT),
     "xlm": (tokenizers.xlm, "xlm", _XLM),
 }
 FAMILIES = tuple(_MAKERS)
+# Each has its tokenizer from one of the others and its forward too, so tests of every family leave it to acceptance.
+_RELATIVES = frozenset({"camembert", "electra", "albert", "mbart", "mpnet"})
+EVERY = [pytest.param(family, marks=pytest.mark.acceptance if family in _RELATIVES else ()) for family in FAMILIES]
+
+
+def model_type(family: str) -> str:
+    """``config.model_type`` of the family's checkpoints."""
+    return _MAKERS[family][1]
 
 
 @functools.cache
@@ -95,7 +123,13 @@ def tokenizer(family: str) -> PreTrainedTokenizerBase:
 
 @functools.cache
 def checkpoint(
-    family: str, *, order: tuple[str, ...] = NLI, head: str = "classification", seed: int = 0, shard: str = "50GB"
+    family: str,
+    *,
+    order: tuple[str, ...] = NLI,
+    head: str = "classification",
+    seed: int = 0,
+    shard: str = "50GB",
+    changes: tuple[tuple[str, Any], ...] = (),
 ) -> Path:
     """Make a checkpoint, or find the one made before, and give its directory.
 
@@ -105,10 +139,11 @@ def checkpoint(
         head: "classification", "none" (the bare encoder) or "language" (a masked language model).
         seed: of the weights.
         shard: largest weight file; "20KB" makes a sharded checkpoint.
+        changes: names in the family's config, and values in place of its own.
     """
-    make_tokenizer, model_type, options = _MAKERS[family]
+    make_tokenizer, kind, options = _MAKERS[family]
     words = make_tokenizer()
-    config = transformers.AutoConfig.for_model(model_type, vocab_size=len(words), **options)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=len(words), **options | dict(changes))
     if head == "classification":
         config.id2label = dict(enumerate(order))
         config.label2id = {name: index for index, name in enumerate(order)}

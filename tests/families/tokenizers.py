@@ -41,6 +41,11 @@ def roberta() -> PreTrainedTokenizerBase:
     return _load(transformers.RobertaTokenizer, "roberta")
 
 
+def modernbert() -> PreTrainedTokenizerBase:
+    """Byte-level BPE between BERT's special tokens, which follow the pieces, without token types."""
+    return _load(transformers.PreTrainedTokenizerFast, "modernbert")
+
+
 def xlm() -> PreTrainedTokenizerBase:
     """Moses and fastBPE, in Python, with XLM's ids: <s> 0, </s> 1, <pad> 2, <unk> 3, <special0> 4 and on."""
     make: Any = transformers.XLMTokenizer

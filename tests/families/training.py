@@ -10,7 +10,7 @@ import sentencepiece
 import tokenizers
 import transformers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.families.text import SENTENCES
 from tests.families.tokenizers import FILES
@@ -20,6 +20,7 @@ _XLM_ROBERTA: Any = transformers.XLMRobertaTokenizer
 _DEBERTA_V2: Any = transformers.DebertaV2Tokenizer
 _BERT: Any = transformers.BertTokenizer
 _ROBERTA: Any = transformers.RobertaTokenizer
+_PLAIN: Any = transformers.PreTrainedTokenizerFast
 _PROTOCOL: Any = sentencepiece_model_pb2
 
 
@@ -73,6 +74,27 @@ def _train_byte_level() -> None:
     _ROBERTA(vocab, merges, model_max_length=512).save_pretrained(FILES / "roberta")
 
 
+def _train_modernbert() -> None:
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(SENTENCES, trainer)
+    backend.add_tokens(["  "])  # the published one has runs of blanks
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    backend.add_special_tokens(special)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    names = {f"{token.strip('[]').lower()}_token": token for token in special}
+    _PLAIN(
+        tokenizer_object=backend, model_max_length=512, model_input_names=["input_ids", "attention_mask"], **names
+    ).save_pretrained(FILES / "modernbert")
+
+
 def _train_xlm() -> None:
     backend = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()])
@@ -91,4 +113,5 @@ if __name__ == "__main__":
     _train_unigram()
     _train_wordpiece()
     _train_byte_level()
+    _train_modernbert()
     _train_xlm()

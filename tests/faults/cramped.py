@@ -19,7 +19,8 @@ import torch
 
 from tests.faults.scripted import serve
 from worker.app import load_engine
-from worker.inference.engine import Engine, Forward
+from worker.inference.engine import Engine
+from worker.inference.forwards.families import Forward
 from worker.messages import Pooling, Row
 from worker.settings import Settings
 

@@ -29,7 +29,6 @@ import numpy as np
 
 from worker import process, settings
 from worker.app import App, Model
-from worker.cli import StopFlag
 from worker.errors import WorkerError
 from worker.messages import (
     Classification,
@@ -37,10 +36,12 @@ from worker.messages import (
     LabelScore,
     ModelIdentity,
     Outcome,
+    Pooling,
     Request,
     Row,
     Work,
 )
+from worker.process import StopFlag
 from worker.settings import Settings
 from worker.telemetry import log
 
@@ -58,6 +59,7 @@ class ScriptedModel:
     identity = ModelIdentity("scripted", "1")
     device = "none"
     precision = "none"
+    pooling = Pooling.MEAN
 
     def __init__(self) -> None:
         self._attempts: Counter[str] = Counter()

@@ -99,6 +99,7 @@ class Stage:
         return (
             self.topics.environment()
             | {
+                "XNLI_LOG__LEVEL": "debug",  # a line for each batch
                 "XNLI_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
                 "XNLI_KAFKA__GROUP_ID": self.topics.requests,
                 # The shortest that a busy machine keeps: a frozen or dead worker is noticed after 6 s.

@@ -126,7 +126,8 @@ def read_all(bootstrap_servers: str, topic: str, isolation: str = "read_committe
                     messages.append(message)
                 elif error.code() == KafkaError._PARTITION_EOF:
                     number = message.partition() or 0
-                    _, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)
+                    # The end of the log, of which a fetch tells. Asked for, it would be the last stable offset.
+                    _, high = consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
                     if (message.offset() or 0) >= high:
                         open_partitions.discard(number)
         if open_partitions:

@@ -21,9 +21,9 @@ from tests import families
 from tests.golden import workload
 from tests.golden.reference import Reference
 from worker.inference.engine import Engine
-from worker.inference.forwards import encoder
+from worker.inference.forwards import families as forwards
 from worker.inference.loading import load
-from worker.inference.precision import Precision
+from worker.inference.precision import Precision, Processor
 from worker.inference.scores import softmax
 from worker.messages import Classification, Embedding, Entailment, Outcome, Pooling, Request, Task
 
@@ -42,7 +42,7 @@ def precisions(device: torch.device) -> list[Precision]:
     """Those that this device is served in."""
     if device.type == "cuda":
         return [Precision.FP32, Precision.BF16, Precision.FP16]
-    return [Precision.FP32, Precision.BF16, Precision.INT8]
+    return [Precision.FP32, Precision.BF16, *([Precision.INT8] if Processor.probe().vnni else [])]
 
 
 def expected(reference: Reference, request: Request, entailment: int, contradiction: int) -> list[float]:
@@ -100,7 +100,7 @@ def measure(name: str, directory: Path) -> Iterator[dict[str, str | float]]:
             )
             yield {
                 "checkpoint": name,
-                "forward": "packed" if encoder.supports(checkpoint) else "padded",
+                "forward": "packed" if forwards.is_packed(checkpoint.model.config) else "padded",
                 "task": task,
                 "precision": str(precision),
                 "difference": furthest,

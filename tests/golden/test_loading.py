@@ -43,7 +43,7 @@ def edit(directory: Path, name: str = "config.json", **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.EVERY)
 def test_every_family_loads_with_the_weights_and_limits_it_was_saved_with(family: str) -> None:
     directory = families.checkpoint(family, order=("contradiction", "entailment", "neutral"))
     checkpoint = load_quietly(directory)
@@ -61,7 +61,7 @@ def test_every_family_loads_with_the_weights_and_limits_it_was_saved_with(family
     assert not any(parameter.requires_grad for parameter in checkpoint.model.parameters())
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.EVERY)
 def test_a_base_model_serves_embeddings_alone(family: str, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = load_quietly(families.checkpoint(family, head="none"))
     assert checkpoint.order is None
@@ -82,7 +82,7 @@ def test_a_language_model_is_refused_unless_told_to_embed(family: str) -> None:
     assert torch.equal(checkpoint.model.state_dict()[name], plain.state_dict()[name])
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.EVERY)
 def test_a_head_that_only_the_config_has_is_refused(family: str, tmp_path: Path) -> None:
     """transformers fills it with random numbers and a warning."""
     directory = Path(shutil.copytree(families.checkpoint(family, head="none"), tmp_path / "copy"))
@@ -118,7 +118,7 @@ def test_sharded_weights_load(tmp_path: Path) -> None:
     weights = load_quietly(sharded).model.state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     shards[1].unlink()
-    with pytest.raises(CheckpointError, match=r"weights of .* cannot be loaded"):
+    with pytest.raises(CheckpointError, match=rf'names "{shards[1].name}", and no such shard lies beside it'):
         load_quietly(sharded)
 
 
@@ -154,7 +154,7 @@ def test_code_in_a_checkpoint_never_runs(copy: Path) -> None:
 
 def test_damage_is_named(copy: Path, tmp_path: Path) -> None:
     (copy / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json of .* cannot be used"):
+    with pytest.raises(CheckpointError, match=r"config\.json of .* is no JSON"):
         load_quietly(copy)
     other = Path(shutil.copytree(families.checkpoint("bert"), tmp_path / "other"))
     (other / "model.safetensors").write_bytes(b"not a safetensors file")

@@ -21,7 +21,7 @@ from tests.golden import workload
 from tests.golden.precision import BOUNDS
 from tests.golden.reference import Reference
 from worker.inference.engine import Engine
-from worker.inference.forwards import encoder
+from worker.inference.forwards import families as forwards
 from worker.inference.forwards.padded import Padded
 from worker.inference.loading import load
 from worker.inference.model import Checkpoint
@@ -32,12 +32,11 @@ FILE = Path(__file__).with_name("scores.json")
 WITHIN = 1e-5
 # An order on which the pipeline's positional guess is right.
 ORDER = ("contradiction", "neutral", "entailment")
-# Of the BERT family xlm-roberta stands for the others, packed; the kept scores below are of every family all the same.
-_CASES = [
-    *((family, False) for family in families.FAMILIES),
-    *((family, True) for family in ("xlm-roberta", "roberta", "bert", "distilbert", "minilm")),
-]
-_SUITE = {("xlm-roberta", True), ("bart", False), ("deberta-v2", False), ("xlm", False)}
+# Each packed forward has one family that stands for it in the suite, and so has the padded one; the kept scores below
+# are of every family all the same.
+_PACKED = [family for family in families.FAMILIES if families.model_type(family) in forwards.PACKED]
+_CASES = [*((family, False) for family in families.FAMILIES), *((family, True) for family in _PACKED)]
+_SUITE = {(family, True) for family in ("xlm-roberta", "bart", "deberta-v2", "modernbert", "xlm")} | {("mpnet", False)}
 FORWARDS = [pytest.param(*case, marks=() if case in _SUITE else pytest.mark.acceptance) for case in _CASES]
 # The pipeline cannot tell XLM a language.
 PIPELINE_FORWARDS = [case for case in FORWARDS if case.values[0] != "xlm"]
@@ -56,7 +55,7 @@ def open_checkpoint(family: str, order: tuple[str, ...] = ORDER, precision: Prec
 
 
 def open_engine(checkpoint: Checkpoint, *, pack: bool) -> Engine:
-    assert encoder.supports(checkpoint) or not pack
+    assert forwards.is_packed(checkpoint.model.config) or not pack
     return Engine(checkpoint, max_tokens=700, forward=None if pack else Padded(checkpoint))
 
 
@@ -173,7 +172,7 @@ def test_xlm_listens_to_the_language() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "pack"), [case for case in FORWARDS if case.values[0] in {"xlm-roberta", "bert", "bart", "deberta-v2"}]
+    ("family", "pack"), [case for case in FORWARDS if case.values[1] or case.values[0] == "deberta-v2"]
 )
 @pytest.mark.parametrize("coarse", [Precision.BF16, Precision.INT8])
 def test_fewer_bits_stay_within_their_bounds(family: str, *, pack: bool, coarse: Precision) -> None:
@@ -207,7 +206,7 @@ def compute(family: str) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.EVERY)
 def test_scores_are_those_kept(family: str) -> None:
     kept: dict[str, list[float]] = json.loads(FILE.read_text(encoding="utf-8"))
     assert compute(family) == pytest.approx(kept[family], abs=1e-4)

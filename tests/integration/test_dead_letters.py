@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from tests.brokers.kafka import Kafka
 from tests.conftest import TopicFactory
@@ -91,7 +91,8 @@ class Scene:
                     producer.abort_transaction(30)
 
     def start(self, *arguments: str, program: Sequence[str] = ("-m", "worker.cli")) -> subprocess.Popen[str]:
-        command = [sys.executable, *program, "dead-letters", *arguments]
+        meant = ["--yes"] if arguments[0] == "replay" else []  # all of them, where no filter says which
+        command = [sys.executable, *program, "dead-letters", *arguments, *meant]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, stdout=pipe, stderr=pipe)
 
@@ -202,7 +203,7 @@ def test_what_is_sent_and_what_the_next_run_sends(scene: Scene) -> None:
         headers = dict(message.headers() or [])
         assert set(headers) == {
             "trace",
-            *(PREFIX + name for name in ("topic", "partition", "offset", "timestamp", "replays")),
+            *(PREFIX + name for name in ("topic", "partition", "offset", "timestamp", "replays", "campaign")),
         }
         assert (headers["xnli.dlq.replays"], headers["xnli.dlq.timestamp"]) == (b"3", b"5")
         assert message.value() == b"v"
@@ -248,6 +249,23 @@ def test_what_the_destination_refuses_for_its_size_is_left_and_told(scene: Scene
     assert (tally["replayed"], tally["refused"]) == (10, {"too_large": 2})
     assert err.count(f"{small} refuses it") == 2
     assert scene.keys(small) == once([*range(5), *range(7, 12)])
+
+
+@pytest.mark.acceptance
+def test_a_dead_letter_topic_made_again_is_replayed_from_its_beginning(scene: Scene, kafka: Kafka) -> None:
+    """Though the broker took the campaign's progress in the former one for progress in it."""
+    scene.add(range(30))
+    assert scene.run("replay", "--campaign", "a")[0] == 0
+    group = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": f"{scene.requests}.replay.a"})
+    former = group.committed([TopicPartition(scene.dead_letters, n) for n in range(3)], timeout=30)
+    kafka.make_again(scene.dead_letters, 3)
+    scene.add(range(100, 160))
+    group.commit(offsets=former, asynchronous=False)
+    group.close()
+    code, (tally,), err = scene.run("replay", "--campaign", "a")
+    assert (code, tally["replayed"]) == (0, 60)
+    assert "was made again" in err
+    assert scene.keys() == once([*range(30), *range(100, 160)])
 
 
 @pytest.mark.acceptance
@@ -308,6 +326,7 @@ def test_a_request_that_dies_again_comes_back_with_its_first_origin_until_it_is_
     send(scene.kafka.bootstrap_servers, scene.requests, [("k", request("k", "poison"))])
     (sent,) = scene.replayed()
     with WorkerProcess(environment, tmp_path / "worker.log") as worker:
+        campaign = ""
         for replays in range(3):
             # Each is followed by the marker of its transaction.
             scene.wait_for(2 * replays + 1, scene.dead_letters)
@@ -320,8 +339,13 @@ def test_a_request_that_dies_again_comes_back_with_its_first_origin_until_it_is_
                     "timestamp": sent.timestamp()[1],
                 }
             ]
-            code, (tally,), _ = scene.run("replay", "--max-replays", "2")
+            if campaign:  # what it sent and what died again it sends no second time
+                code, (tally,), err = scene.run("replay", "--replays", str(replays), "--campaign", campaign)
+                assert (code, tally["replayed"], tally["refused"]) == (1, 0, {"returned": 1})
+                assert f"was sent by this campaign ({campaign}) and died again" in err
+            code, (tally,), _ = scene.run("replay", "--replays", str(replays), "--max-replays", "2")
             expected = (0, 1, {}) if replays < 2 else (1, 0, {"loop": 1})
             assert (code, tally["replayed"], tally["refused"]) == expected
+            campaign = tally["campaign"]
         assert worker.stop() == 0
     assert len(scene.replayed()) == 3

@@ -45,7 +45,7 @@ def test_a_missing_results_topic_is_named_until_it_is_created(
         send(kafka.bootstrap_servers, topics.requests, [("k0", request("k0", "plain"))])
         status, said = _readiness(port)
         assert status == 503
-        assert f"--create --topic {topics.results}" in said
+        assert f"topic {topics.results!r} is not there: create it (xnli-worker topics create)" in said
         assert [event["topic"] for event in worker.events("topic_missing")] == [topics.results]
         kafka.create_topic(topics.results)
         wait_until(lambda: _readiness(port)[0] == 200, 30, "the worker to be ready", worker)

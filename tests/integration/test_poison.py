@@ -31,6 +31,7 @@ def topics(topic: TopicFactory) -> Topics:
 
 def _environment(kafka: Kafka, topics: Topics) -> dict[str, str]:
     return topics.environment() | {
+        "XNLI_LOG__LEVEL": "debug",  # a line for each batch
         "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "XNLI_KAFKA__GROUP_ID": topics.requests,
         "XNLI_KAFKA__CONSUMER_PROPERTIES": '{"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}',

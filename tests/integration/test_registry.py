@@ -9,6 +9,7 @@ import uuid
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient
 
+from tests.brokers.answering import answering, redirecting
 from tests.brokers.registry import Apicurio
 from worker.avro import json_request
 from worker.avro.codec import REQUEST, RESULT, Codecs, schema_folder
@@ -86,6 +87,14 @@ def test_a_schema_of_another_kind_is_refused(schema_registry: Apicurio, topic: s
     with pytest.raises(Rejection, match=f"schema id {number} is a schema of type JSON") as caught:
         Codecs(schema_registry.url).read_request(with_id(number, b"{}"), ())
     assert caught.value.reason is Reason.SCHEMA
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_it_is_found_behind_a_redirect(schema_registry: Apicurio, topic: str, status: int) -> None:
+    with answering(redirecting(status, schema_registry.url)) as url:
+        codecs = Codecs(url, auto_register=True, sleep=never)
+        codecs.open(result_topic=topic, request_topic=f"{topic}-in")
+        assert codecs.read_request(*codecs.encode_request(DATUM)) == DATUM
 
 
 def test_an_unknown_id_is_the_messages_fault(schema_registry: Apicurio) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.brokers.kafka import Kafka
 from tests.builders import IgnoreRebalances
 from tests.conftest import TopicFactory
-from worker.errors import FatalError
+from worker.errors import Fenced
 from worker.kafka import client_config
 from worker.kafka.consumer import Consumer
 from worker.settings import KafkaSettings
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kafka
 def _is_fenced(consumer: Consumer) -> bool:
     try:
         consumer.poll(1, 0.1)
-    except FatalError:  # librdkafka may give the bare notice alone
+    except Fenced:
         return True
     return False
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, TopicPartition
 
 from tests.brokers.kafka import Kafka
 from tests.conftest import TopicFactory
@@ -31,21 +30,6 @@ def _environment(kafka: Kafka, topics: Topics, guarantee: str) -> dict[str, str]
         "XNLI_KAFKA__GROUP_ID": topics.requests,
         "XNLI_DELIVERY__GUARANTEE": guarantee,
     }
-
-
-def _make_again(kafka: Kafka, topic: str) -> None:
-    """Delete and create within a second: the broker refuses the name for a moment."""
-    kafka.delete_topic(topic)
-    deadline_s = time.monotonic() + 10
-    while True:
-        try:
-            kafka.create_topic(topic)
-        except KafkaException:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.05)
-        else:
-            return
 
 
 def _send(kafka: Kafka, topic: str, keys: Sequence[str]) -> None:
@@ -76,7 +60,7 @@ def test_nothing_of_the_new_topic_is_passed_over(
         )
         # A fetch that falls in between would find the topic missing, or its offset behind the end, and begin anew.
         worker.signal(signal.SIGSTOP) if running else worker.stop()
-        _make_again(kafka, topics.requests)
+        kafka.make_again(topics.requests)
         _send(kafka, topics.requests, new)
         worker.signal(signal.SIGCONT) if running else worker.restart()
         wait_until(lambda: set(_answered(kafka, topics)) >= set(new), 45, "the new topic's answers", worker, 1.0)
@@ -87,3 +71,52 @@ def test_nothing_of_the_new_topic_is_passed_over(
     again = len(answers) - len(set(answers))  # answered before the change was seen
     assert len(said) == int(running)
     assert sum(said) >= again
+
+
+@pytest.mark.timeout(120)
+def test_a_restart_sees_that_a_topic_was_made_again(kafka: Kafka, topics: Topics, tmp_path: Path) -> None:
+    """Kafka deletes a group's offsets with the topic, and takes those that a worker commits after that."""
+    retry = f"{topics.requests}.retry.1s"
+    kafka.create_topic(retry)
+    keys = {topic: [f"{topic}-{i}" for i in range(OLD + NEW)] for topic in (topics.requests, retry)}
+    environment = _environment(kafka, topics, "exactly_once") | {"XNLI_TOPICS__RETRY": "1"}
+    group = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": topics.requests})
+    for topic in keys:
+        _send(kafka, topic, keys[topic][:OLD])
+    with WorkerProcess(environment, tmp_path / "worker.log") as worker:
+        wait_until(lambda: len(_answered(kafka, topics)) == 2 * OLD, 30, "the old", worker)
+        wait_until(lambda: group_lag(kafka.bootstrap_servers, topics.requests, topics.requests) == 0, 30, "it", worker)
+        assert worker.stop() == 0
+        former = group.committed([TopicPartition(topic, 0) for topic in keys], timeout=30)
+        for topic in keys:
+            kafka.make_again(topic)
+            _send(kafka, topic, keys[topic][OLD:])
+        group.commit(offsets=former, asynchronous=False)
+        group.close()
+        worker.restart()
+        wait_until(lambda: len(_answered(kafka, topics)) >= 2 * (OLD + NEW), 45, "the new", worker, 0.5)
+        assert {event["partition"] for event in worker.events("topic_made_again")} == {f"{topic}-0" for topic in keys}
+        assert worker.stop() == 0
+    assert _answered(kafka, topics) == sorted(key for each in keys.values() for key in each)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(120)
+def test_a_shorter_topic_under_the_same_name_is_read_while_records_are_in_hand(
+    kafka: Kafka, topics: Topics, tmp_path: Path
+) -> None:
+    """The client goes back to the beginning by itself, while records from farther on are being computed."""
+    environment = _environment(kafka, topics, "exactly_once") | {
+        "XNLI_TEST_SECONDS_PER_BATCH": "3",
+        "XNLI_BATCH__MAX_MESSAGES": str(OLD),
+    }
+    with WorkerProcess(environment, tmp_path / "worker.log") as worker:
+        worker.wait_for("rebalance")
+        _send(kafka, topics.requests, [f"old{i}" for i in range(3 * OLD)])
+        wait_until(lambda: len(_answered(kafka, topics)) >= OLD, 30, "the first", worker)
+        kafka.make_again(topics.requests)
+        new = [f"new{i}" for i in range(10)]
+        _send(kafka, topics.requests, new)
+        wait_until(lambda: set(_answered(kafka, topics)) >= set(new), 45, "the new topic's answers", worker, 0.5)
+        assert worker.starts == 1
+        assert worker.stop() == 0

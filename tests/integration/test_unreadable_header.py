@@ -76,7 +76,7 @@ def test_it_becomes_a_dead_letter_and_its_neighbours_are_answered(
         ),
         pytest.param(("dead-letters", "list"), "three", marks=pytest.mark.acceptance),
         pytest.param(("dead-letters", "show", "0:1"), "not UTF-8", marks=pytest.mark.acceptance),
-        (("dead-letters", "replay"), '"replayed": 2, "refused": {"unreadable": 1}'),
+        (("dead-letters", "replay", "--yes"), '"replayed": 2, "refused": {"unreadable": 1}'),
     ],
 )
 def test_commands_go_on_to_the_others(

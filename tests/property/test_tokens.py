@@ -83,7 +83,7 @@ def special_words(family: str) -> list[str]:
     return checkpoint(family).tokenizer.all_special_tokens + (["<special0>"] if family == "xlm" else [])
 
 
-every_family = pytest.mark.parametrize("family", families.FAMILIES)
+every_family = pytest.mark.parametrize("family", families.EVERY)
 
 
 @every_family
@@ -160,7 +160,7 @@ def test_special_words_are_spelled_out_by_unigram_models(family: str, word: str)
     assert spelled == f"one {''.join('?' if letter in unknown else letter for letter in expected)} two"
 
 
-@pytest.mark.parametrize("family", [family for family in families.FAMILIES if family != "xlm"])
+@pytest.mark.parametrize("family", [case for case in families.EVERY if case.values != ("xlm",)])
 @checked
 @given(st.lists(st.one_of(st.sampled_from(["@user", "#tag", " ", "un"]), TEXT), max_size=5).map("".join))
 def test_added_words_that_are_not_special_keep_their_meaning(family: str, text: str) -> None:

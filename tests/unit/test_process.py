@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,7 @@ import torch
 from tests.unit.pipeline.test_infer import POLICY, Engine
 from tests.delivery.doubles import job
 from worker import cli
+from worker.commands import check
 from worker.errors import Stalled
 from worker.messages import Batch, Trigger
 from worker.pipeline.infer import InferenceThread
@@ -73,7 +76,7 @@ class Multiplies(Engine):
         while True:
             matrix @ matrix
 
-def command(_):
+def command(*_, **__):
     thread = InferenceThread(Multiplies(), POLICY, time.monotonic, lambda _: None, lambda: None)
     thread.start()
     thread.offer(Batch((job(0, "text"),), 1, 0.0, Trigger.WAIT))
@@ -82,7 +85,7 @@ def command(_):
     print("the last line")  # into a pipe, so it waits in a buffer
     {how}
 
-cli._check = command
+check.check = command
 sys.exit(cli.main(["check"]))
 """
 
@@ -91,7 +94,7 @@ sys.exit(cli.main(["check"]))
     ("how", "said"),
     [
         ("return 1", ""),
-        ("raise Stalled('no progress')", "xnli-worker: Stalled: no progress"),
+        ("raise Stalled('no progress')", "xnli-worker: no progress"),
         ("raise ZeroDivisionError('a bug')", "ZeroDivisionError: a bug"),
     ],
 )
@@ -107,3 +110,31 @@ def test_a_forward_under_way_does_not_change_the_exit_code(how: str, said: str) 
     assert (ended.returncode, ended.stdout) == (1, "the last line\n"), ended.stderr
     assert said in ended.stderr
     assert "terminate called" not in ended.stderr
+
+
+INSIDE_A_LIBRARY = """
+import sys
+from confluent_kafka import Consumer
+from worker.process import StopFlag
+stop = StopFlag()
+consumer = Consumer({"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0})
+print("waiting", flush=True)
+try:
+    consumer.list_topics(timeout=60)  # in C, where no handler of Python's is run
+finally:
+    print("came back", flush=True)
+"""
+
+
+def test_a_second_signal_ends_a_process_that_waits_inside_a_library() -> None:
+    command = [sys.executable, "-c", INSIDE_A_LIBRARY]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 1
+        assert process.stdout.read() == ""

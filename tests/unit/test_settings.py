@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -111,6 +112,47 @@ def test_a_map_in_the_environment_is_json() -> None:
 def test_a_variable_that_is_no_setting(name: str, expected: str) -> None:
     (finding,) = refusal({name: "5"})
     assert finding.startswith(expected)
+
+
+# As Kubernetes and Docker write them; NAME is the Service's.
+LINKS = {
+    "SERVICE_HOST": "10.0.0.11",
+    "SERVICE_PORT": "9400",
+    "SERVICE_PORT_HTTP_METRICS": "9400",
+    "PORT": "tcp://10.0.0.11:9400",
+    "PORT_9400_TCP": "tcp://10.0.0.11:9400",
+    "PORT_9400_TCP_PROTO": "tcp",
+    "PORT_9400_TCP_PORT": "9400",
+    "PORT_9400_TCP_ADDR": "10.0.0.11",
+    "PORT_53_UDP": "udp://10.0.0.11:53",
+    "PORT_53_SCTP_PROTO": "sctp",
+}
+
+
+@pytest.mark.parametrize("service", ["XNLI", "XNLI_WORKER", "XNLI_HTTP", "XNLI_WORKER__CANARY_2"])
+def test_what_a_platform_injects_for_a_service_is_passed_over(service: str) -> None:
+    linked = from_environment(**{f"{service}_{form}": value for form, value in LINKS.items()})
+    assert linked.model_dump() == from_environment().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("XNLI_MODEL__NMAE", "10.0.0.11"),
+        ("XNLI_MODEL_NAME", "10.0.0.11"),
+        ("XNLI_HTTP_PORT", "9400"),  # meant XNLI_HTTP__PORT; a link's value is an address
+        ("XNLI_HTTP__SERVICE_PORT", "9400"),
+        ("XNLI_MODEL__NAME_PORT", "tcp://10.0.0.11:9400"),
+        ("XNLI_WORKER_SERVICE_PORT", "high"),
+        ("XNLI_WORKER_PORT_9400", "tcp://10.0.0.11:9400"),
+        ("XNLI_WORKER_PORT_9400_TCP_NAME", "a"),
+        ("XNLI_WORKER_SERVICE_HOSTS", "10.0.0.11"),
+        ("XNLI_worker_SERVICE_HOST", "10.0.0.11"),
+    ],
+)
+def test_what_only_looks_like_a_service_link_is_refused(name: str, value: str) -> None:
+    (finding,) = refusal({name: value})
+    assert "no such setting" in finding
 
 
 def test_keys_and_sections_that_are_no_settings(file: Path) -> None:
@@ -288,3 +330,60 @@ def test_a_map_of_secrets_that_is_no_json_is_named_and_not_shown(text: str) -> N
     (finding,) = refusal({"XNLI_KAFKA__PROPERTIES": text})
     assert finding.startswith("kafka.properties: ")
     assert SECRET not in finding
+
+
+def test_maps_merge_key_by_key_and_the_environment_wins(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        '[kafka]\nbootstrap_servers = "h:1"\n'
+        'properties = {"security.protocol" = "SASL_SSL", "sasl.mechanism" = "PLAIN", "sasl.username" = "file"}\n'
+        'producer_properties = {"linger.ms" = 5}\n[model]\nname = "demo"\n'
+    )
+    loaded = load(
+        file,
+        {
+            "XNLI_KAFKA__PROPERTIES": '{"sasl.username": "u", "sasl.password": "p"}',
+            "XNLI_KAFKA__PRODUCER_PROPERTIES": '{"batch.size": 1000}',
+        },
+    )
+    assert loaded.kafka.properties == {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "u",
+        "sasl.password": "p",
+    }
+    assert loaded.kafka.producer_properties == {"linger.ms": 5, "batch.size": 1000}
+
+
+def test_a_secret_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text(
+        '[kafka]\nbootstrap_servers = "h:1"\nproperties = {"security.protocol" = "SASL_SSL"}\n[model]\nname = "demo"\n'
+        '[schema_registry]\nusername = "u"\n'
+    )
+    secrets = tmp_path / "secrets"
+    (secrets / "..data").mkdir(parents=True)  # how Kubernetes keeps the files that it links to
+    (secrets / "kafka__properties__sasl.password").write_text("of the file\n")
+    (secrets / "XNLI_SCHEMA_REGISTRY__PASSWORD").write_text("p")
+    environment = {"XNLI_SECRETS_DIR": str(secrets)}
+    loaded = load(file, environment)
+    assert loaded.kafka.properties == {"security.protocol": "SASL_SSL", "sasl.password": "of the file"}
+    assert loaded.schema_registry.password is not None
+    assert loaded.schema_registry.password.get_secret_value() == "p"
+    won = load(file, environment | {"XNLI_KAFKA__PROPERTIES": '{"sasl.password": "of the environment"}'})
+    assert won.kafka.properties["sasl.password"] == "of the environment"
+    (secrets / "kafka_password").write_text("hunter2")
+    with pytest.raises(SettingsError, match=r"kafka_password is no setting; files are named <section>__<key>") as bad:
+        load(file, environment)
+    assert "hunter2" not in str(bad.value)
+    with pytest.raises(SettingsError, match=r"XNLI_SECRETS_DIR = .*No such file or directory"):
+        load(file, {"XNLI_SECRETS_DIR": str(tmp_path / "absent")})
+
+
+def test_the_machine_s_name_is_filled_in() -> None:
+    environment = {
+        "XNLI_KAFKA__BOOTSTRAP_SERVERS": "h:1",
+        "XNLI_MODEL__NAME": "demo",
+        "XNLI_KAFKA__GROUP_INSTANCE_ID": "worker-{hostname}",
+    }
+    assert load(environ=environment).kafka.group_instance_id == f"worker-{socket.gethostname()}"

@@ -14,10 +14,12 @@ from typing import Any, Final
 from uuid import UUID
 
 import tenacity
+from pydantic import SecretStr
 
 from worker.avro.binary import decode, to_bytes
 from worker.avro.framing import SCHEMA_ID_HEADER, Frame, Framing, frame
 from worker.avro.registry import Registry
+from worker.avro.registry_access import Access, OAuthClient
 from worker.avro.schema_walk import Schema, schema
 from worker.errors import Reason, RegistryAway, Rejection, SettingsError
 from worker.messages import Headers
@@ -52,9 +54,7 @@ class Codecs:
 
     Args:
         url: Address of a Confluent-compatible registry, or several with commas between; None for none.
-        username: For basic authentication, with ``password``.
-        password: As above.
-        token: Bearer token, instead of the two.
+        access: Credentials and certificates for it.
         subject_strategy: How the subject of our own schemas is named.
         framing: ``prefix`` writes ``00`` and the schema id before the value, ``guid`` a header ``__value_schema_id``.
         auto_register: Register our schemas where they are missing; else they must be there.
@@ -63,16 +63,14 @@ class Codecs:
         clock: Monotonic seconds.
 
     Raises:
-        SettingsError: the address cannot be one, or a shipped schema is missing.
+        SettingsError: the address cannot be one, a certificate cannot be used, or a shipped schema is missing.
     """
 
     def __init__(
         self,
         url: str | None = None,
         *,
-        username: str | None = None,
-        password: str | None = None,
-        token: str | None = None,
+        access: Access | None = None,
         subject_strategy: SubjectStrategy = "topic_name",
         framing: WireFraming = "prefix",
         auto_register: bool = False,
@@ -92,9 +90,7 @@ class Codecs:
         self._registry: Registry | None = None
         self._names: dict[str, _SchemaName] = {}
         if url is not None:
-            self._registry = Registry(
-                url, username=username, password=password, token=token, timeout_s=timeout_s, clock=clock
-            )
+            self._registry = Registry(url, access=access, timeout_s=timeout_s, clock=clock)
         else:
             for file, reader in self._readers.items():
                 self._names[file] = _SchemaName(b"\xc3\x01" + bytes.fromhex(reader.fingerprint))
@@ -123,7 +119,7 @@ class Codecs:
         named = subject(self._strategy, topic, self._readers[file].name)
         found = registry.registered(named, file, self._texts[file], register=self._auto_register)
         if self._framing == "prefix":
-            if found.schema_id is None:
+            if found.schema_id is None or not 0 <= int(found.schema_id) < 1 << 32:
                 raise SettingsError(
                     f"{registry.place(named)} answers without a schema id; is schema_registry.url right?"
                 )
@@ -195,13 +191,38 @@ class Codecs:
         return name.prefix + to_bytes(datum, self._readers[file]), name.headers
 
 
+def _access(settings: SchemaRegistrySettings) -> Access:
+    oauth = None
+    if settings.oauth_token_url is not None:
+        oauth = OAuthClient(
+            settings.oauth_token_url,
+            settings.oauth_client_id or "",
+            _revealed(settings.oauth_client_secret) or "",
+            settings.oauth_scope,
+            settings.oauth_logical_cluster or "",
+            settings.oauth_identity_pool,
+        )
+    return Access(
+        settings.username,
+        _revealed(settings.password),
+        _revealed(settings.token),
+        oauth,
+        settings.ca,
+        settings.certificate,
+        settings.key,
+        _revealed(settings.key_password),
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
 def open_codecs(settings: SchemaRegistrySettings, sleep: Callable[[float], None] = time.sleep) -> Codecs:
     """Codecs as the settings describe the registry."""
     return Codecs(
         settings.url,
-        username=settings.username,
-        password=settings.password.get_secret_value() if settings.password else None,
-        token=settings.token.get_secret_value() if settings.token else None,
+        access=_access(settings),
         subject_strategy=settings.subject_strategy,
         framing=settings.framing,
         auto_register=settings.auto_register,

@@ -68,6 +68,13 @@ def frame(value: bytes, headers: Headers, max_message_bytes: int | None = None) 
         return Frame(Framing.CONFLUENT_ID, str(int.from_bytes(value[1:5], "big")), value[5:])
     if value[:2] == _SINGLE_OBJECT and len(value) >= 10:
         return Frame(Framing.SINGLE_OBJECT, value[2:10].hex(), value[10:])
+    if value.lstrip()[:1] in {b"{", b"["}:
+        raise Rejection(
+            Reason.MALFORMED,
+            "frame",
+            f"the value begins {excerpt(value[:12])}, which looks like JSON: send Avro, or use xnli-worker send, which "
+            "makes Avro of JSON",
+        )
     raise Rejection(
         Reason.MALFORMED,
         "frame",

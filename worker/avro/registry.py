@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from worker.avro.excerpt import clip
 from worker.avro.framing import Framing
+from worker.avro.registry_access import Access
 from worker.avro.schema_walk import Schema, schema
 from worker.errors import Reason, RegistryAway, Rejection, SettingsError
 
 if TYPE_CHECKING:
-    from confluent_kafka.schema_registry import RegisteredSchema, SchemaRegistryClient
+    from confluent_kafka.schema_registry import RegisteredSchema
     from confluent_kafka.schema_registry import Schema as RegistrySchema
 
 # Schemas by id or GUID kept; each is a few kilobytes, and an id's schema never changes.
@@ -27,6 +28,9 @@ _MAX_REFERENCES: Final = 32
 # How long "no such schema" is believed. A producer that writes to the wrong registry sends one unknown id a million
 # times; a registry that follows another may learn of an id seconds after the producer.
 _UNKNOWN_FOR_S: Final = 10.0
+
+_CREDENTIALS: Final = "schema_registry.username and password, token, or the settings of OAuth"
+_UNTRUSTED: Final = "; if its certificate is of an authority of your own, set schema_registry.ca to that one's"
 
 _T = TypeVar("_T")
 
@@ -40,29 +44,28 @@ class Registry:
 
     Args:
         url: Its address, or several with commas between.
-        username: For basic authentication, with ``password``.
-        password: As above.
-        token: Bearer token, instead of the two.
+        access: Credentials and certificates.
         timeout_s: For one call.
         clock: Monotonic seconds.
 
     Raises:
-        SettingsError: the address cannot be one.
+        SettingsError: the address cannot be one, or a certificate cannot be used.
     """
 
     def __init__(
         self,
         url: str,
         *,
-        username: str | None = None,
-        password: str | None = None,
-        token: str | None = None,
+        access: Access | None = None,
         timeout_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        from worker.avro import registry_client  # noqa: PLC0415 (takes half a second: see there)
+
         self._url = url
         self._clock = clock
-        self._client = _connect(url, username, password, token, timeout_s)
+        self._client = registry_client.connect(url, access or Access(), timeout_s)
+        self._forget_token = partial(registry_client.forget_token, self._client)
         self._fetched = lru_cache(maxsize=_MAX_CACHED)(self._fetch)
         self._refused: dict[tuple[Framing, str], tuple[float, str]] = {}
 
@@ -100,6 +103,11 @@ class Registry:
             ) from None
         if (found.schema_type or "AVRO") != "AVRO":
             raise _unusable(f"{framing} {key} is a schema of type {found.schema_type}; only AVRO is read")
+        if rules := _rules(found):
+            raise _unusable(
+                f"{framing} {key} is a schema with rules: {rules}. They are not carried out here, and what they "
+                "encrypt or change would be judged as it lies; write with a schema that has none"
+            )
         try:
             return schema(found.schema_str or "", tuple(references.values()))
         except Rejection as rejection:
@@ -115,6 +123,10 @@ class Registry:
                 raise _unusable(f"the writer's schema refers to more than {_MAX_REFERENCES} others; inline them")
             # A soft-deleted version is still what its data was written with.
             target = self._ask(partial(self._client.get_version, name, version, deleted=True)).schema
+            if rules := _rules(target):
+                raise _unusable(
+                    f"the writer's schema refers to {name!r}, a schema with rules: {rules}; write with none"
+                )
             self._collect(target, into)
             into[name, version] = target.schema_str or ""
 
@@ -131,7 +143,7 @@ class Registry:
             SettingsError: the registry does not know the schema, or does not let us in.
             RegistryAway: the registry does not answer, or answers with an error of its own.
         """
-        from confluent_kafka.schema_registry import Schema as RegistrySchema  # noqa: PLC0415 (see _connect)
+        from confluent_kafka.schema_registry import Schema as RegistrySchema  # noqa: PLC0415 (see registry_client)
 
         ours = RegistrySchema(text, "AVRO")
         find = self._client.register_schema_full_response if register else self._client.lookup_schema
@@ -158,41 +170,27 @@ class Registry:
             # every record there is.
             if status == 404 and getattr(error, "error_code", None) in range(40400, 40500):
                 raise _UnknownError(said) from error
+            if status in {401, 403}:
+                self._forget_token()
             if starting and status is not None and 400 <= status < 500 and status not in {404, 408, 429}:
-                mend = "check schema_registry.username, password or token" if status in {401, 403} else "see its log"
+                mend = f"check {_CREDENTIALS}" if status in {401, 403} else "see its log"
                 raise SettingsError(f"the registry at {self._url} refuses: {said}; {mend}") from error
-            raise RegistryAway(f"the registry at {self._url} does not answer as it should: {said}") from error
+            if isinstance(error, ValueError) and "is not a valid Rule" in said:  # its client knows no such kind of rule
+                raise _unusable(
+                    f"a schema in the registry at {self._url} has rules that nobody knows: {said}"
+                ) from error
+            mend = _UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in said else ""
+            raise RegistryAway(f"the registry at {self._url} does not answer as it should: {said}{mend}") from error
 
 
-def _connect(
-    url: str, username: str | None, password: str | None, token: str | None, timeout_s: float
-) -> SchemaRegistryClient:
-    # Takes 0.6 s to import, which runs without a registry need not pay.
-    from confluent_kafka.schema_registry import SchemaRegistryClient  # noqa: PLC0415
-
-    for address in url.split(","):
-        parts = urlsplit(address.strip())
-        if parts.username or parts.password:
-            raise SettingsError(
-                "schema_registry.url holds credentials, which would end up in logs; "
-                "set schema_registry.username and schema_registry.password"
-            )
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise SettingsError(
-                f"schema_registry.url = {address.strip()!r}: write http://host:port or https://host:port"
-            )
-    # Retries would block the Kafka thread; who calls us knows how to wait.
-    conf: dict[str, Any] = {"url": url, "timeout": timeout_s, "max.retries": 0}
-    if username is not None:
-        conf["basic.auth.user.info"] = f"{username}:{password or ''}"
-    if token is not None:
-        # The client insists on a cluster to go with the token; registries other than Confluent's cloud ignore it.
-        conf |= {
-            "bearer.auth.credentials.source": "STATIC_TOKEN",
-            "bearer.auth.token": token,
-            "bearer.auth.logical.cluster": "",
-        }
-    return SchemaRegistryClient(conf)
+def _rules(found: RegistrySchema) -> str:
+    """The rules that whoever reads with a schema has to carry out, and we cannot; empty if there are none."""
+    rule_set = found.rule_set
+    if rule_set is None:
+        return ""
+    kinds = (rule_set.domain_rules, rule_set.encoding_rules, rule_set.migration_rules)
+    rules = [rule for kind in kinds for rule in kind or () if not rule.disabled]
+    return clip(", ".join(f"{rule.type} {rule.name!r}" for rule in rules))
 
 
 def _unusable(message: str) -> Rejection:

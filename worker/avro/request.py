@@ -9,6 +9,7 @@ from typing import Any, Final
 from worker.avro.excerpt import clip, excerpt
 from worker.errors import Reason, Rejection
 from worker.messages import LongText, Pooling, Request, Task
+from worker.rules.blank import INVISIBLE, is_blank
 from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template, split
 
 
@@ -44,8 +45,9 @@ class Limits:
 def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Request:
     """Check what a datum of ``xnli.InferenceRequest`` asks for, and fill in what it leaves open.
 
-    A blank text, label or hypothesis is refused: the model would answer it, and the answer would mean nothing. Fields
-    of other tasks are not read (labels of an EMBED, for one). Labels may repeat; their order is kept.
+    A text, label or hypothesis of which nothing can be seen is refused: the model would answer it, and the answer would
+    mean nothing. Fields of other tasks are not read (labels of an EMBED, for one). Labels may repeat; their order is
+    kept.
 
     Raises:
         Rejection: INVALID or TOO_LARGE, naming the field, its value and the mend.
@@ -55,8 +57,9 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
         raise _invalid("id", id_, "give each request a name of its own")
     if len(text) > limits.max_text_chars:
         raise _too_large("text", f"{len(text)} characters", "max_text_chars", limits.max_text_chars)
-    if not text or text.isspace():
-        raise _invalid("text", text, "send some text to judge")
+    # One look at the first character settles it as a rule, and costs no more than `isspace`.
+    if not text or (text[0] in INVISIBLE and is_blank(text)):
+        raise _invalid("text", text, "nothing of it can be seen; send some text to judge")
 
     task = _TASKS[datum["task"]]
     labels: tuple[str, ...] = ()
@@ -74,7 +77,7 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
         _check_sentences("hypotheses", hypotheses, limits)
 
     language, top_k, threshold = datum["language"], datum["top_k"], datum["threshold"]
-    if language is not None and not language.strip():
+    if language is not None and is_blank(language):
         raise _invalid("language", language, "name a language code of the checkpoint, or leave it null")
     if top_k is not None and top_k < 1:
         raise _invalid("top_k", top_k, "ask for at least 1 label, or leave it null for all")
@@ -120,7 +123,7 @@ def _check_sentences(field: str, sentences: tuple[str, ...], limits: Limits) -> 
     if len(sentences) > limits.max_labels:
         raise _too_large(field, f"{len(sentences)} entries", "max_labels", limits.max_labels)
     for index, sentence in enumerate(sentences):
-        if not sentence or sentence.isspace():
+        if not sentence or (sentence[0] in INVISIBLE and is_blank(sentence)):
             raise _invalid(f"{field}[{index}]", sentence, "leave blank entries out")
         if len(sentence) > limits.max_label_chars:
             raise _too_large(

@@ -24,14 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from worker import __version__
+from worker.commands.roofline import roofline
 from worker.commands.workload import DEMO_CHECKPOINT, SHAPES, TEMPLATE, answer, make_checkpoint, workload
 from worker.errors import CheckpointError
 from worker.inference.engine import Engine
-from worker.inference.forwards import encoder
+from worker.inference.forwards import families
 from worker.inference.loading import load
 from worker.inference.model import Checkpoint
 from worker.inference.precision import Processor
-from worker.messages import Request
+from worker.messages import Pooling, Request
 
 ENGINE: Final = "engine"
 WORKER: Final = "whole worker"
@@ -65,7 +66,7 @@ def bench(
         shape: a name in `SHAPES`, to measure random weights of that shape. No setting is read then.
         device: in place of the settings' ``model.device``.
         precision: in place of the settings' ``model.precision``.
-        threads: of torch on the CPU; None: torch's own choice.
+        threads: in place of the settings' ``model.threads``.
         messages: how many a run answers; None: as many as the engine answers in about a second.
         runs: timed runs of each subject.
         peer: whether to run transformers' pipeline, which takes most of the time.
@@ -75,11 +76,10 @@ def bench(
     Raises:
         SettingsError: wrong settings, or a checkpoint that cannot be loaded or does not classify.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers'
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
-    given = {name: value for name, value in (("device", device), ("precision", precision)) if value is not None}
+    chosen = {"device": device, "precision": precision, "threads": threads}
+    given = {name: value for name, value in chosen.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="xnli-bench-") as scratch, Console(stderr=True).status("measuring"):
         if shape is None:
             arguments, max_tokens = _configured(config)
@@ -87,8 +87,8 @@ def bench(
         else:
             arguments = {"name": str(make_checkpoint(SHAPES[shape], Path(scratch) / shape))}
             shown, max_tokens = f"random weights of {shape} shape", MAX_TOKENS
-        # The self-test asks for the right answers; here they do not matter.
-        checkpoint = load(**arguments | given, self_test="off")
+        # The self-test asks for the right answers; here they do not matter, and nothing is embedded.
+        checkpoint = load(**arguments | given, self_test="off", pooling=Pooling.MEAN)
         report = _measure(shown, checkpoint, max_tokens, messages, runs, peer=peer, kafka=kafka)
     if as_json or not sys.stdout.isatty():
         print(json.dumps(report))  # noqa: T201 (this is the command's output)
@@ -102,7 +102,7 @@ def _configured(config: Path | None) -> tuple[dict[str, Any], int]:
 
     presets = {"kafka": {"bootstrap_servers": "none"}, "model": {"name": str(DEMO_CHECKPOINT)}}
     loaded = settings.load(config, defaults=presets)
-    names = ("name", "revision", "device", "precision", "max_length", "labels", "default_language")
+    names = ("name", "revision", "device", "precision", "max_length", "labels", "default_language", "threads")
     return {name: getattr(loaded.model, name) for name in names}, loaded.batch.max_tokens
 
 
@@ -117,7 +117,7 @@ def _measure(
     work = answer(engine, requests)
     pairs, tokens = sum(done.rows for done in work), sum(done.tokens for done in work)
     subjects: dict[str, Callable[[], object]] = {ENGINE: partial(answer, engine, requests)}
-    if encoder.supports(checkpoint):
+    if families.is_packed(checkpoint.model.config):
         subjects[ROOFLINE] = roofline(checkpoint, tokens)
     if peer:
         directory = Path(str(checkpoint.model.name_or_path))  # where its files lie, a hub's too
@@ -187,51 +187,18 @@ def zero_shot_pipeline(
     return run
 
 
-def roofline(checkpoint: Checkpoint, tokens: int) -> Callable[[], None]:
-    """The matrix products that classifying so many tokens cannot do without, and nothing else: no engine is faster.
-
-    Four in each layer, in the checkpoint's weight format; of the last layer only the first, since of what follows only
-    each row's CLS is needed. So many tokens at a time as measured fastest.
-
-    Raises:
-        ValueError: the checkpoint is no encoder of the BERT family, whose products these are.
-    """
-    if not encoder.supports(checkpoint):
-        raise ValueError(f"the matrix products of {checkpoint.family} are others")
-    config: Any = checkpoint.model.config
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = config.hidden_dim if checkpoint.family == "distilbert" else config.intermediate_size
-    device, dtype = checkpoint.device, checkpoint.model.dtype
-    rows = 2048 if device.type == "cpu" else 16384
-    qkv, *others = (3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)
-    # Weights of their own for each layer: what a cache holds of one product must not serve the next.
-    weights = [
-        torch.randn(shape, dtype=dtype, device=device)
-        for layer in range(layers)
-        for shape in (qkv, *(others if layer < layers - 1 else ()))
-    ]
-    states = {width: torch.randn((rows, width), dtype=dtype, device=device) for width in (hidden, inner)}
-
-    @torch.inference_mode()
-    def multiply() -> None:
-        for start in range(0, tokens, rows):
-            count = min(rows, tokens - start)
-            for weight in weights:
-                torch.mm(states[weight.shape[1]][:count], weight.T)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return multiply
-
-
-def alternating_runs(subjects: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, list[float]]:
+def alternating_runs(
+    subjects: Mapping[str, Callable[[], object]], *, runs: int, before: Callable[[str], None] = lambda _name: None
+) -> dict[str, list[float]]:
     """Seconds that each subject took in each of ``runs`` rounds, after one round that is not timed.
 
     A round runs every subject once. A machine's speed drifts, and the subjects of one round meet the same machine.
+    ``before`` is told each subject's name before it runs, outside the time that is taken.
     """
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(runs + 1):
         for name, subject in subjects.items():
+            before(name)
             began_s = time.perf_counter()
             subject()
             seconds[name].append(time.perf_counter() - began_s)

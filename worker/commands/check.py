@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 from rich.console import Console
 from rich.text import Text
 
+from worker import redaction, streams, terminal
 from worker import settings as settings_module
 from worker.avro.codec import Codecs, open_codecs, schema_folder
 from worker.commands import connection
@@ -24,6 +26,8 @@ from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
 from worker.rules import names
 from worker.settings import Settings
+from worker.start import Start
+from worker.streams import OutputLost
 from worker.telemetry import log
 
 if TYPE_CHECKING:
@@ -52,10 +56,11 @@ class _Trial:
     """What later steps learn from earlier ones."""
 
     settings: Settings
+    option: str  # what names the settings' file on a command line
     cluster: ClusterMetadata | None = None
 
 
-def check(config: Path | None) -> int:
+def check(config: Path | None, *, as_json: bool = False) -> int:
     """Try everything and return the exit code.
 
     It changes nothing a worker would not change: with exactly_once it opens (and leaves empty) a transactional id of
@@ -65,10 +70,10 @@ def check(config: Path | None) -> int:
         0 all is well; 1 something is away or missing; 2 a setting or the checkpoint is wrong.
     """
     log.configure("warning", "console", sys.stderr)
-    report = _Report()
+    report = _Report(as_json)
     trial: _Trial | None = None
     with report.step("settings"):
-        trial = _Trial(settings_module.load(config))
+        trial = _Trial(settings_module.load(config), f" --config {config}" if config is not None else "")
         report.ok("settings", str(config) if config is not None else "from the environment")
     for name, needs, attempt in _STEPS:
         missing = next((need for need in ("settings", *needs) if need in report.bad), None)
@@ -82,8 +87,9 @@ def check(config: Path | None) -> int:
 
 @dataclass(slots=True)
 class _Report:
-    """Lines on stdout, the same in a pipe as on a terminal, where they are coloured."""
+    """Lines on stdout, the same in a pipe as on a terminal, where they are coloured; or an object of JSON for each."""
 
+    as_json: bool
     exit_code: int = 0
     bad: set[str] = field(default_factory=set)
     _console: Console = field(default_factory=lambda: Console(highlight=False))
@@ -96,7 +102,7 @@ class _Report:
         except _Needless as reason:
             self._write(_SKIPPED, name, str(reason))
         except _Caution as found:
-            for finding in str(found).splitlines():
+            for finding in str(found).split("\n"):
                 self._write(_CAUTION, name, finding)
         except SettingsError as error:
             self._fail(name, str(error), 2)
@@ -115,12 +121,22 @@ class _Report:
     def _fail(self, name: str, why: str, code: int) -> None:
         self.bad.add(name)
         self.exit_code = max(self.exit_code, code)
-        for finding in why.splitlines() or [""]:
+        for finding in why.split("\n"):
             self._write(_FAILED, name, finding)
 
     def _write(self, status: str, name: str, what: str) -> None:
-        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{what}")
-        self._console.print(line, soft_wrap=True)
+        shown = terminal.harmless(redaction.in_text(what))
+        if self.as_json:
+            found = {"check": name, "status": status.lower(), "message": redaction.in_text(what)}
+            sys.stdout.write(json.dumps(found) + "\n")
+            return
+        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{shown}")
+        try:
+            self._console.print(line, soft_wrap=True)
+        except OutputLost as lost:  # what was found out matters, not where it is said
+            streams.complain(f"stdout: {lost.strerror}; the report goes on here")
+            self._console = Console(stderr=True, highlight=False)
+            self._console.print(line, soft_wrap=True)
 
 
 def _schemas(_: _Trial) -> str:
@@ -151,15 +167,12 @@ def _topics(trial: _Trial) -> str:
         wanted[topics.label_sets] = "label_sets"
     known = trial.cluster.topics
     counts = {topic: len(known[topic].partitions) for topic in wanted if topic in known}
-    suggested = max((counts[topic] for topic in topics.input if topic in counts), default=1)
     findings: list[str] = []
     for topic, key in wanted.items():
         if topic not in known:
-            partitions = 1 if key == "label_sets" else suggested
-            compact = " --config cleanup.policy=compact" if key == "label_sets" else ""
             findings.append(
                 f"topics.{key} = {topic!r} is not there, or this user may not see it: create it "
-                f"(kafka-topics.sh --create --topic {topic} --partitions {partitions}{compact})"
+                f"(xnli-worker topics create{trial.option})"
             )
             continue
         leaderless = sorted(number for number, found in known[topic].partitions.items() if found.leader < 0)
@@ -243,13 +256,15 @@ def _registry(trial: _Trial) -> str:
 def _device(trial: _Trial) -> str:
     import torch  # noqa: PLC0415 (seconds, which a person with a wrong setting need not wait)
 
-    from worker.inference.precision import find_device  # noqa: PLC0415 (as above)
+    from worker.inference import threads  # noqa: PLC0415 (as above)
+    from worker.inference.precision import find_device  # noqa: PLC0415
 
     device = find_device(trial.settings.model.device)
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         return f"{device}: {found.name}, {found.total_memory / 2**30:.0f} GiB"
-    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    count, why = threads.choose(trial.settings.model.threads)
+    return f"{device}, {count} thread{'' if count == 1 else 's'} ({why})" if device.type == "cpu" else str(device)
 
 
 def _model(trial: _Trial) -> str:
@@ -259,7 +274,7 @@ def _model(trial: _Trial) -> str:
     if sys.stderr.isatty():
         say(f"loading {name}; a large model takes minutes")
     began_s = time.monotonic()
-    engine = load_engine(trial.settings)
+    engine = Start(lambda: False).run(lambda tell: load_engine(trial.settings, tell=tell))
     took_s = time.monotonic() - began_s
     return f"{name} at {engine.identity.revision}, {engine.precision} on {engine.device}; loaded in {took_s:.1f} s"
 

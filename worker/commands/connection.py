@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka.admin import AdminClient
 
 from worker import settings as settings_module
-from worker.errors import BrokerAway
-from worker.kafka import client_config, client_errors
+from worker import terminal
+from worker.kafka import client_config, client_errors, reach, topics
 from worker.kafka.client_config import Properties
+from worker.kafka.reach import Unreachable
 from worker.kafka.reader import Reader
-from worker.kafka.topics import partition_numbers
 from worker.rules import names
 from worker.settings import KafkaSettings, Settings
 
@@ -43,11 +43,11 @@ def load_settings(config: Path | None) -> Settings:
 
 def say(text: str) -> None:
     """A line on stderr for the person who watches; stdout belongs to the command's output."""
-    sys.stderr.write(f"xnli-worker: {text}\n")
+    sys.stderr.write(f"xnli-worker: {terminal.harmless(text)}\n")
     sys.stderr.flush()
 
 
-class Reports:
+class Reports(Unreachable):
     """What librdkafka finds out between our calls, such as a connection that is refused. Give it to `connect`.
 
     Args:
@@ -55,7 +55,8 @@ class Reports:
     """
 
     def __init__(self, tell: Callable[[str], None] | None = None) -> None:
-        self.cause = ""  # the last trouble, to explain a call that only says that it timed out
+        super().__init__()
+        self.is_asking = False  # a question is under way, whose answer, or failure, its asker tells
         self._fatal: KafkaError | None = None
         self._tell = tell
         self._told: dict[str, float] = {}
@@ -64,13 +65,13 @@ class Reports:
         """Take an error from librdkafka: called inside ``poll`` and ``flush``, on the thread that calls them."""
         if client_errors.is_fatal(error):
             self._fatal = error
-        if error.code() == client_errors.ALL_BROKERS_DOWN:
+        super().__call__(error)
+        if error.code() == client_errors.ALL_BROKERS_DOWN or self.is_asking:
             return
-        self.cause = error.str()
         now = time.monotonic()
         if self._tell is not None and now - self._told.get(error.name(), -_TELL_EVERY_S) >= _TELL_EVERY_S:
             self._told[error.name()] = now
-            self._tell(f"{error.str()}; still trying")
+            self._tell(f"{self.cause}; still trying")
 
     def check(self) -> None:
         """Raise FatalError if librdkafka has said that its client cannot go on."""
@@ -104,15 +105,15 @@ def open_reader(kafka: KafkaSettings, topic: str, reports: Reports, *, client: s
     )
 
 
-def metadata(client: Consumer | Producer, kafka: KafkaSettings, reports: Reports, timeout_s: float) -> ClusterMetadata:
+def metadata(
+    client: Consumer | Producer | AdminClient, kafka: KafkaSettings, reports: Reports, timeout_s: float
+) -> ClusterMetadata:
     """What the cluster says of itself and of all topics, which creates none.
 
     Raises:
         BrokerAway: no broker answered in time.
     """
-    with _answers(client, kafka, reports, timeout_s):
-        found: ClusterMetadata = client.list_topics(timeout=timeout_s)
-    return found
+    return _ask(client, kafka, reports, timeout_s)
 
 
 def is_embedded(cluster: ClusterMetadata) -> bool:
@@ -129,21 +130,21 @@ def partitions(
         BrokerAway: no broker answered in time.
         TopicMissing: it is not there.
     """
-    with _answers(client, kafka, reports, timeout_s):
-        return partition_numbers(client, topic, timeout_s)
+    return topics.numbers_in(_ask(client, kafka, reports, timeout_s, topic), topic)
 
 
-@contextmanager
-def _answers(client: Consumer | Producer, kafka: KafkaSettings, reports: Reports, timeout_s: float) -> Iterator[None]:
+def _ask(
+    client: Consumer | Producer | AdminClient,
+    kafka: KafkaSettings,
+    reports: Reports,
+    timeout_s: float,
+    topic: str | None = None,
+) -> ClusterMetadata:
+    reports.is_asking = True
     try:
-        yield
-    except KafkaException as error:
-        client.poll(0)  # delivers to `reports` what went wrong meanwhile
-        raise BrokerAway(
-            f"no answer from kafka.bootstrap_servers = {kafka.bootstrap_servers!r} in {timeout_s:g} s "
-            f"({reports.cause or error.args[0].str()}); start the broker, or correct the setting, or those of TLS and "
-            "SASL in kafka.properties"
-        ) from None
+        return reach.cluster(client, kafka.bootstrap_servers, reports, timeout_s, topic)
+    finally:
+        reports.is_asking = False
 
 
 class Waiting:

@@ -1,19 +1,23 @@
-"""Dead letters on stdout: a table on a terminal, JSON lines in a pipe."""
+"""Dead letters on stdout: on a terminal two lines for each, JSON lines in a pipe."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from typing import Any, Final
 
-from worker.commands.json_lines import json_line, timestamp_of
+from worker import screen, terminal
+from worker.avro.codec import Codecs
+from worker.commands.json_lines import describe, is_wanted, json_line, timestamp_of
+from worker.errors import RegistryAway
 from worker.rules.replay import DeadLetterRecord
+from worker.screen import Cell, Screen
 
-# Rows of one table on a terminal: enough for columns that fit, few enough that the first appear soon.
-_PAGE_ROWS: Final = 200
-_COLUMNS: Final = ("position", "reason", "stage", "origin", "age", "attempts", "replays")
-_LEAST_MESSAGE_CHARS: Final = 20
+# Letters of one page on a terminal: enough for columns that fit, few enough that the first appear soon.
+_PAGE: Final = 100
+_HEAD: Final = ("position", "reason", "age", "tries", "key", "id")
+_LONGEST: Final = 30  # of a column
+_INDENT: Final = "    "
 # The units of ages, as `--since` takes them too.
 UNITS_S: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
@@ -21,49 +25,71 @@ UNITS_S: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 class Listing:
     """Writes dead letters one by one. ``close`` writes what is left.
 
-    On a terminal a page of rows is held for its columns to fit, and has a head of its own. Only the message is cut to
-    the terminal's width: a position or a topic that is not whole is of no use.
+    On a terminal the message has a line of its own, and is never cut: it says how to mend what is wrong. A page is held
+    for its columns to fit.
+
+    Args:
+        codecs: Read the requests, for their ids.
+        remark: Name of a further column.
+        as_json: JSON on a terminal too.
     """
 
-    def __init__(self, remark: str | None = None) -> None:
-        self._head = [*_COLUMNS, *([remark] if remark is not None else []), "message"]
-        self._remark = remark  # name of a further column
-        self._page: list[list[str]] = []
-        self._as_table = sys.stdout.isatty()
+    def __init__(self, codecs: Codecs, remark: str | None = None, *, as_json: bool = False) -> None:
+        self._codecs: Codecs | None = codecs
+        self._remark = remark
+        self._screen = None if is_wanted(as_json) else Screen()
+        self._page: list[tuple[list[str], str]] = []
 
     def write(self, dead_letter: DeadLetterRecord, remark: str = "") -> None:
         """One dead letter, with what is to be said in the further column."""
-        shown = summary(dead_letter)
-        if not self._as_table:
-            sys.stdout.buffer.write(json_line(shown if self._remark is None else shown | {self._remark: remark}))
+        shown = summary(dead_letter) | {"id": self._id(dead_letter)}
+        if self._remark is not None:
+            shown[self._remark] = remark
+        if self._screen is None:
+            sys.stdout.buffer.write(json_line(shown))
             return
         said = dead_letter.said
+        tries = f"{said.get('attempts', '?')}" + (f"+{dead_letter.replays}" if dead_letter.replays else "")
         cells = [
-            shown["position"],
+            str(shown["position"]),
             said.get("reason", "?"),
-            said.get("stage", "?"),
-            f"{said.get('topic', '?')}/{said.get('partition', '?')}/{said.get('offset', '?')}",
             _age(dead_letter.record.timestamp_ms),
-            said.get("attempts", "?"),
-            str(dead_letter.replays),
+            tries,
+            shown["key"] if shown["key"] is not None else "-",
+            shown["id"] or "-",
             *([remark] if self._remark is not None else []),
-            dead_letter.record.unreadable or said.get("message", ""),
         ]
-        self._page.append([_printable(cell) for cell in cells])
-        if len(self._page) == _PAGE_ROWS:
+        message = dead_letter.record.unreadable or said.get("message", "")
+        self._page.append(([terminal.harmless(cell) for cell in cells], terminal.harmless(message)))
+        if len(self._page) == _PAGE:
             self.close()
 
     def close(self) -> None:
         """Write what waits for its page to fill."""
-        if self._page:
-            rows = [self._head, *self._page]
-            widths = [max(map(len, column)) + 2 for column in zip(*(row[:-1] for row in rows), strict=True)]
-            left = max(_LEAST_MESSAGE_CHARS, shutil.get_terminal_size().columns - sum(widths))
-            for row in rows:
-                cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
-                sys.stdout.write("".join(cells) + row[-1][:left] + "\n")
+        if self._page and self._screen is not None:
+            out = self._screen
+            head = [*_HEAD, *([self._remark] if self._remark is not None else [])]
+            rows = [head, *(cells for cells, _ in self._page)]
+            widths = [min(_LONGEST, max(map(screen.width, column))) for column in zip(*rows, strict=True)][:-1]
+            out.row([Cell(name, screen.DIM) for name in head], widths)
+            for cells, message in self._page:
+                out.row([Cell(cells[0], screen.BOLD), Cell(cells[1], screen.YELLOW), *cells[2:]], widths)
+                for line in screen.wrapped(message, out.columns - len(_INDENT)):
+                    out.line(_INDENT + screen.isolated(line))
             self._page.clear()
         sys.stdout.flush()
+
+    def _id(self, dead_letter: DeadLetterRecord) -> str | None:
+        """The request's id, where the request can be read."""
+        if self._codecs is None:
+            return None
+        try:
+            request = describe(dead_letter.record, self._codecs, dead_letters=True).get("request")
+        except RegistryAway:
+            self._codecs = None  # the list need not wait for it once for each letter
+            return None
+        found = request.get("id") if isinstance(request, dict) else None
+        return found if isinstance(found, str) else None
 
 
 def summary(dead_letter: DeadLetterRecord) -> dict[str, Any]:
@@ -92,8 +118,3 @@ def _age(timestamp_ms: int) -> str:
     seconds = max(0, int(time.time() - timestamp_ms / 1000))
     unit = next((unit for unit, length_s in UNITS_S.items() if seconds >= 2 * length_s), "s")
     return f"{seconds // UNITS_S[unit]}{unit}"
-
-
-def _printable(text: str) -> str:
-    """A stranger's text as a terminal may see it: in one line, and without the means to steer it."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from confluent_kafka.admin import AdminClient
+
 from worker.commands import connection
 from worker.commands.connection import Reports, say
+from worker.kafka import client_config
 from worker.kafka.reader import Extent, Reader
+from worker.kafka.topic_ids import TopicIds
+from worker.rules.offset_metadata import TopicId, topic_id_of
 from worker.rules.replay import DeadLetterRecord, Selection
 from worker.settings import Settings
 
@@ -44,9 +49,28 @@ class DeadLetterTopic:
         """What each partition holds now, up to the first transaction that is still open. Raises TopicMissing."""
         return self.reader.extents(self.require(self.name), _TIMEOUT_S)
 
-    def progress(self, extents: Mapping[int, Extent]) -> dict[int, int]:
-        """The group's committed offsets in these partitions, where it has any."""
-        return self.reader.committed(list(extents), _TIMEOUT_S)
+    def progress(self, extents: Mapping[int, Extent], current: TopicId | None) -> dict[int, int]:
+        """The group's committed offsets in these partitions, where it has any.
+
+        ``current`` is the topic that is there now. Offsets of one that was made again since are none, and it is said.
+        An offset behind the end is of such a topic too.
+        """
+        found = self.reader.committed(list(extents), _TIMEOUT_S)
+        gone = {
+            number
+            for number, (offset, metadata) in found.items()
+            if offset > extents[number].end or (current is not None and current.is_another_than(topic_id_of(metadata)))
+        }
+        if gone:
+            say(f"topic {self.name!r} was made again since the last run; it is read from its beginning")
+        return {number: offset for number, (offset, _) in found.items() if number not in gone}
+
+    def topic_id(self) -> TopicId | None:
+        """The id of the topic that is there now, None if nobody tells."""
+        shared = client_config.common(self._kafka, "replay")
+        admin = connection.connect(AdminClient, shared, self._reports)
+        state = TopicIds(admin, [self.name]).fetch([self.name], _TIMEOUT_S).get(self.name)
+        return None if state is None else state.topic_id
 
     def first_offsets(self, extents: Mapping[int, Extent], selection: Selection) -> dict[int, int]:
         """Where each partition's first dead letter of the selection may lie. What comes too early, it passes over."""

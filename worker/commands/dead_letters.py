@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 
 from worker.avro.codec import Codecs, open_codecs
 from worker.commands import connection, dead_letter_topic
 from worker.commands.connection import say
 from worker.commands.dead_letter_listing import UNITS_S, Listing
-from worker.commands.json_lines import describe, json_line
+from worker.commands.json_lines import describe, is_wanted, json_line, json_text
 from worker.errors import NoSuchDeadLetter, Reason, RegistryAway, SettingsError
 from worker.kafka.reader import Extent
 from worker.rules.replay import Selection
@@ -81,7 +82,12 @@ def _position(text: str) -> tuple[int, int]:
 
 
 def list_dead_letters(
-    config: Path | None, selection: Selection, *, limit: int | None, stop_requested: Callable[[], bool]
+    config: Path | None,
+    selection: Selection,
+    *,
+    limit: int | None,
+    stop_requested: Callable[[], bool],
+    as_json: bool = False,
 ) -> None:
     """Write the dead letters of a selection, at most ``limit``, the oldest of each partition first.
 
@@ -90,7 +96,7 @@ def list_dead_letters(
         BrokerAway, TopicMissing: there is nothing to read.
     """
     settings = connection.load_settings(config)
-    listing, written = Listing(), 0
+    listing, written = Listing(open_codecs(settings.schema_registry), as_json=as_json), 0
     with dead_letter_topic.opened(settings, "dead-letters") as topic:
         extents = topic.extents()
         for dead_letter in topic.read(topic.first_offsets(extents, selection), extents, stop_requested):
@@ -100,11 +106,11 @@ def list_dead_letters(
             if written == limit:
                 break
     listing.close()
-    if sys.stdout.isatty():
+    if not is_wanted(as_json):
         say(f"{'the first ' if written == limit else ''}{written:,} dead letter{'' if written == 1 else 's'}")
 
 
-def show(config: Path | None, position: str) -> None:
+def show(config: Path | None, position: str, *, as_json: bool = False) -> None:
     """Write one dead letter whole, as `tail --dead-letters` does; indented on a terminal.
 
     The payload is decoded as far as it can be: else ``error`` says why not, and ``value_base64`` is its first KiB.
@@ -134,9 +140,8 @@ def show(config: Path | None, position: str) -> None:
         shown = describe(found.record, codecs, dead_letters=True)
     except RegistryAway as away:
         shown = describe(found.record, Codecs(), dead_letters=True) | {"error": str(away)}
-    line = json_line(shown)
-    if sys.stdout.isatty():
-        Console(highlight=False).print_json(line.decode())
+    if not is_wanted(as_json):
+        Console(highlight=False).print(JSONHighlighter()(json_text(shown, indent=2)), soft_wrap=True)
     else:
-        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.write(json_line(shown))
         sys.stdout.buffer.flush()

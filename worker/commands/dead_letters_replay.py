@@ -24,29 +24,32 @@ default), sooner than the dead letters themselves. Such a campaign begins anew, 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from worker import terminal
+from worker.avro.codec import open_codecs
 from worker.commands import connection, dead_letter_topic
+from worker.commands.campaign import Campaign, campaign_of, is_meant
 from worker.commands.connection import Reports, Waiting, say
 from worker.commands.dead_letter_listing import Listing
 from worker.commands.dead_letter_topic import DeadLetterTopic
 from worker.commands.json_lines import write_tally
 from worker.commands.progress import progress_bar
-from worker.errors import BrokerAway, FatalError, Fenced, SettingsError, TransactionAborted, Unpublishable
+from worker.errors import BrokerAway, FatalError, Fenced, TransactionAborted, Unpublishable
 from worker.kafka import client_config
+from worker.kafka.client_config import Properties
+from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.reader import Extent
 from worker.kafka.transactional import TransactionalPublisher
+from worker.kafka.trial import Trial
 from worker.messages import CommitBatch, Output, Partition, Position
-from worker.rules import names
+from worker.rules.offset_metadata import TopicId, render
 from worker.rules.replay import Cause, DeadLetterRecord, Refusal, Selection, replayed
 from worker.settings import Settings
 from worker.telemetry import log
@@ -59,7 +62,6 @@ _RECORDS: Final = 500
 _BYTES: Final = 16 * 1024 * 1024
 # What aborts a transaction so often in a row is no passing trouble.
 _MAX_ABORTS: Final = 5
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 @dataclass(slots=True)
@@ -69,40 +71,6 @@ class Tally:
     replayed: int = 0
     refused: Counter[Cause] = field(default_factory=Counter)
     passed_over: int = 0  # not selected
-
-
-@dataclass(frozen=True, slots=True)
-class Campaign:
-    """Which dead letters go where. ``group`` names its progress."""
-
-    selection: Selection
-    to: str | None
-    max_replays: int
-    name: str
-    group: str
-
-
-def campaign_of(
-    settings: Settings, selection: Selection, to: str | None, max_replays: int, name: str | None
-) -> Campaign:
-    """The campaign a command line asks for.
-
-    ``max_replays`` has no part in the default name: with a higher one the same dead letters would else be sent again.
-
-    Raises:
-        SettingsError: the name or the destination will not do.
-    """
-    topics = settings.topics
-    if to == topics.dead_letter:
-        raise SettingsError(f"--to {to!r} is the dead-letter topic itself; name another")
-    if to is not None and (problem := names.topic_problem(to)):
-        raise SettingsError(f"--to {to!r} {problem}")
-    if name is None:
-        meant = asdict(selection) | {"reasons": sorted(selection.reasons), "from": topics.dead_letter, "to": to}
-        name = hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()[:12]
-    elif _NAME.fullmatch(name) is None:
-        raise SettingsError(f"--campaign {name!r}: use letters, digits, '.', '_' and '-', at most 100")
-    return Campaign(selection, to, max_replays, name, f"{settings.kafka.group_id}.replay.{name}")
 
 
 def replay(
@@ -116,6 +84,8 @@ def replay(
     rate: int | None,
     dry_run: bool,
     stop_requested: Callable[[], bool],
+    asks: bool = False,
+    as_json: bool = False,
 ) -> bool:
     """Send the selected dead letters that the campaign has not decided yet, up to where the topic ends now.
 
@@ -131,6 +101,8 @@ def replay(
         rate: Send at most so many a second.
         dry_run: Send nothing and decide nothing; list what would be sent.
         stop_requested: Ends the run between two transactions.
+        asks: Ask the person at the terminal before all dead letters are sent, with no filter and no limit.
+        as_json: JSON on a terminal too.
 
     Returns:
         True if no selected dead letter was refused and the run was not broken off; of a dry run always.
@@ -142,10 +114,12 @@ def replay(
     """
     settings = connection.load_settings(config)
     asked = campaign_of(settings, selection, to, max_replays, campaign)
+    if asks and not dry_run and selection == Selection() and limit is None and not is_meant(settings, asked):
+        return False
     log.configure("error", "console", sys.stderr)
     with dead_letter_topic.opened(settings, "replay", asked.group) as topic:
         if dry_run:
-            return _rehearse(topic, settings, asked, limit, stop_requested)
+            return _rehearse(topic, settings, asked, limit, stop_requested, as_json=as_json)
         if connection.is_embedded(topic.cluster()):
             raise _no_transactions("the embedded broker of librdkafka only pretends to have them")
         run = _Run(topic, settings, asked, limit, rate, stop_requested)
@@ -153,19 +127,19 @@ def replay(
             run.run()
         finally:
             run.close()
-            _show(run.tally, asked, complete=run.complete)
+            _show(run.tally, asked, complete=run.complete, as_json=as_json)
     return run.complete and not run.tally.refused
 
 
-def _starts(topic: DeadLetterTopic, asked: Campaign, extents: dict[int, Extent]) -> tuple[dict[int, int], bool]:
-    """Where the campaign goes on in each partition, and whether it has any progress."""
+def _starts(
+    topic: DeadLetterTopic, asked: Campaign, extents: dict[int, Extent], current: TopicId | None
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Where the campaign goes on in each partition, and its progress as far as it has any."""
     starts = topic.first_offsets(extents, asked.selection)
-    progress = topic.progress(extents)
+    progress = topic.progress(extents, current)
     for number, offset in progress.items():
-        # An offset behind the end is of a topic that was deleted and created again.
-        if offset <= extents[number].end:
-            starts[number] = max(starts[number], offset)
-    return starts, bool(progress)
+        starts[number] = max(starts[number], offset)
+    return starts, progress
 
 
 def _rehearse(
@@ -174,15 +148,24 @@ def _rehearse(
     asked: Campaign,
     limit: int | None,
     stop_requested: Callable[[], bool],
+    *,
+    as_json: bool,
 ) -> bool:
     extents = topic.extents()
-    starts, _ = _starts(topic, asked, extents)
-    listing, count = Listing("to"), Counter[bool]()
+    starts, _ = _starts(topic, asked, extents, topic.topic_id())
+    listing = Listing(open_codecs(settings.schema_registry), "to", as_json=as_json)
+    count = Counter[bool]()
     for dead_letter in topic.read(starts, extents, stop_requested):
         if count[True] == limit:
             break
         if asked.selection.takes(dead_letter):
-            decided = replayed(dead_letter, to=asked.to, inputs=settings.topics.input, max_replays=asked.max_replays)
+            decided = replayed(
+                dead_letter,
+                to=asked.to,
+                inputs=settings.topics.input,
+                max_replays=asked.max_replays,
+                campaign=asked.name,
+            )
             goes = isinstance(decided, Output)
             remark = decided.topic if isinstance(decided, Output) else f"refused: {decided.cause}"
             listing.write(dead_letter, remark)
@@ -220,11 +203,36 @@ class _Run:
         self._bytes = 0
         self._behind: dict[Partition, int] = {}
         self._destinations: set[str] = set()
-        self._publisher = connection.connect(
-            lambda config: TransactionalPublisher(config, topic.reader, time.monotonic),
-            client_config.producer(settings.kafka, transactional_id=asked.group),
-            Reports(),
-        )
+        # What this run found, and what it committed since.
+        self._progress: dict[Partition, int] = {}
+        self._metadata = ""  # beside each offset: which topic it belongs to
+        self._publisher = self._open_publisher(client_config.producer(settings.kafka, transactional_id=asked.group))
+
+    def _open_publisher(self, config: Properties) -> RecoveringPublisher:
+        """Replaces its producer, as the worker's does, when a request of it may arrive late."""
+        reader = self._topic.reader
+
+        def committed(partitions: Sequence[Partition], timeout_s: float) -> dict[Partition, tuple[int, str]]:
+            found = reader.committed([partition.number for partition in partitions], timeout_s)
+            # Nothing is committed yet where a campaign begins.
+            return {partition: found.get(partition.number, (-1, "")) for partition in partitions}
+
+        def open_next(most_bytes: int | None) -> TransactionalPublisher:
+            batches = {} if most_bytes is None else {"batch.size": most_bytes}
+            return connection.connect(
+                lambda config: TransactionalPublisher(config, reader, time.monotonic), config | batches, Reports()
+            )
+
+        def open_trial() -> Trial:
+            return connection.connect(lambda config: Trial(config, reader, time.monotonic), config, Reports())
+
+        def give_way(timeout_s: float) -> None:
+            for number, (offset, _) in reader.committed(self._topic.require(self._topic.name), timeout_s).items():
+                at = Partition(reader.topic, number)
+                if offset not in {self._progress.get(at), self._behind.get(at)}:
+                    raise Fenced("its progress was moved by another run")
+
+        return RecoveringPublisher(open_next, open_trial, reader, committed, time.monotonic, give_way=give_way)
 
     def run(self) -> None:
         """Until the end, the limit or the stop."""
@@ -232,7 +240,11 @@ class _Run:
             return
         # Only now is the progress final: what a predecessor left open is ended, and nobody else can move it.
         extents = self._topic.extents()
-        starts, known = _starts(self._topic, self._asked, extents)
+        current = self._topic.topic_id()
+        self._metadata = render(topic_id=current)
+        starts, known = _starts(self._topic, self._asked, extents, current)
+        committed = self._topic.reader.committed(list(extents), _TIMEOUT_S)
+        self._progress = {Partition(self._topic.name, number): offset for number, (offset, _) in committed.items()}
         say(
             f"campaign {self._asked.name} {'goes on where it stood' if known else 'begins'}; "
             "broken off, it goes on when the same command is run again"
@@ -273,7 +285,13 @@ class _Run:
         if not self._asked.selection.takes(dead_letter):
             self.tally.passed_over += 1
         else:
-            decided = replayed(dead_letter, to=self._asked.to, inputs=self._inputs, max_replays=self._asked.max_replays)
+            decided = replayed(
+                dead_letter,
+                to=self._asked.to,
+                inputs=self._inputs,
+                max_replays=self._asked.max_replays,
+                campaign=self._asked.name,
+            )
             if isinstance(decided, Refusal):
                 self._refuse(position, decided)
             else:
@@ -286,28 +304,27 @@ class _Run:
 
     def _refuse(self, position: Position, refusal: Refusal) -> None:
         self.tally.refused[refusal.cause] += 1
-        sys.stderr.write(f"{position.partition.number}:{position.offset}: {refusal.message}\n")
+        sys.stderr.write(f"{position.partition.number}:{position.offset}: {terminal.harmless(refusal.message)}\n")
 
     def _publish(self) -> None:
         """Send what is in hand and move the progress behind it. Does nothing once told to stop: it is still there."""
         self._pace(len(self._outputs))
-        try:
-            self._transact(self._outputs, self._behind)
-        except Unpublishable:
-            # A broker refuses a whole batch of the producer's for one record in it, so now each goes alone.
-            for position, output in self._outputs.items():
-                behind = {position.partition: position.offset + 1}
-                try:
-                    self._transact({position: output}, behind)
-                except Unpublishable as refused:
-                    self._refuse(position, Refusal(Cause.TOO_LARGE, f"{output.topic} refuses it: {refused}"))
-                    self._transact({}, behind)
-            self._transact({}, self._behind)
+        while True:
+            try:
+                self._transact(self._outputs, self._behind)
+            except Unpublishable as error:
+                for refused in (error, *error.others):
+                    output = self._outputs.pop(refused.position)
+                    self._refuse(refused.position, Refusal(Cause.TOO_LARGE, f"{output.topic} refuses it: {refused}"))
+            else:
+                break
+        self._progress |= self._behind
         self._outputs, self._bytes, self._behind = {}, 0, {}
 
     def _transact(self, outputs: Mapping[Position, Output], behind: Mapping[Partition, int]) -> None:
         """One transaction, tried until the broker has answered. Raises Unpublishable or FatalError."""
-        release = CommitBatch(tuple(outputs.items()), behind, dict.fromkeys(behind, 0))
+        beside = dict.fromkeys(behind, self._metadata)
+        release = CommitBatch(tuple(outputs.items()), behind, dict.fromkeys(behind, 0), beside)
         aborts, wait = 0, Waiting(say, _RETRY_S)
         while release and not self._stop_requested():
             try:
@@ -344,7 +361,7 @@ def _no_transactions(why: str) -> FatalError:
     )
 
 
-def _show(tally: Tally, asked: Campaign, *, complete: bool) -> None:
+def _show(tally: Tally, asked: Campaign, *, complete: bool, as_json: bool) -> None:
     parts = [f"{tally.replayed:,} replayed"]
     parts += [f"{count:,} refused ({cause})" for cause, count in tally.refused.items()]
     parts += [f"{tally.passed_over:,} not selected"] if tally.passed_over else []
@@ -355,4 +372,4 @@ def _show(tally: Tally, asked: Campaign, *, complete: bool) -> None:
         "passed_over": tally.passed_over,
         "complete": complete,
     }
-    write_tally(shown, ", ".join(parts) + ("" if complete else "; broken off"))
+    write_tally(shown, ", ".join(parts) + ("" if complete else "; broken off"), as_json=as_json)

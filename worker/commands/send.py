@@ -1,17 +1,16 @@
-"""`xnli-worker send`: JSON lines become Avro requests on the first input topic, keyed by their id.
+"""`xnli-worker send`: requests as people have them become Avro on the first input topic, keyed by their id.
 
-A line that is no request is reported and left out, the others are sent: a typing error in line 90,000 should not cost
+What is no request is reported and left out, the others are sent: a typing error in line 90,000 should not cost
 the person who corrects it a second copy of the 89,999 before.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,20 +18,24 @@ from typing import Any, BinaryIO, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from worker import terminal
 from worker.avro import json_request
 from worker.avro.codec import Codecs, open_codecs
 from worker.commands import connection
+from worker.commands.answers import Answers
 from worker.commands.connection import Reports, say
 from worker.commands.json_lines import write_tally
 from worker.commands.progress import progress_bar
-from worker.errors import Reason, Rejection, SettingsError, TopicMissing
+from worker.commands.request_source import Given, labels_of, read
+from worker.errors import FatalError, Reason, Rejection, SettingsError, TopicMissing
 from worker.kafka import client_config, client_errors
-from worker.messages import Headers
 from worker.settings import Settings
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 # A broker that creates topics by itself says "unknown" while it does so.
 _CREATION_TIMEOUT_S: Final = 3.0
+# No broker takes a request as large as this; /dev/zero is one endless line.
+_LINE_BYTES: Final = 64 * 1024 * 1024
 _SHORTEN: Final = (
     "shorten its text, or raise message.max.bytes in kafka.producer_properties and max.message.bytes of the topic"
 )
@@ -40,7 +43,7 @@ _SHORTEN: Final = (
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the lines. ``unconfirmed`` have neither been delivered nor failed; 0 unless cut short."""
+    """What became of the requests. ``unconfirmed`` have neither been delivered nor failed; 0 unless cut short."""
 
     delivered: int = 0
     refused: int = 0  # no requests, or too large: never sent
@@ -48,11 +51,26 @@ class Tally:
     unconfirmed: int = 0
 
 
-def send(file: str, config: Path | None) -> bool:
-    """Send every request of ``file`` ("-" is stdin) and wait for the answers. True if all lines were delivered.
+def send(
+    file: str,
+    config: Path | None,
+    *,
+    labels: str = "",
+    wait_s: float | None = None,
+    as_json: bool = False,
+) -> bool:
+    """Send every request of ``file`` ("-" is stdin) and wait for the broker's answers. True if all were delivered.
 
-    Bad lines and failures go to stderr as ``FILE:LINE: what``, the tally to stdout: JSON in a pipe, a sentence on a
+    Bad requests and failures go to stderr as ``FILE:LINE: what``, the tally to stdout: JSON in a pipe, a sentence on a
     terminal.
+
+    Args:
+        file: JSON lines, arrays or objects, or CSV; see `worker.commands.request_source`.
+        config: The settings' file.
+        labels: For requests that name none, as `worker.commands.request_source.labels_of` takes them.
+        wait_s: Write the result or dead letter of each request too, as `tail` does, and wait for them so long; then
+            True means that each has a result.
+        as_json: JSON on a terminal too.
 
     Raises:
         SettingsError: the settings or the file's name are wrong, or the registry does not know the request's schema.
@@ -60,6 +78,7 @@ def send(file: str, config: Path | None) -> bool:
         FatalError: the client cannot go on; what was delivered is on stdout all the same.
     """
     settings = connection.load_settings(config)
+    default_labels = labels_of(labels)
     with _opened(file) as source:
         codecs = open_codecs(settings.schema_registry, sleep=_wait_aloud)
         topic = settings.topics.input[0]
@@ -67,17 +86,21 @@ def send(file: str, config: Path | None) -> bool:
         reports = Reports(say)
         producer = connection.connect(Producer, client_config.producer(settings.kafka, transactional_id=None), reports)
         _await_topic(producer, settings, reports, topic)
+        answers = None if wait_s is None else Answers(settings, codecs, as_json=as_json)
         if source.isatty():
             say("reading requests from the terminal, one JSON object a line; end with Ctrl-D")
         tally = Tally()
         try:
-            # The bar shows the bytes whose fate is known, of a pipe the number of lines.
-            with progress_bar("sending", "lines", _size_bytes(source)) as move_bar:
+            # The bar shows the bytes whose fate is known, of a pipe the number of requests.
+            with progress_bar("sending", "requests", _size_bytes(source)) as move_bar:
                 name = "stdin" if file == "-" else file
-                _Sending(producer, codecs, reports, topic, name, tally, move_bar).run(source)
+                _Sending(producer, codecs, reports, topic, name, tally, move_bar, answers).run(source, default_labels)
+            is_answered = answers is None or wait_s is None or answers.collect(wait_s)
         finally:
-            _show(tally, topic)
-    return not tally.refused and not tally.failed
+            if answers is not None:
+                answers.close()
+            _show(tally, topic, as_json=as_json)
+    return is_answered and not tally.refused and not tally.failed
 
 
 class _Sending:
@@ -92,6 +115,7 @@ class _Sending:
         name: str,
         tally: Tally,
         move_bar: Callable[[int, int], None],
+        answers: Answers | None,
     ) -> None:
         self._producer = producer
         self._codecs = codecs
@@ -100,38 +124,59 @@ class _Sending:
         self._name = name
         self._tally = tally
         self._move_bar = move_bar
-        self._lines = 0  # whose fate is known
+        self._answers = answers
+        self._requests = 0  # whose fate is known
+        self._broken = ""  # why nothing further could be read
 
-    def run(self, source: BinaryIO) -> None:
-        """Send all lines and return when each is delivered, or has failed."""
-        for number, line in enumerate(source, 1):
-            if line.isspace():
-                self._advance(len(line))
-                continue
+    def run(self, source: BinaryIO, labels: Sequence[str]) -> None:
+        """Send all requests and return when each is delivered, or has failed."""
+        for given in read(self._lines_of(source), labels):
             try:
-                self._produce(number, line)
+                if given.refused is not None:
+                    raise given.refused
+                if given.fields is None:
+                    self._move_bar(given.size_bytes, self._requests)
+                else:
+                    self._produce(given, given.fields)
             except Rejection as refused:
-                self._complain(number, str(refused))
+                self._complain(given.line, str(refused))
                 self._tally.refused += 1
-                self._advance(len(line))
+                self._advance(given.size_bytes)
             self._producer.poll(0)
             self._reports.check()
         # In short waits, for Ctrl-C is heard between them. It ends: after message.timeout.ms a record has failed.
         while self._producer.flush(0.5):
             self._reports.check()
+        if self._broken:
+            raise FatalError(self._broken)
 
-    def _produce(self, number: int, line: bytes) -> None:
-        key, value, headers = _request(line, self._codecs)
+    def _lines_of(self, source: BinaryIO) -> Iterator[bytes]:
+        sent = "what stood there until then was sent"
+        try:
+            while line := source.readline(_LINE_BYTES + 1):
+                if len(line) > _LINE_BYTES:
+                    self._broken = f"{self._name}: a line of more than {_LINE_BYTES:,} bytes is no request; {sent}"
+                    return
+                yield line
+        except OSError as error:
+            self._broken = f"{self._name}: {error.strerror}; {sent}"
 
-        def delivered(error: KafkaError | None, _: Message) -> None:
+    def _produce(self, given: Given, fields: Mapping[str, Any]) -> None:
+        datum = json_request.request(fields)
+        value, headers = self._codecs.encode_request(datum)
+        key = str(datum["id"]).encode()
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
             self._tally.unconfirmed -= 1
-            self._advance(len(line))
+            self._advance(given.size_bytes)
             if error is None:
                 self._tally.delivered += 1
+                if self._answers is not None:
+                    self._answers.expect(message)
             else:
                 self._tally.failed += 1
                 mend = _SHORTEN if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else "send it again"
-                self._complain(number, f"not delivered: {error.str()}; {mend}")
+                self._complain(given.line, f"not delivered: {error.str()}; {mend}")
 
         while True:
             try:
@@ -152,40 +197,24 @@ class _Sending:
                 return
 
     def _advance(self, size_bytes: int) -> None:
-        self._lines += 1
-        self._move_bar(size_bytes, self._lines)
+        self._requests += 1
+        self._move_bar(size_bytes, self._requests)
 
     def _complain(self, number: int, what: str) -> None:
-        sys.stderr.write(f"{self._name}:{number}: {what}\n")
-
-
-def _request(line: bytes, codecs: Codecs) -> tuple[bytes, bytes, Headers]:
-    """Key, value and headers of a line's request. Raises Rejection."""
-    try:
-        # Some editors begin a file with a byte order mark.
-        parsed: Any = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise Rejection(
-            Reason.MALFORMED,
-            "encode",
-            f"no JSON: {error}; write one request a line, in UTF-8, and no line breaks in it",
-        ) from None
-    if not isinstance(parsed, dict):
-        raise Rejection(Reason.INVALID, "encode", 'no JSON object; write {"id": ..., "text": ..., ...}')
-    datum = json_request.request(parsed)
-    value, headers = codecs.encode_request(datum)
-    return str(datum["id"]).encode(), value, headers
+        sys.stderr.write(terminal.harmless(f"{self._name}:{number}: {what}") + "\n")
 
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
     if file == "-":
+        if sys.stdin is None:
+            raise SettingsError("stdin is closed; name a file of JSON lines, or give some on stdin")
         yield sys.stdin.buffer
         return
     try:
         source = Path(file).open("rb")  # noqa: SIM115 (closed below; the two failures must not be told apart there)
     except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror}; name a file of JSON lines, or - for stdin") from None
+        raise SettingsError(f"{file}: {error.strerror}; name a file of requests, or - for stdin") from None
     with source:
         yield source
 
@@ -217,7 +246,7 @@ def _size_bytes(source: BinaryIO) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _show(tally: Tally, topic: str) -> None:
+def _show(tally: Tally, topic: str, *, as_json: bool) -> None:
     parts = [f"{tally.delivered:,} delivered to {topic}"]
     parts += [f"{count:,} {name}" for name, count in asdict(tally).items() if count and name != "delivered"]
-    write_tally({"topic": topic, **asdict(tally)}, ", ".join(parts))
+    write_tally({"topic": topic, **asdict(tally)}, ", ".join(parts), as_json=as_json)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ LABELS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A RoBERTa encoder: ``layers`` of ``hidden`` wide states, ``heads`` of attention, four times that in between."""
+    """``layers`` of ``hidden`` wide states and ``heads`` of attention; the width in between is the family's."""
 
     layers: int
     hidden: int
@@ -50,22 +51,104 @@ class Shape:
 SHAPES: Final = {"small": Shape(6, 384, 12), "base": Shape(12, 768, 12), "large": Shape(24, 1024, 16)}
 
 
-def make_checkpoint(shape: Shape, directory: Path) -> Path:
-    """Write an XLM-RoBERTa NLI checkpoint of this shape with random weights, as transformers saves one."""
-    config = transformers.XLMRobertaConfig(
-        vocab_size=len(transformers.AutoTokenizer.from_pretrained(DEMO_CHECKPOINT)),
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.hidden,
-        max_position_embeddings=514,
-        type_vocab_size=1,
+def _bert(shape: Shape) -> dict[str, Any]:
+    return {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": 4 * shape.hidden,
+    }
+
+
+def _bart(shape: Shape) -> dict[str, Any]:
+    """Half of the layers in the encoder, half in the decoder, as bart-base and bart-large have them."""
+    return {
+        "d_model": shape.hidden,
+        **{f"{part}_layers": shape.layers // 2 for part in ("encoder", "decoder")},
+        **{f"{part}_attention_heads": shape.heads for part in ("encoder", "decoder")},
+        **{f"{part}_ffn_dim": 4 * shape.hidden for part in ("encoder", "decoder")},
+        "max_position_embeddings": 1024,
+    }
+
+
+def _deberta(shape: Shape) -> dict[str, Any]:
+    """As DeBERTa-v3: relative positions in log buckets that share the layers' projections, and no others."""
+    return {
+        **_bert(shape),
+        "max_position_embeddings": 512,
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "position_biased_input": False,
+        "pooler_hidden_size": shape.hidden,
+        "pooler_hidden_act": "gelu",
+    }
+
+
+def _modernbert(shape: Shape) -> dict[str, Any]:
+    """More layers that are narrower in between: 22 and 28, as ModernBERT-base and -large have them."""
+    layers = {12: 22, 24: 28}.get(shape.layers, shape.layers)
+    inner = {768: 1152, 1024: 2624}.get(shape.hidden, 3 * shape.hidden // 2)
+    return {**_bert(shape), "num_hidden_layers": layers, "intermediate_size": inner, "max_position_embeddings": 8192}
+
+
+def _xlm(shape: Shape) -> dict[str, Any]:
+    languages = {"de": 0, "en": 1}
+    return {
+        "emb_dim": shape.hidden,
+        "n_layers": shape.layers,
+        "n_heads": shape.heads,
+        "n_langs": len(languages),
+        "lang2id": languages,
+        "id2lang": {number: code for code, number in languages.items()},
+        "bos_index": 0,
+        "pad_index": 1,
+        "eos_index": 2,
+        "unk_index": 3,
+    }
+
+
+_ROBERTA: Final = {"max_position_embeddings": 514, "type_vocab_size": 1}
+# What `make_checkpoint` makes: for each family its ``config.model_type``, and its configuration of a shape.
+FAMILIES: Final[Mapping[str, tuple[str, Callable[[Shape], dict[str, Any]]]]] = MappingProxyType(
+    {
+        "xlm-roberta": ("xlm-roberta", lambda shape: {**_bert(shape), **_ROBERTA}),
+        "bert": ("bert", _bert),
+        "bart": ("bart", _bart),
+        "deberta": ("deberta-v2", _deberta),
+        "modernbert": ("modernbert", _modernbert),
+        "xlm": ("xlm", _xlm),
+    }
+)
+
+
+def make_checkpoint(shape: Shape, directory: Path, family: str = "xlm-roberta") -> Path:
+    """Write an NLI checkpoint of this shape and family with random weights, as transformers saves one.
+
+    All families share the demo's tokenizer, so that the same texts have the same tokens.
+    """
+    kind, options = FAMILIES[family]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_CHECKPOINT)
+    config = transformers.AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        cls_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        sep_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
         id2label={0: "contradiction", 1: "neutral", 2: "entailment"},
         label2id={"contradiction": 0, "neutral": 1, "entailment": 2},
+        **options(shape),
     )
+    automatic: Any = transformers.AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformers.XLMRobertaForSequenceClassification(config).save_pretrained(directory)
+        automatic.from_config(config).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO_CHECKPOINT / name, directory)
     return directory

@@ -21,45 +21,24 @@ from typing import IO, Any, Final
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
+from worker import streams, terminal
 from worker.avro import json_request
 from worker.avro.codec import Codecs
+from worker.demo.outcome_table import Answer, Sample, print_json, print_table
 from worker.errors import FatalError, Reason
 from worker.kafka import client_config
 from worker.kafka.embedded import EmbeddedBroker
+from worker.process import take_along
 from worker.rules.dead_letter import PREFIX
 from worker.settings import Settings, load
+from worker.streams import OutputLost
 
 FOLDER: Final = Path(__file__).parent
 CHECKPOINT: Final = FOLDER / "checkpoint"
+PROGRAM: Final = FOLDER.parent / "__main__.py"
 SAMPLES: Final = FOLDER / "samples.jsonl"
 TIMEOUT_S: Final = 150.0
-# A table longer than this is no pleasure; the rest is in the totals, and in --json.
-ROWS: Final = 120
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A message to send, and what has to become of it: a result, or a dead letter for ``reason``."""
-
-    key: str
-    language: str
-    shown: str
-    value: bytes
-    reason: Reason | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """What a sample led to."""
-
-    topic: str
-    result: dict[str, Any] | None
-    reason: str | None
-    message: str
-    received_s: float
 
 
 @dataclass(slots=True)
@@ -109,13 +88,13 @@ def _malformed(codecs: Codecs) -> Iterator[Sample]:
     yield Sample("huge-text", "en", "A text of 500,000 characters", request(text="spam " * 100_000), Reason.TOO_LARGE)
 
 
-def play(count: int | None, *, as_json: bool, stop_requested: Callable[[], bool]) -> bool:
+def play(count: int | None, *, as_json: bool, stop_requested: Callable[[], bool], show_all: bool = False) -> bool:
     """Send the samples, let the worker answer, show it. True if every message fared as it should."""
     console = Console(stderr=True)
     with EmbeddedBroker() as broker, tempfile.TemporaryDirectory(prefix="xnli-demo-") as folder:
         environment = {
             "XNLI_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
-            "XNLI_MODEL__NAME": str(CHECKPOINT),
+            "XNLI_MODEL__NAME": "demo",
             "XNLI_MODEL__DEVICE": "cpu",
             "XNLI_DELIVERY__GUARANTEE": "at_least_once",  # the embedded broker's transactions are hollow
             "XNLI_HTTP__PORT": "0",
@@ -127,7 +106,8 @@ def play(count: int | None, *, as_json: bool, stop_requested: Callable[[], bool]
             loading = progress.add_task("starting the worker", total=None)
             tally = Tally()
             with _worker(environment, Path(folder) / "worker.log", tally) as process:
-                _wait_ready(process, tally, stop_requested)
+                if not _wait_ready(process, tally, stop_requested):
+                    return False
                 progress.update(loading, visible=False)
                 began_s = time.monotonic()
                 _send(settings, sent)
@@ -135,17 +115,23 @@ def play(count: int | None, *, as_json: bool, stop_requested: Callable[[], bool]
                 answers = _collect(
                     settings, sent, process, stop_requested, lambda done: progress.update(bar, completed=done)
                 )
+    if stop_requested() and len(answers) < len(sent):
+        console.print(f"stopped with {len(answers)} of {len(sent)} messages answered")
+        return False
     seconds = max((answer.received_s for answer in answers.values()), default=began_s) - began_s
     wrong = _wrong(sent, answers)
     if process.returncode != 0:
         wrong.append(f"the worker ended with exit code {process.returncode}")
     summary = _summary(sent, answers, tally, seconds, wrong)
-    if as_json or not sys.stdout.isatty():
-        _print_json(sent, answers, summary)
-    else:
-        _print_table(Console(), sent, answers, summary)
+    try:
+        if as_json or not sys.stdout.isatty():
+            print_json(sent, answers, summary)
+        else:
+            print_table(sent, answers, summary, show_all=show_all)
+    except OutputLost as lost:
+        streams.complain(f"stdout: {lost.strerror}; {json.dumps(summary)}")
     for line in wrong:
-        console.print(f"wrong: {line}", style="bold red", markup=False)
+        console.print(f"wrong: {terminal.harmless(line)}", style="bold red", markup=False)
     return not wrong
 
 
@@ -168,12 +154,15 @@ class _worker:  # noqa: N801 (used as a context manager, where it reads as a ver
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
         self._log_path = log_path
         self._tally = tally
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.cli", "run"],
+        self._process = subprocess.Popen(  # noqa: S603 (this interpreter, and a file of ours)
+            # Without the current folder on its path, in which there may be a queue.py or a worker.py.
+            [sys.executable, "-P", str(PROGRAM), "run"],
             env=inherited | environment | {"HF_HUB_OFFLINE": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is for us: we ask the worker to drain
         )
+        take_along(self._process)
         if self._process.stderr is None:
             raise AssertionError
         self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
@@ -191,7 +180,7 @@ class _worker:  # noqa: N801 (used as a context manager, where it reads as a ver
             self._process.kill()
             self._process.wait()
         self._reader.join(timeout=5)
-        if self._process.returncode != 0:
+        if self._process.returncode not in {0, -signal.SIGTERM}:  # SIGTERM before it had a handler
             sys.stderr.write(self._log_path.read_text(encoding="utf-8", errors="replace")[-8000:])
 
     def _read(self, stream: IO[bytes]) -> None:
@@ -205,18 +194,22 @@ class _worker:  # noqa: N801 (used as a context manager, where it reads as a ver
                     continue
                 if event.get("event") == "rebalance" and event.get("held"):
                     self._tally.ready.set()
-                elif event.get("event") == "batch":
-                    self._tally.batches += 1
+                elif event.get("event") == "summary":
+                    self._tally.batches += event["batches"]
                     self._tally.pairs += event["pairs"]
 
 
-def _wait_ready(process: subprocess.Popen[bytes], tally: Tally, stop_requested: Callable[[], bool]) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], tally: Tally, stop_requested: Callable[[], bool]) -> bool:
+    """Wait for the worker. False if told to stop meanwhile."""
     deadline_s = time.monotonic() + TIMEOUT_S
     while not tally.ready.wait(0.1):
         if process.poll() is not None:
             raise FatalError(f"the worker ended with exit code {process.returncode} before it was ready")
-        if stop_requested() or time.monotonic() > deadline_s:
-            raise FatalError("the worker did not become ready")
+        if stop_requested():
+            return False
+        if time.monotonic() > deadline_s:
+            raise FatalError(f"the worker did not become ready in {TIMEOUT_S:g} s")
+    return True
 
 
 def _send(settings: Settings, sent: list[Sample]) -> None:
@@ -309,69 +302,3 @@ def _summary(
         "messages_per_s": round(len(answers) / seconds, 1) if seconds > 0 else 0.0,
         "pairs_per_s": round(tally.pairs / seconds, 1) if seconds > 0 else 0.0,
     }
-
-
-def _print_json(sent: list[Sample], answers: dict[str, Answer], summary: dict[str, Any]) -> None:
-    for sample in sent:
-        answer = answers.get(sample.key)
-        line: dict[str, Any] = {"key": sample.key, "language": sample.language, "text": sample.shown}
-        if answer is not None and answer.result is not None:
-            line["result"] = answer.result
-        elif answer is not None:
-            line |= {"dead_letter": answer.reason, "message": answer.message}
-        print(json.dumps(line, ensure_ascii=False, default=str))  # noqa: T201 (this is the command's output)
-    print(json.dumps({"summary": summary}))  # noqa: T201
-
-
-def _print_table(console: Console, sent: list[Sample], answers: dict[str, Answer], summary: dict[str, Any]) -> None:
-    table = Table(title="What went in, and what came out", show_lines=False, expand=True)
-    table.add_column("", width=2, style="dim")
-    table.add_column("text", ratio=5)
-    table.add_column("task", width=8, style="dim")
-    table.add_column("answer", ratio=5)
-    for sample in sent[:ROWS]:
-        answer = answers.get(sample.key)
-        if answer is None:
-            task, cell = "", Text("no answer", style="bold red")
-        elif answer.result is None:
-            task, cell = (
-                "dead",
-                Text.assemble((f"✗ {answer.reason}", "bold yellow"), f"  {_shorter(answer.message, 90)}"),
-            )
-        else:
-            task, cell = answer.result["task"].lower(), _cell(answer.result["outcome"])
-        table.add_row(sample.language, _shorter(sample.shown, 110), task, cell)
-    console.print(table)
-    if len(sent) > ROWS:
-        console.print(f"... and {len(sent) - ROWS} more", style="dim")
-    console.print(
-        f"[bold]{summary['answered']}[/] answered, [bold]{summary['dead_lettered']}[/] dead-lettered as they should "
-        f"be, {summary['batches']} batches; [bold]{summary['messages_per_s']}[/] messages/s, "
-        f"[bold]{summary['pairs_per_s']}[/] pairs/s"
-        if not summary["wrong"]
-        else f"[bold red]{summary['wrong']} of {summary['messages']} messages did not fare as they should[/]"
-    )
-
-
-def _cell(outcome: dict[str, Any]) -> Text:
-    if "labels" in outcome:
-        cell = Text()
-        for rank, label in enumerate(outcome["labels"][:3]):
-            style = "bold green" if rank == 0 else "dim"
-            cell.append(f"{'' if rank == 0 else ', '}{label['label']} {label['score']:.2f}", style)
-        more = len(outcome["labels"]) - 3
-        return cell.append(f" +{more}", "dim") if more > 0 else cell or Text("abstained", style="dim")
-    if "judgements" in outcome:
-        cell = Text()
-        for judgement in outcome["judgements"]:
-            verdict = max(("entailment", "neutral", "contradiction"), key=lambda name: float(judgement[name]))
-            colour = {"entailment": "green", "neutral": "dim", "contradiction": "red"}[verdict]
-            cell.append("\n" if cell else "").append(f"{verdict} {judgement[verdict]:.2f} ", f"bold {colour}")
-            cell.append(_shorter(judgement["hypothesis"], 60))
-        return cell
-    head = ", ".join(f"{value:+.2f}" for value in outcome["vector"][:4])
-    return Text(f"vector of {outcome['dimension']}: [{head}, …]", style="cyan")
-
-
-def _shorter(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

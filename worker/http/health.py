@@ -27,6 +27,7 @@ import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from worker import redaction
 from worker.errors import SettingsError
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -67,6 +68,8 @@ class Health:
         self._draining = False
         self._stalled: tuple[str, ...] = ()
         self._missing: tuple[str, ...] = ()
+        self._inputs_missing: frozenset[str] = frozenset()
+        self._broker_away = ""
 
     def loop_beat(self, now_s: float) -> None:
         """The Kafka loop begins a step. Before the first beat the worker is starting and held to no limit."""
@@ -96,6 +99,19 @@ class Health:
         """Which topics that we write to are not there."""
         self._missing = tuple(topics)
 
+    def inputs_missing(self, topics: frozenset[str]) -> None:
+        """Which topics that we read are not there; told at each step."""
+        self._inputs_missing = topics
+
+    def broker_away(self, why: str) -> None:
+        """Why no broker answers; empty once one does."""
+        self._broker_away = why
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether topics or the broker are not there."""
+        return bool(self._missing or self._inputs_missing or self._broker_away)
+
     def draining(self) -> None:
         """Shutdown has begun; there is no way back."""
         self._draining = True
@@ -119,12 +135,13 @@ class Health:
         """Whether this worker takes part in the work: model, partitions and topics are there, no drain."""
         checks = (
             (self._model_loaded, "the model is not loaded yet"),
-            (self._assigned > 0, "no partitions are assigned"),
+            (not self._broker_away, self._broker_away),
+            (self._assigned > 0 or bool(self._broker_away), "no partitions are assigned"),
             (not self._draining, "the worker is draining"),
         )
         missing = (
-            f"topic {topic!r} is not there: create it (kafka-topics.sh --create --topic {topic}) or correct the setting"
-            for topic in self._missing
+            f"topic {topic!r} is not there: create it (xnli-worker topics create) or correct the setting"
+            for topic in (*sorted(self._inputs_missing), *self._missing)
         )
         return Verdict((*(problem for passed, problem in checks if not passed), *missing, *self._stalled))
 
@@ -137,7 +154,8 @@ class _Page:
 
 
 def _verdict_page(verdict: Verdict) -> _Page:
-    body = {"status": "ok" if verdict.ok else "failing", "problems": verdict.problems}
+    problems = [redaction.in_text(problem) for problem in verdict.problems]
+    body = {"status": "ok" if verdict.ok else "failing", "problems": problems}
     return _json_page(HTTPStatus.OK if verdict.ok else HTTPStatus.SERVICE_UNAVAILABLE, body)
 
 

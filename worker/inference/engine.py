@@ -10,18 +10,18 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.errors import FatalError, OutOfDeviceMemory
+from worker.errors import CheckpointError, FatalError, OutOfDeviceMemory, WorkerError
 from worker.inference.budget import TokenBudget
-from worker.inference.forwards import encoder
-from worker.inference.forwards.encoder import Packed
-from worker.inference.forwards.padded import Padded
+from worker.inference.checkpoint_files import first_line
+from worker.inference.forwards import families
+from worker.inference.forwards.families import Forward
 from worker.inference.model import Checkpoint
 from worker.inference.rows import flatten
 from worker.inference.scores import embed, score
@@ -29,19 +29,6 @@ from worker.inference.tokens import Tokens
 from worker.messages import Encoded, LongText, ModelIdentity, Outcome, Pooling, Request, Row, Task, Work
 
 log = logging.getLogger("worker.inference")
-
-
-class Forward(Protocol):
-    """One pass of rows through the model: `Packed` or `Padded`."""
-
-    def slots(self, lengths: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Token slots, padding included, that the first one, two, ... rows of these lengths take together."""
-
-    def logits(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
-        """Class logits, (rows, classes)."""
-
-    def pooled(self, rows: Sequence[Row], pooling: Pooling) -> npt.NDArray[np.float32]:
-        """One vector per row, (rows, hidden size), not normalised."""
 
 
 @dataclass(slots=True)
@@ -92,10 +79,8 @@ class Engine:
         cache_pairs: int = 0,
         forward: Forward | None = None,
     ) -> None:
-        if forward is None:
-            forward = Packed(checkpoint) if encoder.supports(checkpoint) else Padded(checkpoint)
         self._checkpoint = checkpoint
-        self._forward = forward
+        self._forward = _open_forward(checkpoint) if forward is None else forward
         self._tokens = Tokens(checkpoint, max_request_tokens=max_request_tokens)
         self._budget = TokenBudget(_room(checkpoint, max_tokens))
         self._cache: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
@@ -116,6 +101,11 @@ class Engine:
     def precision(self) -> str:
         """What it computes in."""
         return self._checkpoint.precision.value
+
+    @property
+    def pooling(self) -> Pooling:
+        """What EMBED requests are pooled by that do not say."""
+        return self._checkpoint.pooling
 
     @property
     def identity(self) -> ModelIdentity:
@@ -151,7 +141,7 @@ class Engine:
             if pooling is None:
                 results = self._logits(flat.rows, flat.keys, tally)
             else:
-                results = self._slices(flat.rows, pooling, tally)
+                results = _after_pooling(self._checkpoint, self._slices(flat.rows, pooling, tally))
             for i, own in zip(members, flat.restore(results), strict=True):
                 outcomes[i] = self._outcome(*requests[i], own)
         tally.shrinks, self._shrinks = self._shrinks, 0
@@ -164,8 +154,8 @@ class Engine:
 
         Raises:
             OutOfDeviceMemory: Not even one row of the full length fits.
+            CheckpointError: The model fails on its first rows, or gives infinities or NaN.
         """
-        order = self._checkpoint.order
         request = Request(
             id="warm-up",
             task=Task.EMBED,
@@ -184,7 +174,10 @@ class Engine:
         row = self.encode(request).rows[0]
         count = self._budget.tokens // len(row.token_ids) if self._checkpoint.device.type == "cuda" else 1
         tally = _Tally(lambda: None)
-        self._slices([row] * max(1, count), None if order else Pooling.MEAN, tally)
+        padded = [self.encode(replace(request, text=text)).rows[0] for text in ("a", "a a a")]  # one of the two
+        for rows in ([row] * max(1, count), padded):
+            slices = partial(self._slices, rows, None if self._checkpoint.order else self.pooling, tally)
+            _require_results(slices, rows, self._checkpoint)
         self._budget.settle()
         self._shrinks = 0
         work = tally.close(self._budget.tokens)
@@ -270,6 +263,53 @@ def _room(checkpoint: Checkpoint, max_tokens: int) -> int:
     if checkpoint.device.type != "cpu":
         return max_tokens
     return min(max_tokens, 6 * 1024**2 // (4 * checkpoint.hidden_size))
+
+
+def _open_forward(checkpoint: Checkpoint) -> Forward:
+    """The checkpoint's forward. Raises CheckpointError where config.json leaves out or misstates what it needs."""
+    try:
+        return families.choose(checkpoint)
+    except (TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
+        raise CheckpointError(
+            f"{checkpoint.identity.name} cannot be run ({type(error).__name__}: {first_line(error)}): its config.json "
+            "leaves out or misstates what its architecture needs; correct it, or copy or download it again"
+        ) from error
+
+
+def _after_pooling(checkpoint: Checkpoint, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(rows, hidden size) through the checkpoint's own modules, if it has any."""
+    if checkpoint.after_pooling is None:
+        return vectors
+    with torch.inference_mode():
+        results: torch.Tensor = checkpoint.after_pooling(torch.from_numpy(vectors).to(checkpoint.device))
+        return results.numpy(force=True)
+
+
+def _require_results(
+    compute: Callable[[], npt.NDArray[np.float32]], rows: Sequence[Row], checkpoint: Checkpoint
+) -> None:
+    """Compute the first rows of a checkpoint: what fails on them would fail on every message.
+
+    Raises:
+        CheckpointError: it fails, or gives infinities or NaN.
+    """
+    name = checkpoint.identity.name
+    try:
+        results = compute()
+    except WorkerError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{name} cannot compute {len(rows)} rows of up to {_lengths(rows).max()} tokens ({type(error).__name__}: "
+            f"{first_line(error)}): config.json, tokenizer and weights do not fit one another, or model.max_length is "
+            "more than the model reads; copy or download the checkpoint again, lower model.max_length, or choose "
+            "another"
+        ) from error
+    if not np.isfinite(results).all():
+        raise CheckpointError(
+            f"{name} gives infinities or NaN for its first text: its weights are damaged (copy or download them "
+            f"again), or too large for {checkpoint.precision} (set model.precision to bf16 or fp32)"
+        )
 
 
 def _lengths(rows: Sequence[Row]) -> npt.NDArray[np.intp]:

@@ -32,7 +32,10 @@ _TWO = {"entailment", "not_entailment"}
 
 
 def find(
-    id2label: Mapping[int, str], label2id: Mapping[str, int], classes: int, labels: Sequence[str] | None = None
+    id2label: Mapping[int, str],
+    label2id: Mapping[str, int] | None,
+    classes: int,
+    labels: Sequence[str] | None = None,
 ) -> LabelOrder:
     """Find the order of the classes among the logits.
 
@@ -40,7 +43,7 @@ def find(
 
     Args:
         id2label: from the checkpoint's config.
-        label2id: from the checkpoint's config; must be the inverse of ``id2label``.
+        label2id: from the checkpoint's config; must be the inverse of ``id2label``. None: the config has none.
         classes: number of logits.
         labels: the setting ``model.labels``: class names in the order of the logits, which then stand for those of the
             config.
@@ -61,7 +64,13 @@ def find(
             )
         return _order(labels, "model.labels")
     names = [id2label.get(index, "") for index in range(classes)]
-    if sorted(id2label) != list(range(classes)) or {name: index for index, name in enumerate(names)} != dict(label2id):
+    if sorted(id2label) != list(range(classes)) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"config.json says id2label = {dict(id2label)}, which does not name each of {classes} logits once: find "
+            "out what they mean (the model card, or its training data) and set model.labels, for example "
+            '["contradiction", "neutral", "entailment"]'
+        )
+    if label2id is not None and {name: index for index, name in enumerate(names)} != dict(label2id):
         raise CheckpointError(
             f"the checkpoint contradicts itself: config.json says id2label = {dict(id2label)} and label2id = "
             f"{dict(label2id)} for {classes} logits; find out which is right (the model card, or its training data) "

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from worker.inference.precision import Precision
 from worker.inference.scores import LabelOrder
-from worker.messages import ModelIdentity
+from worker.messages import ModelIdentity, Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,11 @@ class Checkpoint:
         pad_id: the padding token's id.
         languages: language codes and the embeddings they choose (XLM); empty where the architecture has none.
         default_language: for requests that name none.
-        hidden_size: length of a token state, hence of an embedding.
+        pooling: of EMBED requests that name none.
+        prompt: what stands before each text to embed; as a rule empty.
+        after_pooling: what pooled vectors go through, (rows, hidden size) to (rows, dimensions), in float32, on
+            ``device``; None: nothing.
+        hidden_size: length of a token state, hence of an embedding that nothing follows.
         family: ``config.model_type``, such as "xlm-roberta".
     """
 
@@ -42,5 +47,8 @@ class Checkpoint:
     pad_id: int
     languages: Mapping[str, int]
     default_language: str | None
+    pooling: Pooling
+    prompt: str
+    after_pooling: nn.Module | None
     hidden_size: int
     family: str

@@ -6,13 +6,13 @@ plain text. transformers is then given the local directory, hence converts and d
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -23,26 +23,26 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
 from worker.errors import CheckpointError
+from worker.inference import checkpoint_files
+from worker.inference.checkpoint_files import first_line
+from worker.inference.stage import Tell, tell_nobody
 from worker.messages import ModelIdentity
 
 log = logging.getLogger("worker.inference")
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")  # the last: SentencePiece
-_FILES = (
-    *WEIGHTS,
-    *VOCABULARIES,
-    "config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-)
+# The checkpoint that comes with the worker, by the name that settings and results call it, wherever it is installed.
+SHIPPED = {"demo": Path(__file__).parents[1] / "demo" / "checkpoint"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+# For one answer of the hub. Its client waits for ever for the first one.
+_ASK_TIMEOUT_S: Final = 10.0
+# The client's own time-outs end a connection that is silent for 10 s, and it reports every 10 MB: 35 kB/s are enough.
+_DOWNLOAD_LIMIT_S: Final = 300.0
+# Reading from a disk: a share that is slow all through, and one whose server takes a minute to answer at all.
+_SLOWEST_BYTES_PER_S: Final = 5e6
+_LEAST_READ_LIMIT_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +54,32 @@ class Source:
 
 
 def find(
-    name: str, revision: str | None, *, progress: bool | None, attempts: int, sleep: Callable[[float], None]
+    name: str,
+    revision: str | None,
+    *,
+    progress: bool | None,
+    attempts: int,
+    sleep: Callable[[float], None],
+    tell: Tell = tell_nobody,
 ) -> Source:
     """Find a checkpoint's directory, downloading it if need be.
 
     Args:
-        name: a directory or a hub id ("owner/name").
+        name: a directory, a hub id ("owner/name"), or a name in `SHIPPED` (a directory of that name is "./demo").
         revision: for a hub id the commit, tag or branch; a directory must have exactly this digest.
         progress: show download bars; None: on a terminal.
         attempts: tries of the download before giving up, with waits of 1 s to 30 s between them.
         sleep: waits so many seconds; may raise to give up at once.
+        tell: hears what is done.
 
     Raises:
         CheckpointError: nothing there that can be loaded safely.
     """
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        _require_checkpoint(directory, name)
-        digest = _digest(directory)
+    directory = _local(name)
+    if directory is not None:
+        checkpoint_files.require_whole(directory, name)
+        tell(f"reading {name}, {shown_bytes(size_bytes(directory))}, for its digest", read_limit_s(directory))
+        digest = checkpoint_files.digest(directory)
         if revision not in (None, digest):
             raise CheckpointError(
                 f'model.revision = "{revision}" but the files in {name} have the digest "{digest}": they are not the '
@@ -81,8 +89,8 @@ def find(
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise CheckpointError(f'model.name = "{name}" is no directory here, and no hub id ("owner/name") either')
     shown = sys.stderr.isatty() if progress is None else progress
-    directory = _download(name, revision, progress=shown, attempts=attempts, sleep=sleep)
-    _require_checkpoint(directory, name)
+    directory = _download(name, revision, progress=shown, attempts=attempts, sleep=sleep, tell=tell)
+    checkpoint_files.require_whole(directory, name, cached=True)
     commit = directory.name  # the hub's cache keeps each commit in a directory of its own
     if revision is None or not _COMMIT.fullmatch(revision):
         log.warning(
@@ -96,31 +104,41 @@ def find(
     return Source(directory, ModelIdentity(name, commit))
 
 
-def _require_checkpoint(directory: Path, name: str) -> None:
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f'model.name = "{name}": no checkpoint there (config.json is missing)')
-    if any(next(directory.glob(pattern), None) is not None for pattern in WEIGHTS):
-        return
-    pickle = next((path.name for pattern in _PICKLES for path in directory.glob(pattern)), None)
-    found = f" ({pickle} is a pickle, which can run code when it is read)" if pickle else ""
-    raise CheckpointError(
-        f'model.name = "{name}": no model.safetensors there{found}. Only safetensors are loaded: choose a revision '
-        "that has them, or convert the checkpoint once, in a place you trust, with transformers' "
-        "from_pretrained(...).save_pretrained(...)"
-    )
+def size_bytes(directory: Path) -> int:
+    """How much the weights in a directory take."""
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
-def _digest(directory: Path) -> str:
-    """SHA-256 over names and contents of every file that takes part: the same files, the same revision."""
-    total = hashlib.sha256()
-    for path in sorted({path for pattern in _FILES for path in directory.glob(pattern)}):
-        with path.open("rb") as file:
-            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{total.hexdigest()[:16]}"
+def shown_bytes(count: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def read_limit_s(directory: Path) -> float:
+    """A disk that has not given the weights in so many seconds does not answer."""
+    return _LEAST_READ_LIMIT_S + size_bytes(directory) / _SLOWEST_BYTES_PER_S
+
+
+def _local(name: str) -> Path | None:
+    """The directory of that name, if there is one."""
+    try:
+        directory = SHIPPED.get(name) or Path(name).expanduser()
+        return directory if directory.is_dir() else None
+    except (OSError, RuntimeError) as error:  # a folder above may not be entered; a user without a home
+        raise CheckpointError(
+            f'model.name = "{name}" cannot be looked up ({error}): write the whole path, and let the user that the '
+            "worker runs as enter every folder of it"
+        ) from error
 
 
 def _download(
-    name: str, revision: str | None, *, progress: bool, attempts: int, sleep: Callable[[float], None]
+    name: str,
+    revision: str | None,
+    *,
+    progress: bool,
+    attempts: int,
+    sleep: Callable[[float], None],
+    tell: Tell,
 ) -> Path:
     if not progress:
         disable_progress_bars()
@@ -141,35 +159,89 @@ def _download(
         reraise=True,
     )
     try:
-        # The subfolders of a repository hold other formats of the same weights.
-        directory = retrying(
-            huggingface_hub.snapshot_download,
-            name,
-            revision=revision,
-            allow_patterns=list(_FILES),
-            ignore_patterns=["*/*"],
-        )
-    except HFValidationError as error:
-        raise CheckpointError(f'model.name = "{name}" is no directory here, and no hub id: {error}') from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f'model.revision = "{revision}": the repository "{name}" has none such') from error
-    except RepositoryNotFoundError as error:  # private and gated ones look the same without a token
-        raise CheckpointError(
-            f'model.name = "{name}": no such directory here, and no such repository, or none that may be read without '
-            "a token: check the name, or set HF_TOKEN"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f'model.name = "{name}" at revision "{revision or "main"}" is not in the local cache and the hub could not '
-            f"be reached ({error.__cause__ or error}): check the network, unset HF_HUB_OFFLINE, or set model.name to a "
-            "directory"
-        ) from error
+        directory = retrying(_fetch, name, revision, tell)
     except Exception as error:
-        raise CheckpointError(
-            f'model.name = "{name}" could not be downloaded ({type(error).__name__}: {error}): try again later, or set '
-            "model.name to a directory"
-        ) from error
+        raise _explained(error, name, revision) from error
     return Path(directory)
+
+
+def _explained(error: Exception, name: str, revision: str | None) -> CheckpointError:
+    """What stands between a user and a checkpoint of a hub, and the mend."""
+    match error:
+        case HFValidationError():
+            return CheckpointError(f'model.name = "{name}" is no directory here, and no hub id: {error}')
+        case RevisionNotFoundError():
+            return CheckpointError(f'model.revision = "{revision}": the repository "{name}" has none such')
+        case RepositoryNotFoundError():  # private and gated ones look the same without a token
+            return CheckpointError(
+                f'model.name = "{name}": no such directory here, and no such repository, or none that may be read '
+                "without a token; check the name, or set HF_TOKEN"
+            )
+        case LocalEntryNotFoundError() if partial := getattr(error, "snapshot_path", None):  # IncompleteSnapshotError
+            return CheckpointError(
+                f'model.name = "{name}": a download to {partial} was broken off ({first_line(error)}): download it '
+                "again, with a network and without HF_HUB_OFFLINE"
+            )
+        case LocalEntryNotFoundError():
+            return CheckpointError(
+                f'model.name = "{name}" at revision "{revision or "main"}" is not in the local cache and the hub could '
+                f"not be reached ({error.__cause__ or error}): check the network, unset HF_HUB_OFFLINE, or set "
+                "model.name to a directory"
+            )
+        case OSError() if error.filename is not None:  # of this machine, not of the hub
+            return CheckpointError(
+                f'model.name = "{name}" could not be downloaded, because {error.filename} cannot be written '
+                f"({error.strerror}): set HF_HOME to a folder with room that the worker may write to, or model.name to "
+                "a directory"
+            )
+    return CheckpointError(
+        f'model.name = "{name}" could not be downloaded ({type(error).__name__}: {error}): try again later, or set '
+        "model.name to a directory"
+    )
+
+
+def _fetch(name: str, revision: str | None, tell: Tell) -> str:
+    """One attempt. While the hub is away, what the cache holds whole will do."""
+    wanted: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": list(checkpoint_files.FILES),
+        "ignore_patterns": list(checkpoint_files.NO_MODULE),
+    }
+    tell(f'asking the hub for "{name}"', _DOWNLOAD_LIMIT_S)
+    directory: str
+    if revision is None or not _COMMIT.fullmatch(revision):
+        # The client asks what the revision is without a time-out, so it is asked with one before.
+        try:
+            huggingface_hub.HfApi().model_info(name, revision=revision, timeout=_ASK_TIMEOUT_S)
+        except Exception as away:  # noqa: BLE001 (an answer comes again below, where the client sorts it)
+            if not _is_answer(away):
+                try:
+                    directory = huggingface_hub.snapshot_download(name, local_files_only=True, **wanted)
+                except LocalEntryNotFoundError as absent:
+                    raise absent from away
+                else:
+                    return directory
+    directory = huggingface_hub.snapshot_download(name, tqdm_class=_telling_bar(name, tell), **wanted)
+    return directory
+
+
+def _telling_bar(name: str, tell: Tell) -> type[tqdm]:
+    """A kind of progress bar that tells of each piece, shown or not."""
+
+    class TellingBar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._pieces = options.get("unit") == "B"
+            self._received = 0.0
+            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]  # the hub client's
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._received += n or 0
+            if self._pieces:
+                tell(f'downloading "{name}"', _DOWNLOAD_LIMIT_S, shown_bytes(self._received))
+            redrawn: bool | None = super().update(n)
+            return redrawn
+
+    return TellingBar
 
 
 def _is_answer(error: BaseException) -> bool:

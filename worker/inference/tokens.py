@@ -18,6 +18,9 @@ XLM's tokenizer prepares every language with Moses' rules for English, because t
 Windows: with WINDOW_MAX or WINDOW_MEAN a long text is read through windows. A window has as many tokens as fit beside
 the longest hypothesis of the request, so that all hypotheses see the same windows. It begins three quarters of a window
 after the one before, so a quarter is seen twice; the last one ends with the text. Each carries the whole hypothesis.
+
+A prompt, which some checkpoints were trained to see before each text to embed, is tokenised together with the text, as
+sentence-transformers does, and neither truncated nor left out of a window.
 """
 
 from __future__ import annotations
@@ -35,11 +38,13 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from worker.errors import CheckpointError, Reason, Rejection
+from worker.inference.checkpoint_files import is_failure
 from worker.inference.model import Checkpoint
 from worker.messages import Encoded, LongText, Request, Row, Task
 
 TokenIds = npt.NDArray[np.int32]
 
+_STRANGE = "ß 文 \U0001f40d \u0378"  # of these some vocabulary lacks each; the last is no character at all
 _WORDS_OF_PYTHON_TOKENIZER = 50_000  # XLM's tokenizer caches every word without limit; past this the cache is emptied
 
 
@@ -65,7 +70,17 @@ class Tokens:
         self._default_language = checkpoint.default_language
         self._classifies = checkpoint.order is not None
         self._name = checkpoint.identity.name
-        self._single, self._pair = _frame(checkpoint.tokenizer, pair=False), _frame(checkpoint.tokenizer, pair=True)
+        try:
+            self._single, self._pair = (_frame(checkpoint.tokenizer, pair=pair) for pair in (False, True))
+            self._segment(_STRANGE)  # a vocabulary without its token for the unknown fails here, and not at a message
+            self._prompt, self._prompt_ids = checkpoint.prompt, self._segment(checkpoint.prompt)
+        except BaseException as error:
+            if isinstance(error, CheckpointError) or not is_failure(error):
+                raise
+            raise CheckpointError(
+                f"the tokenizer of {self._name} cannot read a text ({type(error).__name__}: {error}): it is damaged, "
+                "or not the one that belongs to the model; copy or download it again"
+            ) from error
         # functools' cache keeps no exception, so it holds no hypothesis longer than the window.
         self._tail = functools.lru_cache(maxsize=cache_hypotheses)(self._encode_hypothesis)
 
@@ -86,25 +101,28 @@ class Tokens:
             frame, tails = self._single, [self._single.after]
         else:
             frame, tails = self._pair, [self._tail(hypothesis) for hypothesis in request.hypotheses]
-        text = self._segment(request.text)
-        rooms = [self._max_length - len(frame.before) - len(tail) for tail in tails]
+        if self._prompt and request.task is Task.EMBED:
+            before, text = self._after_prompt(frame.before, request.text)
+        else:
+            before, text = frame.before, self._segment(request.text)
+        rooms = [self._max_length - len(before) - len(tail) for tail in tails]
         least = min(rooms)
-        around = sum(len(frame.before) + len(tail) for tail in tails)
+        around = sum(len(before) + len(tail) for tail in tails)
         if len(text) <= least:
             self._require_work(len(tails), around + len(text) * len(tails))
-            heads, truncated = [[np.concatenate((frame.before, text))]] * len(tails), False
+            heads, truncated = [[np.concatenate((before, text))]] * len(tails), False
         elif request.long_text is LongText.TRUNCATE:
             self._require_room(request, rooms, 1)
             self._require_work(len(tails), around + sum(min(room, len(text)) for room in rooms))
             cuts = [text[-room:] if self._left else text[:room] for room in rooms]
-            heads, truncated = [[np.concatenate((frame.before, cut))] for cut in cuts], True
+            heads, truncated = [[np.concatenate((before, cut))] for cut in cuts], True
         else:
             # Windows of fewer tokens than a quarter of the model's say little, and each costs a row of the forward.
             self._require_room(request, rooms, self._max_length // 4)
             starts = _window_starts(len(text), least)
             self._require_work(len(tails) * len(starts), len(starts) * (around + least * len(tails)))
             windows = [text[start : start + least] for start in starts]
-            heads, truncated = [[np.concatenate((frame.before, window)) for window in windows]] * len(tails), False
+            heads, truncated = [[np.concatenate((before, window)) for window in windows]] * len(tails), False
         rows = []
         for tail, windows_of_tail in zip(tails, heads, strict=True):
             for head in windows_of_tail:
@@ -112,6 +130,15 @@ class Tokens:
                 at = len(ids) if frame.segment is None else len(head) + frame.segment
                 rows.append(Row(ids, at, language_id))
         return Encoded(tuple(rows), len(heads[0]), truncated, sum(len(row.token_ids) for row in rows))
+
+    def _after_prompt(self, before: TokenIds, text: str) -> tuple[TokenIds, TokenIds]:
+        """What stands before a text to embed, the prompt's tokens with it, and the text's own."""
+        ids = self._segment(self._prompt + text)
+        most = min(len(ids), len(self._prompt_ids))
+        # Where the two meet they may have become one token, which counts as the text's.
+        differs = np.flatnonzero(ids[:most] != self._prompt_ids[:most])
+        own = int(differs[0]) if len(differs) else most
+        return np.concatenate((before, ids[:own])), ids[own:]
 
     def _encode_hypothesis(self, hypothesis: str) -> TokenIds:
         """Everything that follows the premise: separator, hypothesis, end."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from confluent_kafka import TopicPartition
 
 from worker.messages import Partition
+from worker.rules.offset_metadata import TopicId
 
 
 @dataclass(slots=True)
@@ -18,7 +19,8 @@ class FetchState:
     seek, and passes over what is held back. ``end_offset`` is where the partition ended when that was last seen, behind
     transaction markers and aborted records, which take offsets too. ``asked_offset`` is the last one whose commit was
     asked for without waiting, ``failed_offset`` the one to commit again because such a commit failed. ``asked_end`` is
-    the end of a partition that was never fetched from.
+    the end of a partition that was never fetched from. ``topic_id`` is of the topic that all these offsets belong to,
+    None where that is not known.
 
     ``bad_offset`` names a batch that cannot be read, ``bad_times`` how often that was met in a row, ``bad_error`` why;
     while ``is_passing`` no record is taken. Since ``quiet_since_s`` nothing came at ``quiet_offset``. ``stalled``
@@ -33,6 +35,7 @@ class FetchState:
     asked_offset: int | None = None
     failed_offset: int | None = None
     asked_end: int | None = None
+    topic_id: TopicId | None = None
     bad_offset: int | None = None
     bad_times: int = 0
     bad_error: str = ""

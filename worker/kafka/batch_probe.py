@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Final
 
 from confluent_kafka import Consumer as Client
-from confluent_kafka import KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
@@ -71,6 +71,8 @@ class Probe:
     base: int | None
     error: str
     may_be_large: bool
+    is_oversize: bool = False  # an answer was larger than the client takes,
+    is_refused: bool = False  # and one was to the last question
 
     def find(self) -> Batch | None:
         """The batch, or None where nothing is wrong after all, or nothing can be said now."""
@@ -87,16 +89,27 @@ class Probe:
     @contextmanager
     def _opened(self, properties: Properties) -> Iterator[Client]:
         config = client_config.reader(self.properties, str(self.properties["group.id"])) | properties
-        client = client_config.open_client(Client, config | {"auto.offset.reset": "error", "log_level": 0})
+        config |= {"auto.offset.reset": "error", "log_level": 0, "error_cb": self._connection_failed}
+        # An answer that is too large ends the connection. A slow new one must not look like silence.
+        config |= {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 100}
+        client = client_config.open_client(Client, config)
         try:
             yield client
         finally:
             client.close()
 
+    def _connection_failed(self, error: KafkaError) -> None:
+        """Learn of an answer larger than receive.message.max.bytes: it ends the connection, and no message tells."""
+        if client_errors.is_of_the_batch(error):
+            self.is_oversize = self.is_refused = self.may_be_large = True
+            if self.base is None:
+                self.error = f"{error.name()}: {error.str()}"
+
     def _find_end(self, client: Client) -> int | None:
         """The first offset behind the batch: farther and farther steps beyond it, and then halves of the last."""
         if self._ask(client, self.first) not in {_Answer.BAD, _Answer.SILENT}:
             return None
+        client.unassign()  # where fetches end the connection, nothing else would be answered
         try:
             _, limit = client.get_watermark_offsets(self._at(self.first), timeout=_ANSWER_TIMEOUT_S)
         except KafkaException:
@@ -117,16 +130,21 @@ class Probe:
                 return None
             bad, behind = (bad, middle) if answer is _Answer.READABLE else (middle, behind)
         # Never pass over what only came late.
-        is_certain = self.base is not None or self._ask(client, bad, LAST_PATIENCE_S) is _Answer.SILENT
+        is_certain = self.base is not None or self._ask(client, bad, LAST_PATIENCE_S) in {_Answer.BAD, _Answer.SILENT}
         return behind if is_certain else None
 
     def _ask(self, client: Client, offset: int, patience_s: float = PATIENCE_S) -> _Answer:
         client.assign([self._at(offset)])
+        self.is_refused = False
         # An error of a batch comes within the time of a fetch as well, so one that is named needs no guessing.
         silence = _Answer.SILENT if self.base is None else _Answer.UNKNOWN
+        if self.is_oversize:
+            patience_s = LAST_PATIENCE_S  # the client takes a second to connect again
         deadline_s = time.monotonic() + (patience_s if self.base is None else _ANSWER_TIMEOUT_S)
         while time.monotonic() < deadline_s:
             message = client.poll(0.1)
+            if self.is_refused:
+                return _Answer.BAD if self.base is None else _Answer.READABLE  # another batch than the one named
             if message is None:
                 continue
             error = message.error()

@@ -112,13 +112,13 @@ def with_callbacks(properties: Properties, on_error: Callable[[Any], None]) -> P
 
 
 def open_client(kind: Callable[[Properties], Client], config: Properties) -> Client:
-    """A client of librdkafka.
+    """A client of librdkafka, which logs through ours and writes nothing to stderr by itself.
 
     Raises:
         SettingsError: a property is unknown, or has a value that librdkafka refuses.
     """
     try:
-        return kind(config)
+        return kind({"logger": logging.getLogger("librdkafka"), **config})
     except (KafkaException, TypeError, ValueError) as error:
         found: Any = error.args[0]
         said = found.str() if isinstance(found, KafkaError) else str(error)

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError
 
 from worker.errors import FatalError, Fenced, Unpublishable
 from worker.messages import Output, Position
+from worker.rules.trouble import in_words
 from worker.telemetry.log import Repeats
 
 log = structlog.get_logger("worker.kafka")
@@ -52,10 +53,13 @@ _OF_THE_PARTITION: Final = {
         "auto.offset.reset out of kafka.consumer_properties"
     ),
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user to read the topic (kafka-acls.sh --operation Read)",
+    KafkaError.TOPIC_EXCEPTION: "correct topics.input",
     KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topic, or correct topics.input",
     KafkaError._UNKNOWN_TOPIC: "create the topic, or correct topics.input",  # noqa: SLF001
     KafkaError._UNKNOWN_PARTITION: "look whether the topic was made again with fewer partitions",  # noqa: SLF001
 }
+# Topics for whose sake the coordinator refuses a member of a KIP-848 group.
+_OF_THE_TOPIC: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION})
 # Another process took our place, so everything that we would still write is not ours to write. None of them comes from
 # the network: each is the coordinator's verdict, or librdkafka's summary of one.
 _FENCING: Final = frozenset(
@@ -66,6 +70,8 @@ _FENCING: Final = frozenset(
         KafkaError.UNRELEASED_INSTANCE_ID,  # the reverse (KIP-848): its name is taken, and its holder lives
     }
 )
+# The consumer's summary of a verdict of the group has it in its text alone.
+_FENCING_TEXTS: Final = tuple(KafkaError(code).str() for code in _FENCING)
 
 _UNANSWERED: Final = frozenset(
     {
@@ -89,7 +95,7 @@ def names_cause(error: KafkaError) -> bool:
 
 def is_fencing(error: KafkaError) -> bool:
     """Whether another process took our place, in the group or under the transactional id."""
-    return error.code() in _FENCING
+    return error.code() in _FENCING or (error.code() == _FATAL and any(text in error.str() for text in _FENCING_TEXTS))
 
 
 def is_of_the_record(error: KafkaError) -> bool:
@@ -105,6 +111,11 @@ def is_of_the_batch(error: KafkaError) -> bool:
 def mend_of_partition(error: KafkaError) -> str | None:
     """What mends an error by which one partition stands still; None for any other."""
     return _OF_THE_PARTITION.get(error.code())
+
+
+def is_refused_topic(error: KafkaError) -> bool:
+    """Whether no KIP-848 subscription may name a topic: it is hidden from us, or its name is illegal."""
+    return error.code() in _OF_THE_TOPIC
 
 
 def may_be_large(error: KafkaError) -> bool:
@@ -127,8 +138,13 @@ def is_unanswered(error: KafkaError) -> bool:
 
 def cannot_go_on(client: str, error: KafkaError) -> FatalError:
     """The error to raise for a client that is finished: `Fenced` where another process took our place."""
-    kind = Fenced if is_fencing(error) else FatalError
-    return kind(f"the {client} cannot go on: {error.name()}: {error.str()}")
+    said = f"the {client} cannot go on: {error.name()}: {error.str()}"
+    if not is_fencing(error):
+        return FatalError(said)
+    return Fenced(
+        f"{said}; another process has its place. Give each worker a kafka.group_instance_id of its own. One that was "
+        "killed keeps its name until its session has timed out"
+    )
 
 
 def unpublishable(position: Position, output: Output, error: KafkaError) -> Unpublishable:
@@ -168,7 +184,7 @@ class ErrorLog:
             self._fatal = error
         held = 0 if fatal else self._repeats.admit(error.name())
         if held is not None:
-            log.warning(self._event, code=error.name(), error=error.str(), fatal=fatal, held_back=held)
+            log.warning(self._event, error=in_words(error.str()), code=error.name(), fatal=fatal, held_back=held)
 
     def check(self) -> None:
         """Raise FatalError (`Fenced`, where another took its place) if the client cannot go on."""

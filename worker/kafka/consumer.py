@@ -6,7 +6,7 @@ and no lock of ours is needed. Everything here is called by the Kafka thread alo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -20,7 +20,9 @@ from worker.kafka.client_errors import PARTITION_END, ErrorLog
 from worker.kafka.ends import Ends
 from worker.kafka.offset_commits import OffsetCommits
 from worker.kafka.records import record_of
+from worker.kafka.rewinds import Rewinds
 from worker.kafka.skips import Skips
+from worker.kafka.subscription import Subscription
 from worker.kafka.unreadable import UnreadableBatches
 from worker.messages import Partition, Record
 
@@ -31,8 +33,11 @@ LEAVE_POLLS: Final = 50
 class Listener(Protocol):
     """Who is told about rebalances. Called inside `Consumer.poll` and `Consumer.close`."""
 
-    def assigned(self, generations: Mapping[Partition, int]) -> None:
-        """These partitions are ours, under these generations. Records of them follow."""
+    def assigned(self, generations: Mapping[Partition, int]) -> Collection[Partition]:
+        """These partitions are ours, under these generations. Records of them follow.
+
+        Returns those that are to be read from their beginning, whatever offset the group has committed.
+        """
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """These partitions go away when this returns: the last moment to commit for them."""
@@ -44,8 +49,8 @@ class Listener(Protocol):
 class Consumer:
     """A member of the group. ``paused`` is all or nothing: back-pressure concerns the model, not one partition.
 
-    ``commits`` are its committed offsets, ``ends`` where its partitions end, ``unreadable`` what of
-    them cannot be read, ``skips`` what was passed over.
+    ``subscription`` are its topics, ``commits`` its committed offsets, ``ends`` where its partitions end,
+    ``unreadable`` what of them cannot be read, ``skips`` what was passed over, ``rewinds`` what is read once more.
     """
 
     def __init__(self, config: Properties) -> None:
@@ -58,17 +63,17 @@ class Consumer:
         config = client_config.with_callbacks(config, self._errors)
         self._client = client_config.open_client(Client, config | {"on_commit": self._on_commit})
         from_end = config.get("auto.offset.reset") in {"latest", "end", "largest"}
+        self.subscription = Subscription(self._client, is_all_or_nothing=config.get("group.protocol") == "consumer")
         self.commits = OffsetCommits(self._client, self._assignment, from_end=from_end)
         self.ends = Ends(self._client, self._assignment)
         self.skips = Skips(self._client, from_end=from_end)
+        self.rewinds = Rewinds(self._client, self._assignment, self.commits, self.skips)
         self.unreadable = UnreadableBatches(self._client, self._assignment, self.ends, self.skips, config)
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         """Join the group. The first `poll` connects."""
         self._listener = listener
-        self._client.subscribe(
-            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        self.subscription.begin(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     @property
     def assignment(self) -> Assignment:
@@ -144,14 +149,6 @@ class Consumer:
                 with suppress(KafkaException):  # which costs the second, and nothing else
                     self._client.seek(TopicPartition(topic, number, assigned.next_offset))
 
-    def begin_anew(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """Read assigned partitions from their beginning, and return their new generations."""
-        fresh = self._assignment.add(partitions)
-        for partition in partitions:
-            self._client.seek(TopicPartition(partition.topic, partition.number, OFFSET_BEGINNING))
-        (self._client.pause if self._paused else self._client.resume)(positions_of(partitions))
-        return fresh
-
     def group_metadata(self) -> Any:
         """What proves membership to the transaction coordinator (KIP-447)."""
         return self._client.consumer_group_metadata()
@@ -193,23 +190,32 @@ class Consumer:
             return None
         if assigned.bad_offset is not None and self.unreadable.is_passing(assigned, message.offset() or 0):
             return None
+        if self.rewinds.waiting and assigned.partition in self.rewinds.waiting:
+            return None
         record = record_of(message, assigned.partition, assigned.generation)
-        if record.position.offset != assigned.next_offset:
-            self.skips.jumped(assigned, record.position.offset)
+        if record.position.offset != assigned.next_offset and self.rewinds.jumped(assigned, record.position.offset):
+            return None
         assigned.next_offset = record.position.offset + 1
         assigned.stalled = ""
         return record
 
     def _ended(self, message: Message) -> None:
         assigned = self._assignment.known.get((message.topic(), message.partition()))
-        if assigned is None or assigned.held:  # what is held is read again from where it was held
-            return
+        if assigned is None or assigned.held or assigned.partition in self.rewinds.waiting:
+            return  # what is held is read again from where it was held
         if assigned.bad_offset is None or not self.unreadable.is_passing(assigned, message.offset() or 0):
-            self.skips.jumped(assigned, message.offset() or 0)
+            if self.rewinds.jumped(assigned, message.offset() or 0):
+                return
             assigned.stalled = ""
             assigned.next_offset = assigned.end_offset = message.offset()
 
     def _on_assign(self, client: Client, positions: list[TopicPartition]) -> None:
+        fresh = self._assignment.add(partitions_of(positions))
+        # Asked first: librdkafka takes another place to begin at only with the assignment, and fetches at once.
+        anew = set(self._listener.assigned(fresh)) if self._listener is not None else set()
+        for position in positions:
+            if (position.topic, position.partition) in anew:
+                position.offset = OFFSET_BEGINNING
         if self._incremental:
             client.incremental_assign(positions)
         else:
@@ -217,9 +223,7 @@ class Consumer:
         # A partition that arrives under pressure is paused like the others; and one that was paused when we last had it
         # still is, unless told otherwise: librdkafka keeps the application's pause from one assignment to the next.
         (client.pause if self._paused else client.resume)(positions)
-        fresh = self._assignment.add(partitions_of(positions))
-        if self._listener is not None:
-            self._listener.assigned(fresh)
+        self.rewinds.commit(dict.fromkeys(anew, 0))
 
     def _on_revoke(self, client: Client, positions: list[TopicPartition]) -> None:
         # The listener runs before unassign: until then these partitions can be committed.
@@ -236,6 +240,7 @@ class Consumer:
         self.commits.answered(error, positions)
 
     def _unassign(self, client: Client, positions: list[TopicPartition]) -> None:
+        self.rewinds.forget(partitions_of(positions))
         self._assignment.forget(partitions_of(positions))
         if self._incremental:
             client.incremental_unassign(positions)

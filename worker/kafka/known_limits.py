@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException
@@ -19,7 +19,6 @@ from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, Reso
 from worker.errors import Unpublishable
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
-from worker.kafka.client_errors import ErrorLog
 from worker.messages import Output, Position
 from worker.rules.topic_limits import TopicLimits
 from worker.settings import KafkaSettings
@@ -38,7 +37,7 @@ class KnownLimits:
     """Limits by topic, as far as the broker tells.
 
     Args:
-        config: What every client shares.
+        admin: A connected client, which others may use too.
         topics: Those that we write to.
         compression: The producer's compression.type.
         on_missing: Told which topics are not there, after each answer.
@@ -48,20 +47,19 @@ class KnownLimits:
 
     def __init__(
         self,
-        config: Properties,
+        admin: AdminClient,
         topics: Collection[str],
         compression: str,
         on_missing: Callable[[Sequence[str]], None],
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._config = client_config.with_callbacks(config, ErrorLog("limits"))
+        self._admin = admin
         self._topics = sorted(topics)
         self._is_compressed = compression != "none"
         self._on_missing = on_missing
         self._clock = clock
         self._wall_clock = wall_clock
-        self._admin: Any = None
         self._asked: _Answers = {}
         self._asked_at_s = 0.0
         self._unknown: set[str] = set()  # topics of which that was said
@@ -70,7 +68,6 @@ class KnownLimits:
 
     def load(self) -> None:
         """Ask, and wait for the answer for a few seconds at most."""
-        self._admin = client_config.open_client(AdminClient, self._config)
         self._ask()
         for answer in self._asked.values():
             with suppress(Exception):  # told of below
@@ -101,9 +98,14 @@ class KnownLimits:
             return Unpublishable(position, output, KafkaError.INVALID_TIMESTAMP, said)
         return None
 
-    def fitted(self, config: Properties) -> Properties:
-        """Producer properties whose batches fit every topic: the broker refuses a batch of small records as well."""
+    def fitted(self, config: Properties, most_bytes: int | None = None) -> Properties:
+        """Producer properties whose batches fit every topic: the broker refuses a batch of small records as well.
+
+        ``most_bytes`` is the largest batch to send by what else is known.
+        """
         least = min((limits.max_message_bytes for limits in self._known.values()), default=client_config.BATCH_BYTES)
+        if most_bytes is not None:
+            return config | {"batch.size": min(least, most_bytes)}
         return config if least >= client_config.BATCH_BYTES else {"batch.size": least, **config}
 
     def _ask(self) -> None:
@@ -145,7 +147,7 @@ class KnownLimits:
                 "topic_missing",
                 topic=topic,
                 error=f"the broker has no topic {topic!r}; what is written there waits until it is created "
-                f"(kafka-topics.sh --create --topic {topic}), or correct the setting",
+                "(xnli-worker topics create), or correct the setting",
             )
 
     def _cannot_tell(self, topic: str, why: str) -> None:
@@ -168,11 +170,16 @@ class KnownLimits:
         )
 
 
-def load(settings: KafkaSettings, topics: Collection[str], on_missing: Callable[[Sequence[str]], None]) -> KnownLimits:
+def load(
+    settings: KafkaSettings,
+    admin: AdminClient,
+    topics: Collection[str],
+    on_missing: Callable[[Sequence[str]], None],
+) -> KnownLimits:
     """The limits of the topics that a producer of these settings writes to, as far as they are known within seconds."""
     producer = client_config.producer(settings, transactional_id=None)
     compression = str(producer.get("compression.codec", producer["compression.type"]))
-    limits = KnownLimits(client_config.common(settings, "limits"), topics, compression, on_missing)
+    limits = KnownLimits(admin, topics, compression, on_missing)
     limits.load()
     return limits
 

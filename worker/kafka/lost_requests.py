@@ -53,8 +53,7 @@ class LostRequests:
     def log(self, level: int, form: str, *arguments: str) -> None:
         """Take a line: what the client calls in place of `logging.Logger.log`, inside ``poll`` and ``flush``."""
         if len(arguments) == 3:
-            if not self.why:
-                self._read(arguments[0], arguments[2])
+            self._read(arguments[0], arguments[2])
             if arguments[0] in _MENDED:
                 level = min(level, logging.WARNING)
         if level >= self._threshold:
@@ -71,7 +70,7 @@ class LostRequests:
         else:
             is_lost = facility == "REQTMOUT" or (facility == "ADDOFFSETS" and "response" in text and " _T" in text)
         if is_lost:
-            self.why = text
+            self.suppose(text)
 
     def suppose(self, why: str) -> None:
         """A call did not succeed in time: a request of it may be on its way."""

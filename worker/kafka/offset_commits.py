@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -12,6 +12,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from worker.errors import BrokerAway
 from worker.kafka.assignment import Assignment, positions_of
 from worker.messages import Partition
+from worker.rules.crash_count import Mark
+from worker.rules.offset_metadata import NO_MARK, render
 
 log = structlog.get_logger("worker.kafka")
 
@@ -62,13 +64,29 @@ class OffsetCommits:
         low, high = self._client.get_watermark_offsets(partition, timeout=_WATERMARK_TIMEOUT_S)
         return high if self._from_end else low
 
+    def metadata(
+        self, partitions: Iterable[Partition], marks: Mapping[Partition, Mark] | None = None
+    ) -> dict[Partition, str]:
+        """What to commit beside the offsets of assigned partitions: their topics' ids, and marks where there are."""
+        found: dict[Partition, str] = {}
+        last, ordinary = None, ""  # of one topic all partitions say the same, as a rule
+        for partition in partitions:
+            if (assigned := self._assignment.known.get(partition)) is None:
+                continue
+            if assigned.topic_id is not last:
+                last, ordinary = assigned.topic_id, render(NO_MARK, assigned.topic_id)
+            mark = marks.get(partition) if marks else None
+            found[partition] = ordinary if mark is None else render(mark, assigned.topic_id)
+        return found
+
     def commit(
         self, offsets: Mapping[Partition, int], *, wait: bool, metadata: Mapping[Partition, str] | None = None
     ) -> None:
         """Commit the offset behind the last resolved record of each partition, and those that failed.
 
+        ``metadata`` is what `metadata` makes of no marks, where it is not given.
         Without ``wait`` the answer arrives in a later poll, and a commit that failed is sent again with the next one
-        (without its metadata: what comes later knows better).
+        (without its mark: what comes later knows better).
 
         Raises:
             BrokerAway: the commit failed. With ``wait`` that is the end of it: what comes later may say more, and
@@ -84,8 +102,8 @@ class OffsetCommits:
         if not wait:
             for partition, offset in wanted.items():
                 known[partition].asked_offset = offset
-        beside = metadata or {}
-        positions = [TopicPartition(p.topic, p.number, offset, beside.get(p, "")) for p, offset in wanted.items()]
+        beside = self.metadata(wanted) | dict(metadata or {})
+        positions = [TopicPartition(p.topic, p.number, offset, beside[p]) for p, offset in wanted.items()]
         try:
             if wait:
                 self._client.commit(offsets=positions, asynchronous=False)

@@ -73,9 +73,8 @@ class ProducerConnection:
     def __init__(self, config: Properties, clock: Clock, lost: LostRequests | None = None) -> None:
         self.clock = clock
         self.errors = ErrorLog("producer")
-        self.suspects: set[Position] = set()  # from a refusal until a release has gone out: see DeliveryReports
         # librdkafka puts nothing into a batch with a record that is larger than a batch may be.
-        self._batch_bytes = int(config.get("batch.size", client_config.BATCH_BYTES))
+        self.batch_bytes = int(config.get("batch.size", client_config.BATCH_BYTES))
         config = client_config.with_callbacks(config, self.errors) | {"delivery.report.only.error": True}
         if lost is not None:
             config |= lost.properties
@@ -89,7 +88,7 @@ class ProducerConnection:
             BrokerAway: the queue stayed full until the deadline.
         """
         is_suspect = position in reports.alone
-        is_alone = is_suspect or (output.value is not None and len(output.value) > self._batch_bytes)
+        is_alone = is_suspect or (output.value is not None and len(output.value) > self.batch_bytes)
         if is_suspect and self.flush(deadline_s):
             raise BrokerAway("no delivery report in time for what was sent before a suspect")
         reported = partial(reports.take, position, output, is_alone)

@@ -58,14 +58,14 @@ class Reader:
         with self._answers():
             return {n: Extent(*self.client.get_watermark_offsets(self._at(n), timeout=timeout_s)) for n in numbers}
 
-    def committed(self, numbers: Sequence[int], timeout_s: float) -> dict[int, int]:
-        """The committed offsets of the group that the client's configuration names, where it has any.
+    def committed(self, numbers: Sequence[int], timeout_s: float) -> dict[int, tuple[int, str]]:
+        """Committed offsets and metadata of the group that the client's configuration names, where it has any.
 
         A transaction that is about to move them is waited for.
         """
         with self._answers():
             found = self.client.committed([self._at(number) for number in numbers], timeout=timeout_s)
-        return {position.partition: position.offset for position in found if position.offset >= 0}
+        return {at.partition: (at.offset, at.metadata or "") for at in found if at.offset >= 0}
 
     def not_before(self, since_ms: int, extents: Mapping[int, Extent], timeout_s: float) -> dict[int, int]:
         """Offsets before which no record has a timestamp of ``since_ms`` or later, by the broker's time index.

@@ -53,11 +53,14 @@ class Skips:
             reason=reason,
         )
 
-    def jumped(self, assigned: FetchState, offset: int) -> None:
-        """Reading went on at an offset that is not the next one, as it does behind markers of transactions too."""
+    def jumped(self, assigned: FetchState, offset: int) -> bool:
+        """Reading went on at an offset that is not the next one, as it does behind markers of transactions too.
+
+        True if it went back.
+        """
         at = assigned.next_offset
         if at is None or at == offset:
-            return
+            return False
         partition = assigned.partition
         low, high = self._client.get_watermark_offsets(TopicPartition(*partition), cached=True)
         if at < low <= offset:
@@ -73,6 +76,7 @@ class Skips:
                 why="the offset lies beyond the end: the topic was cut off or made again; its records are read again",
             )
             self._found.append(Skip(partition, high, max(high, at), "reset"))
+        return offset < at
 
     def take(self) -> list[Skip]:
         """What came since the last call."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from confluent_kafka import Consumer, Producer
 
 from worker.errors import TopicMissing
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin._metadata import ClusterMetadata  # where the class is typed
 
 
 def partition_numbers(client: Consumer | Producer, topic: str, timeout_s: float) -> list[int]:
@@ -14,8 +19,15 @@ def partition_numbers(client: Consumer | Producer, topic: str, timeout_s: float)
         TopicMissing: it is not there.
         KafkaException: no broker answered in time.
     """
-    found = client.list_topics(topic, timeout=timeout_s).topics[topic]
+    return numbers_in(client.list_topics(topic, timeout=timeout_s), topic)
+
+
+def numbers_in(cluster: ClusterMetadata, topic: str) -> list[int]:
+    """The partitions of a topic that the cluster was asked about. Raises TopicMissing."""
+    found = cluster.topics[topic]
     if found.error is not None or not found.partitions:
         why = found.error.str() if found.error is not None else "it has no partitions"
-        raise TopicMissing(f"topic {topic!r} is not there ({why}); create it, or correct the setting")
+        raise TopicMissing(
+            f"topic {topic!r} is not there ({why}); create it (xnli-worker topics create) or correct the setting"
+        )
     return sorted(found.partitions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from typing import Any, Final, NoReturn, Protocol
 
@@ -16,7 +16,7 @@ from worker.kafka.lost_requests import LostRequests
 from worker.kafka.pending_offsets import PendingOffsets, Spawn, on_thread
 from worker.kafka.producer import DeliveryReports, ProducerConnection
 from worker.kafka.publisher import Clock
-from worker.messages import CommitBatch, Partition
+from worker.messages import CommitBatch, Output, Partition, Position
 
 log = structlog.get_logger("worker.kafka")
 
@@ -59,19 +59,16 @@ class TransactionalPublisher:
 
     transactional = True
 
-    def __init__(
-        self,
-        config: Properties,
-        consumer: OffsetOwner,
-        clock: Clock,
-        spawn: Spawn = on_thread,
-    ) -> None:
+    def __init__(self, config: Properties, consumer: OffsetOwner, clock: Clock, spawn: Spawn = on_thread) -> None:
         self._lost = LostRequests(config)
         self._connection = ProducerConnection(config, clock, self._lost)
+        self.batch_bytes = self._connection.batch_bytes  # what a batch holds at most, save for one larger record
         self._consumer = consumer
         self._clock = clock
         self._spawn = spawn
         self._state = _State.IDLE
+        # A batch was refused with all that is in it, for one of its records or for its size.
+        self.has_suspects = False
         # Of the open transaction.
         self._reports = DeliveryReports()
         self._deadline_s = 0.0
@@ -90,17 +87,13 @@ class TransactionalPublisher:
             found: KafkaError = error.args[0]
             if client_errors.is_retriable(found):
                 raise BrokerAway(f"transactions not ready: {found.str()}") from error
-            raise FatalError(
-                f"the broker grants no transactions ({found.name()}: {found.str()}); exactly_once needs them: use "
-                "Apache Kafka with its transaction coordinator, or set delivery.guarantee = 'at_least_once'"
-            ) from error
+            raise _no_transactions(found) from error
 
     def publish(self, release: CommitBatch, timeout_s: float) -> bool:
         """One transaction: begin, produce, send offsets, commit."""
         deadline_s = self._clock() + timeout_s
         if self._state in {_State.OPEN, _State.ABORTING}:
-            # (OPEN: an error that is none of Kafka's broke the last call off, before the offsets were part of it.)
-            self._abort(deadline_s, "resumed")
+            self._abort(deadline_s, "resumed")  # (OPEN: an error that is none of Kafka's broke the last call off)
             # Not this release again: a partition may have left since, and its new owner may have answered already.
             raise TransactionAborted("the abort is answered now")
         if self._state is _State.IDLE:
@@ -112,32 +105,31 @@ class TransactionalPublisher:
 
     def _open(self, release: CommitBatch, deadline_s: float) -> None:
         """Begin, produce, and send the offsets on their way."""
-        self._reports = DeliveryReports(self._connection.suspects)
+        self._produce(release.outputs, deadline_s)
+        metadata, left_s = self._consumer.group_metadata(), self._left_s(deadline_s)
+        self._offsets = PendingOffsets(self._connection.client, _positions(release), metadata, left_s, self._spawn)
+        self._state = _State.OFFERED
+
+    def _produce(self, outputs: Iterable[tuple[Position, Output]], deadline_s: float) -> None:
+        """Begin a transaction and queue these outputs. If one is refused unsent, the others are looked at too."""
+        self._reports = reports = DeliveryReports()
         self._deadline_s = deadline_s
         try:
             self._connection.client.begin_transaction()
             self._state = _State.OPEN
-            for position, output in release.outputs:
-                self._connection.produce(position, output, self._reports, deadline_s)
-        except Unpublishable as error:
-            self._abort(deadline_s, str(error))
-            raise
+            for position, output in outputs:
+                try:
+                    self._connection.produce(position, output, reports, deadline_s)
+                except Unpublishable as error:
+                    reports.refuse(error)
         except BrokerAway as error:
             self._abort(deadline_s, str(error), is_late=True)
             raise TransactionAborted(str(error)) from error
         except KafkaException as error:
             self._give_up(error, deadline_s)
-        self._offsets = self._send_offsets(release)
-        self._state = _State.OFFERED
-
-    def _send_offsets(self, release: CommitBatch) -> PendingOffsets:
-        """Send the offsets on their way into the transaction."""
-        offsets = [
-            TopicPartition(p.topic, p.number, offset, release.metadata.get(p, ""))
-            for p, offset in release.offsets.items()
-        ]
-        timeout_s = self._left_s(self._deadline_s)
-        return PendingOffsets(self._connection.client, offsets, self._consumer.group_metadata(), timeout_s, self._spawn)
+        if reports.unpublishable is not None:
+            self._abort(deadline_s, str(reports.unpublishable))
+            raise reports.unpublishable
 
     def _is_taken(self, release: CommitBatch) -> bool:
         """Whether the broker has taken outputs and offsets, so that the transaction may be committed.
@@ -162,7 +154,7 @@ class TransactionalPublisher:
             self._abort(deadline_s, str(reports.unpublishable))
             raise reports.unpublishable
         if left or reports.failed:
-            self._connection.suspects |= reports.suspects
+            self.has_suspects = self.has_suspects or bool(reports.suspects)
             is_late = bool(left) or any(map(client_errors.is_unanswered, reports.failed.values()))
             self._abort(deadline_s, reports.why, is_late=is_late)
             raise TransactionAborted(f"{left + len(reports.failed)} records were not delivered ({reports.why})")
@@ -180,7 +172,7 @@ class TransactionalPublisher:
                 # Committed or not: a successor finds out.
                 raise BrokerAway(f"commit not answered: {error.args[0].str()}") from error
             self._give_up(error, deadline_s)
-        self._connection.suspects = set()
+        self.has_suspects = False
         self._state = _State.IDLE
         self._connection.client.poll(0)  # delivers the log lines that are asked about
         self._lost.ended()
@@ -196,15 +188,20 @@ class TransactionalPublisher:
         # Abortable, or retriable with our time used up: in both cases nothing was committed, and abort makes it final.
         self._abort(deadline_s, found.str(), is_late=client_errors.is_unanswered(found))
         # Records are sent in the background: what made the transaction fail was met by a later call.
-        self._connection.suspects |= self._reports.suspects
+        self.has_suspects = self.has_suspects or bool(self._reports.suspects)
         if self._reports.unpublishable is not None:
             raise self._reports.unpublishable from error
         raise TransactionAborted(f"{found.name()}: {found.str()}") from error
 
     def _abort(self, deadline_s: float, why: str, *, is_late: bool = False) -> None:
-        self._state = _State.ABORTING
-        if is_late:  # something was not answered in time
+        if is_late:
+            # Something was not answered in time, so there will be a successor (see `lost_request`): it ends this one.
+            # librdkafka 2.16 ends the process where a client is given up after an abort and before all answers.
             self._lost.suppose(why)
+            self._state = _State.IDLE
+            log.warning("transaction_left", why=why)
+            return
+        self._state = _State.ABORTING
         try:
             # At least a second: an abort that has no time would leave readers waiting for the transaction's time-out.
             self._connection.client.abort_transaction(max(1.0, self._left_s(deadline_s)))
@@ -220,7 +217,7 @@ class TransactionalPublisher:
         return max(0.1, deadline_s - self._clock())
 
     def lost_request(self) -> str:
-        """Why a request of ours may arrive late, which another transaction must not meet; empty if none may."""
+        """Why a request may arrive late, so that a successor must be opened unless `in_doubt`; empty if none may."""
         self._connection.client.poll(0)
         return self._lost.why
 
@@ -244,3 +241,15 @@ class TransactionalPublisher:
             except WorkerError as error:
                 log.warning("abort_at_close_failed", error=str(error))
         self._connection.close()
+
+
+def _positions(release: CommitBatch) -> list[TopicPartition]:
+    offsets, metadata = release.offsets, release.metadata
+    return [TopicPartition(p.topic, p.number, offset, metadata.get(p, "")) for p, offset in offsets.items()]
+
+
+def _no_transactions(error: KafkaError) -> FatalError:
+    return FatalError(
+        f"the broker grants no transactions ({error.name()}: {error.str()}); exactly_once needs them: use Apache Kafka "
+        "with its transaction coordinator, or set delivery.guarantee = 'at_least_once'"
+    )

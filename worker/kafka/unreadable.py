@@ -9,6 +9,7 @@ passed over and never silently: a record without key and value stands for it, wh
 from __future__ import annotations
 
 import queue
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -85,14 +86,22 @@ class UnreadableBatches:
             self._look_at(assigned, base, may_be_large=client_errors.may_be_large(error))
 
     @property
-    def stalled(self) -> tuple[str, ...]:
+    def stalled(self) -> dict[Partition, str]:
         """A sentence for each assigned partition that cannot be read until somebody mends something."""
-        return tuple(assigned.stalled for assigned in self._assignment.known.values() if assigned.stalled)
+        return {
+            assigned.partition: assigned.stalled for assigned in self._assignment.known.values() if assigned.stalled
+        }
 
     def watch(self, now_s: float, *, is_paused: bool) -> None:
         """Notice partitions that give neither records nor errors; call it every few seconds."""
         for assigned in self._assignment.known.values():
             at, end = assigned.next_offset, self._ends.end(assigned.partition)
+            if end is None:  # not even the first fetch was answered
+                end = assigned.asked_end
+            if assigned.stalled and at is not None and not assigned.held:
+                with suppress(KafkaException):  # the next time
+                    # Somebody may have mended it. Where nothing new comes, only a fetch that is begun anew tells.
+                    self._client.seek(TopicPartition(*assigned.partition, at))
             may_read = not (is_paused or assigned.held) and at is not None and end is not None and at < end
             is_quiet = may_read and self._ends.reached(assigned.partition) is None and assigned.bad_offset is None
             if not is_quiet or assigned.quiet_offset != at:

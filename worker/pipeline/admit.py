@@ -43,7 +43,11 @@ class RequestReader:
     def __call__(self, record: Record) -> Request:
         """The request a record holds. Raises Rejection (its own fault) or RegistryAway (nobody's)."""
         datum = self.codecs.read_request(record.value or b"", record.headers, self.limits.max_message_bytes)
-        return read_request(datum, self.defaults, self.limits)
+        try:
+            return read_request(datum, self.defaults, self.limits)
+        except Rejection as refused:
+            refused.request_id = datum["id"]
+            raise
 
 
 class Admission:

@@ -81,7 +81,16 @@ class Batcher:
         """
         first = self._line.popleft()
         self._tokens -= first.job.encoded.tokens
-        return self.fill(Batch((first.job,), first.job.encoded.tokens, first.since_s, trigger))
+        batch = self.fill(Batch((first.job,), first.job.encoded.tokens, first.since_s, trigger))
+        if trigger is Trigger.MESSAGES and self._is_cut_by_tokens(batch):
+            return replace(batch, trigger=Trigger.TOKENS)
+        return batch
+
+    def _is_cut_by_tokens(self, batch: Batch) -> bool:
+        """Whether enough messages wait for a full batch, and their tokens are too many for one."""
+        if len(batch.jobs) >= self._policy.max_messages or not self._line:
+            return False
+        return not (_goes_alone(batch.jobs[0]) or _goes_alone(self._line[0].job))
 
     def fill(self, batch: Batch) -> Batch:
         """The batch with as many jobs more, from the head of the line, as fit beside its own."""

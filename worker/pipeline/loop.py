@@ -6,13 +6,13 @@ and the group membership stays alive, whatever is away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from worker.errors import BrokerAway
+from confluent_kafka import OFFSET_BEGINNING
+
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
 from worker.kafka.publisher import Publisher
@@ -71,8 +71,7 @@ class Loop:
         """Every step of the pipeline once. Raises FatalError, or whatever crashed the inference thread."""
         is_draining = self.phase is Phase.DRAINING
         self.health.loop_beat(self.clocks.monotonic_s())
-        if self.topic_watch is not None:
-            self._look_for_topics_made_again(self.topic_watch)
+        self._begin_anew()
         self.fetcher.step(is_draining=is_draining, deadline_s=self._deadline_s())
         self.admission.step()
         if not (self.quarantine and self.one_at_a_time.step(lambda: self.publication.is_done)):
@@ -81,17 +80,23 @@ class Loop:
         self.publication.step(is_draining=is_draining)
         self.report.step()
 
-    def _look_for_topics_made_again(self, watch: TopicWatch) -> None:
-        watch.step()
-        # A commit that is under way may carry positions of the former topic: what is committed after it wins.
-        if watch.has_changes and not self.publication.is_under_way and (anew := watch.take()):
-            for partition in anew:
-                self.handoff.forget(partition)
-            generations = self.consumer.begin_anew(anew)
-            # So that a position of the former topic does not outlive this process.
-            with suppress(BrokerAway):  # it is noted, and committed again
-                self.consumer.commits.commit(dict.fromkeys(anew, 0), wait=False)
-            self.assigned(generations)
+    def _begin_anew(self) -> None:
+        """Partitions whose position is worth nothing any more are read from another, under new generations.
+
+        Late results of what was read before are dropped.
+        """
+        if self.topic_watch is not None:
+            self.topic_watch.step()
+        has_changes = self.topic_watch is not None and self.topic_watch.has_changes
+        # A commit that is under way may carry former positions: what is committed after it wins.
+        if not (has_changes or self.consumer.rewinds.waiting) or self.publication.is_under_way:
+            return
+        made_again = self.topic_watch.take() if self.topic_watch is not None else {}
+        begins = self.consumer.rewinds.waiting | dict.fromkeys(made_again, OFFSET_BEGINNING)
+        for partition in begins:
+            self.handoff.forget(partition)
+        if begins:
+            self.assigned(self.consumer.rewinds.begin(begins, made_again, is_paused=self.consumer.paused))
 
     def _collect(self) -> None:
         while (result := self.handoff.collect()) is not None:
@@ -144,17 +149,24 @@ class Loop:
 
     # Rebalances: called by the consumer, inside poll and close --------------------------------------------------------
 
-    def assigned(self, generations: Mapping[Partition, int]) -> None:
-        """Open an account for each new partition."""
+    def assigned(self, generations: Mapping[Partition, int]) -> Collection[Partition]:
+        """Open an account for each new partition.
+
+        Returns those whose committed offset is one of a former topic of that name.
+        """
         for partition, generation in generations.items():
             self.quarantine.forget(partition)
             self.partitions.assign(AssignedPartition(partition, generation))
         self.report.rebalanced(Rebalance.ASSIGNED, list(generations), len(self.consumer.assignment))
-        if generations:
-            if self.publication.is_under_way:
-                # Of a partition that was lost and is back, its offsets would be waited for: now they are given up.
-                self.publication.step(is_draining=False)
-            self.quarantine.assigned(list(generations))
+        if not generations:
+            return ()
+        if self.publication.is_under_way:
+            # Of a partition that was lost and is back, its offsets would be waited for: now they are given up.
+            self.publication.step(is_draining=False)
+        committed = self.quarantine.committed(list(generations))
+        anew = self.topic_watch.assigned(committed) if self.topic_watch is not None else ()
+        self.quarantine.assigned(committed | dict.fromkeys(anew, (0, "")))
+        return anew
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Finish what the device has begun, publish and commit what is resolved, forget the rest: all in one deadline.

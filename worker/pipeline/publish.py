@@ -127,9 +127,8 @@ class Publication:
         batch = self._partitions.release(most)
         if has_ends:
             batch = self._with_ends(batch)
-        if not self._quarantine:
-            return batch
-        return replace(batch, metadata=self._quarantine.metadata(batch))
+        marks = self._quarantine.marks(batch) if self._quarantine else None
+        return replace(batch, metadata=self._consumer.commits.metadata(batch.offsets, marks))
 
     def _with_ends(self, batch: CommitBatch) -> CommitBatch:
         """The batch, with the ends of partitions that are answered whole.

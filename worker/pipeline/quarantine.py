@@ -19,7 +19,8 @@ from worker.pipeline.clocks import Clocks
 from worker.pipeline.handoff import Handoff
 from worker.pipeline.partition import AssignedPartition, CountedStart, Partitions, Quarantined
 from worker.pipeline.resolve import Resolver
-from worker.rules.crash_count import Mark, begin, parse, render
+from worker.rules.crash_count import Mark, begin
+from worker.rules.offset_metadata import mark_of, render
 
 log = structlog.get_logger("worker.kafka")
 
@@ -43,8 +44,8 @@ class Marks:
         # Of partitions that went while we live: the mark that is committed, and what it was before we marked it.
         self._left: dict[Partition, tuple[Mark, Mark]] = {}
 
-    def found(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, Mark]]:
-        """The committed offset of each partition, and the mark that a predecessor left beside it.
+    def committed(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, str]]:
+        """The committed offset of each partition, and the metadata that a predecessor left beside it.
 
         Where a broker is away or an offset is not stable, nothing is known: then a record that kills takes one more
         start to be found.
@@ -60,12 +61,11 @@ class Marks:
                 error="no stable offset is committed",
                 partitions=[str(partition) for partition in unknown],
             )
-        return {
-            partition: (offset, self._former(partition, metadata)) for partition, (offset, metadata) in known.items()
-        }
+        return known
 
-    def _former(self, partition: Partition, metadata: str) -> Mark:
-        found = parse(metadata)
+    def former(self, partition: Partition, metadata: str) -> Mark:
+        """The mark that a predecessor left."""
+        found = mark_of(metadata)
         left, former = self._left.pop(partition, (Mark(), Mark()))
         # A mark that is as we left it tells of no death: the partition was lost, in an outage perhaps, not we.
         return former if found == left else found
@@ -82,7 +82,7 @@ class Marks:
             self._commits.commit(
                 {partition: offset for partition, (offset, _) in marks.items()},
                 wait=True,
-                metadata={partition: render(mark) for partition, (_, mark) in marks.items()},
+                metadata=self._commits.metadata(marks, {partition: mark for partition, (_, mark) in marks.items()}),
             )
 
     def try_to_commit(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
@@ -116,6 +116,7 @@ class Quarantine:
         self._window = window
         self._horizon = horizon
         self._marks = Marks(consumer)
+        self.committed = self._marks.committed
         self._watched = 0  # partitions with a counted start or a quarantine
 
     def __bool__(self) -> bool:
@@ -123,12 +124,12 @@ class Quarantine:
 
     # Rebalances -------------------------------------------------------------------------------------------------------
 
-    def assigned(self, partitions: Sequence[Partition]) -> None:
+    def assigned(self, committed: Mapping[Partition, tuple[int, str]]) -> None:
         """Look at what a predecessor left beside the committed offsets, before anything of the partitions is read."""
-        for partition, (offset, former) in self._marks.found(partitions).items():
+        for partition, (offset, metadata) in committed.items():
             assigned = self._partitions.accounts[partition]
             assigned.committed_offset = offset
-            self._begin(assigned, offset, former)
+            self._begin(assigned, offset, self._marks.former(partition, metadata))
 
     def _begin(self, assigned: AssignedPartition, offset: int, former: Mark) -> None:
         mark = begin(former, offset, self._window)
@@ -255,16 +256,16 @@ class Quarantine:
 
     # Committing -------------------------------------------------------------------------------------------------------
 
-    def metadata(self, batch: CommitBatch) -> dict[Partition, str]:
+    def marks(self, batch: CommitBatch) -> dict[Partition, Mark]:
         """What to commit beside the offsets: counts and quarantines outlive the process until they end."""
-        marks: dict[Partition, str] = {}
+        marks: dict[Partition, Mark] = {}
         for partition, behind in batch.offsets.items():
             assigned = self._partitions.accounts[partition]
             start, quarantined = assigned.counted_start, assigned.quarantined
             if quarantined is not None and behind < quarantined.until:
-                marks[partition] = render(Mark(until=quarantined.until))
+                marks[partition] = Mark(until=quarantined.until)
             elif start is not None and behind < start.until:
-                marks[partition] = render(Mark(starts=1))
+                marks[partition] = Mark(starts=1)
         return marks
 
     def progressed(self, batch: CommitBatch) -> None:

@@ -1,4 +1,4 @@
-"""Report: metrics, and the canonical log line of each batch, fed from one place."""
+"""Report: metrics, the canonical log line of each batch (debug) and the summary, fed from one place."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from worker.pipeline.clocks import Clocks
 from worker.pipeline.handoff import Handoff
 from worker.pipeline.partition import Partitions
 from worker.pipeline.resolve import Counts
+from worker.pipeline.summary import Summary
 from worker.telemetry.metrics import Metrics, Queue, Rebalance, Stage, TransactionResult
 
 log = structlog.get_logger("worker.kafka")
@@ -64,6 +65,8 @@ class Report:
         self._clocks = clocks
         self._collected: list[_Collected] = []
         self._lag_at_s = 0.0
+        self._lag = 0
+        self._summary = Summary(clocks.monotonic_s())
 
     def step(self) -> None:
         """What is measured once a step: queues, and every few seconds the lag."""
@@ -74,14 +77,22 @@ class Report:
         if now_s >= self._lag_at_s:
             self._lag_at_s = now_s + LAG_INTERVAL_S
             self._consumer.unreadable.watch(now_s, is_paused=self._consumer.paused)
-            stalled = self._consumer.unreadable.stalled
-            self._metrics.stalled(len(stalled))
-            self._health.stalled(stalled)
+            stalled, unseen = self._consumer.unreadable.stalled, self._consumer.subscription.problems
+            self._metrics.stalled([*((p.topic, str(p.number)) for p in stalled), *((topic, "*") for topic in unseen)])
+            self._health.stalled((*stalled.values(), *unseen.values()))
             accounts = self._partitions.accounts
             found = self._consumer.ends.lag({partition: held.committed_offset for partition, held in accounts.items()})
+            self._lag = 0
             for partition, lag in found.items():
-                self._metrics.lag(*partition, lag.unread + len(accounts[partition].entries))
+                waiting = lag.unread + len(accounts[partition].entries)
+                self._lag += waiting
+                self._metrics.lag(*partition, waiting)
                 self._metrics.unstable(*partition, lag.unstable)
+        self._summary.write(now_s, self._lag)
+
+    def end(self) -> None:
+        """The last summary, of what came since the one before."""
+        self._summary.write(self._clocks.monotonic_s(), self._partitions.in_flight, is_due=True)
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
@@ -118,6 +129,7 @@ class Report:
         self._metrics.stage(Stage.INFERENCE, now_s - result.began_s)
         self._metrics.token_budget(result.work.budget)
         self._metrics.inferred(result.work, result.splits)
+        self._summary.collected(result)
         self._collected.append(_Collected(result, counts, now_s))
 
     # Publishing -------------------------------------------------------------------------------------------------------
@@ -137,7 +149,7 @@ class Report:
         if self._transactional:
             self._metrics.transaction(TransactionResult.COMMITTED)
         timestamps_ms: list[int] = []
-        dead_lettered = retried = 0
+        dead_lettered, retried = Counter[str](), 0
         for record, output in acknowledged:
             if output is None:
                 continue
@@ -145,14 +157,18 @@ class Report:
                 timestamps_ms.append(record.timestamp_ms)
             elif output.kind is OutputKind.DEAD_LETTER:
                 self._metrics.dead_lettered(output.reason)
-                dead_lettered += 1
+                dead_lettered[output.reason] += 1
             else:
                 self._metrics.retried()
                 retried += 1
         self._metrics.published(len(timestamps_ms))
-        self._metrics.answered(self._clocks.wall_s() * 1000, timestamps_ms)
+        wall_ms = self._clocks.wall_s() * 1000
+        self._metrics.answered(wall_ms, timestamps_ms)
         if acknowledged:
-            self._log_batches(len(timestamps_ms) + retried, dead_lettered)
+            known_ms = (timestamp_ms for timestamp_ms in timestamps_ms if timestamp_ms >= 0)
+            oldest_ms = max(0.0, wall_ms - min(known_ms, default=wall_ms))
+            self._summary.committed(len(timestamps_ms), retried, dead_lettered, oldest_ms)
+            self._log_batches(len(timestamps_ms) + retried, dead_lettered.total())
 
     def _log_batches(self, published: int, dead_lettered: int) -> None:
         """The lines of the batches whose results have just gone out (or wait behind a retry)."""
@@ -161,7 +177,7 @@ class Report:
             result, work, jobs = collected.result, collected.result.work, collected.result.batch.jobs
             known_ms = [job.record.timestamp_ms for job in jobs if job.record.timestamp_ms >= 0]
             oldest_ms = min(known_ms, default=wall_ms)
-            _batch_log.info(
+            _batch_log.debug(
                 "batch",
                 messages=len(jobs),
                 tokens=result.batch.tokens,

@@ -36,6 +36,7 @@ from worker.messages import (
     Record,
 )
 from worker.pipeline.clocks import Clocks
+from worker.pipeline.dead_letter_log import DeadLetterLog
 from worker.pipeline.partition import Partitions
 from worker.rules import retry_headers
 from worker.rules.crash_count import DEATHS
@@ -117,6 +118,7 @@ class Resolver:
         self._clocks = clocks
         self._random = jitter
         self._dead_letters = DeadLetterCount(policy.limits)
+        self._dead_letter_log = DeadLetterLog(clocks.monotonic_s)
         self._waiting: list[tuple[float, int, Job | Record]] = []  # a heap: when, and what is tried again
         self._ticket = itertools.count()
         self.is_halted = False  # by a limit on dead letters
@@ -148,7 +150,7 @@ class Resolver:
             partition, offset = record.position.partition, record.position.offset
             log.error("admission_failed", topic=partition.topic, offset=offset, exc_info=error)
             trace = "".join(traceback.format_exception(error))
-        self._failed(record, fault_of(error, "decode", trace))
+        self._failed(record, fault_of(error, "decode", trace), getattr(error, "request_id", ""))
 
     def killed(self, record: Record) -> None:
         """A record that was in hand, marked and alone, when the process died."""
@@ -199,9 +201,11 @@ class Resolver:
         else:
             self.refused(refused)
 
-    def _failed(self, failed: Job | Record, fault: Fault) -> bool:
+    def _failed(self, failed: Job | Record, fault: Fault, request_id: str = "") -> bool:
         """Another attempt or a dead letter, for a job or a record that failed alone. True if it is tried again."""
         record = failed.record if isinstance(failed, Job) else failed
+        if isinstance(failed, Job):
+            request_id = failed.request.id
         draw = self._random.random()
         match decide(self._policy.retry, fault, record.attempt, self._clocks.monotonic_s(), draw):
             case Retry(not_before_s):
@@ -209,7 +213,7 @@ class Resolver:
                 self._try_again(failed, record, not_before_s)
                 return True
             case DeadLetter(reason):
-                self._dead_letter(record, replace(fault, reason=reason))
+                self._dead_letter(record, replace(fault, reason=reason), request_id)
                 return False
 
     def _try_again(self, failed: Job | Record, record: Record, not_before_s: float) -> None:
@@ -226,7 +230,7 @@ class Resolver:
         heapq.heappush(self._waiting, (not_before_s, next(self._ticket), waiting))
         self._metrics.retried()
 
-    def _dead_letter(self, record: Record, fault: Fault) -> None:
+    def _dead_letter(self, record: Record, fault: Fault, request_id: str) -> None:
         """Give a record up.
 
         Raises:
@@ -237,6 +241,7 @@ class Resolver:
         except DeadLetterLimit:
             self.is_halted = True  # by the operator's limit: no record in hand is why the process ends
             raise
+        self._dead_letter_log.write(record, fault, request_id)
         self._resolve(record.position, dead_letter(record, fault, record.attempt, self._policy.source))
 
     # What waits -------------------------------------------------------------------------------------------------------

@@ -22,15 +22,11 @@ the committed offset, which survives the process and follows the partition to an
    death, one that may have answered records before it, `STARTS` without progress, `DEATHS` marked.
 5. A mark that a process finds as it left it itself, when it lost the partition in an outage say, counts for nothing.
 
-The metadata is nothing, ``{"starts": n, "in_hand": true}``, ``{"until": offset}`` or
-``{"until": offset, "suspect": n}``, where n counts the marks. Releases up to 0.1 wrote ``"suspect": true`` for the
-first mark, and read any number as that. They also counted starts that had nothing in hand, and their orderly stop did
-not take them back: a count without ``in_hand`` is such a one, and says nothing.
+`worker.rules.offset_metadata` writes and reads them.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,7 +34,6 @@ from typing import Final
 # to look closer, which costs nothing but speed: nobody is condemned by a count.
 STARTS: Final = 2
 DEATHS: Final = 2
-_LARGEST: Final = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +57,6 @@ class Mark:
     def condemned(self) -> bool:
         """True if the next record is given up unread."""
         return self.quarantined and self.deaths >= DEATHS
-
-
-def parse(metadata: str | None) -> Mark:
-    """Read a mark. Metadata that is not ours, or damaged, counts as none."""
-    try:
-        found = json.loads(metadata or "{}")
-        if not isinstance(found, dict):
-            return Mark()
-        starts = found.get("starts", 0) if found.get("in_hand") is True else 0
-        until, deaths = found.get("until", -1), found.get("suspect", 0)
-    except (ValueError, RecursionError):
-        return Mark()
-    is_sound = all(isinstance(number, int) and number <= _LARGEST for number in (starts, until, deaths))
-    if not is_sound or starts < 0 or until < -1 or deaths < 0:
-        return Mark()
-    return Mark(int(starts), int(until), int(deaths))
-
-
-def render(mark: Mark) -> str:
-    """The mark as metadata; empty for the ordinary state."""
-    fields: dict[str, int] = {}
-    if mark.starts:
-        fields |= {"starts": mark.starts, "in_hand": True}
-    if mark.quarantined:
-        fields["until"] = mark.until
-    if mark.deaths:
-        fields["suspect"] = mark.deaths
-    return json.dumps(fields) if fields else ""
 
 
 def begin(mark: Mark, offset: int, window: int) -> Mark:

@@ -17,6 +17,8 @@ from worker.rules import retry_headers
 PREFIX: Final = "xnli.dlq."
 # Written by the first death and kept by later ones.
 ORIGIN: Final = ("topic", "partition", "offset", "timestamp")
+# What a replay marks its requests with, and a second death keeps: which campaign sent it.
+CAMPAIGN: Final = "campaign"
 TEXT_BYTES: Final = 1024
 STACKTRACE_BYTES: Final = 4096
 
@@ -51,6 +53,8 @@ def dead_letter(record: Record, fault: Fault, attempts: int, source: DeadLetterS
     }
     if all(f"{PREFIX}{name}" in before for name in ORIGIN):
         ours.update({name: before[f"{PREFIX}{name}"] for name in ORIGIN})
+    if (campaign := before.get(f"{PREFIX}{CAMPAIGN}")) is not None:
+        ours[CAMPAIGN] = campaign[:TEXT_BYTES]
     if record.unreadable:
         ours["headers"] = b"unreadable"  # which is why there are none but ours
     kept: Headers = tuple(h for h in retry_headers.without(record.headers) if not h[0].startswith(PREFIX))

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Final
 
+from worker.rules.blank import is_blank
+
 # org.apache.kafka.common.internals.Topic: what a broker checks when a topic is created.
 MAX_TOPIC_CHARS: Final = 249
 _ILLEGAL_IN_TOPIC: Final = re.compile(r"[^a-zA-Z0-9._-]")
@@ -41,7 +43,7 @@ def topic_problem(name: str) -> str | None:
 
 def id_problem(name: str) -> str | None:
     """Why a name will not do for a group, an instance or a transaction, of which Kafka asks little; None if it will."""
-    if not name.strip():
+    if is_blank(name):
         return "is blank: give it a name"
     if illegal := sorted(set(_ILLEGAL_IN_ID.findall(name))):
         return f"has {', '.join(map(repr, illegal))}: leave control characters out"

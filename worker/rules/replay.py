@@ -2,9 +2,9 @@
 
 A replayed record is a new request with the old key, value and headers. Three things are not as they came:
 
-- Of our headers only the first origin and the count of replays remain. The origin has to travel, because a record that
-  dies again must name where it *first* came from, and `worker.rules.dead_letter` knows that only from the record; the
-  count has to travel, because it ends the loop. Results carry neither.
+- Of our headers only the first origin, the count of replays and the campaign's name remain. The origin has to travel,
+  because a record that dies again must name where it *first* came from, and `worker.rules.dead_letter` knows that only
+  from the record; the other two have to travel, because they end loops. Results carry none of them.
 - The timestamp is left to the producer. The old one would let ``limits.max_age_s`` and the topic's retention end the
   record on arrival; it stays readable as ``xnli.dlq.timestamp``.
 - The partition follows from the key, as `xnli-worker send` and Java's producers have it, and not from the origin: if
@@ -20,7 +20,7 @@ from typing import Final
 
 from worker.messages import Headers, Output, OutputKind, Record
 from worker.rules import retry_headers
-from worker.rules.dead_letter import ORIGIN, PREFIX
+from worker.rules.dead_letter import CAMPAIGN, ORIGIN, PREFIX
 
 # A count with more digits was not written by us.
 _MAX_DIGITS: Final = 18
@@ -97,6 +97,7 @@ class Cause(StrEnum):
     TRUNCATED = "truncated"  # the rest of the value is gone
     ORIGIN = "origin"  # it names none of the worker's input topics
     TOO_LARGE = "too_large"  # the destination refuses its size
+    RETURNED = "returned"  # the same campaign sent it before, and it died again
     UNREADABLE = "unreadable"  # its headers, or all of the request, could not be read
 
 
@@ -109,7 +110,12 @@ class Refusal:
 
 
 def replayed(
-    dead_letter: DeadLetterRecord, *, to: str | None, inputs: Collection[str], max_replays: int
+    dead_letter: DeadLetterRecord,
+    *,
+    to: str | None,
+    inputs: Collection[str],
+    max_replays: int,
+    campaign: str = "",
 ) -> Output | Refusal:
     """The record that puts a dead letter's request on its way again.
 
@@ -119,6 +125,8 @@ def replayed(
         inputs: The worker's input topics. Only these are believed to be an origin: the origin is a header, which
             whoever wrote the request could have written, and a replay must not carry records to topics of his choice.
         max_replays: One that was replayed so often before is refused.
+        campaign: Who sends it. What this campaign sent before, and what died again, is refused: it would go round and
+            round, a run of the campaign a round.
     """
     if dead_letter.record.unreadable:
         return Refusal(Cause.UNREADABLE, f"{dead_letter.record.unreadable}; send the request again")
@@ -134,6 +142,12 @@ def replayed(
             Cause.LOOP,
             f"was replayed {dead_letter.replays} times and died again; mend the cause, then replay it with "
             f"--replays {dead_letter.replays} --max-replays {dead_letter.replays + 1}",
+        )
+    if campaign and dead_letter.said.get(CAMPAIGN) == campaign:
+        return Refusal(
+            Cause.RETURNED,
+            f"was sent by this campaign ({campaign}) and died again, {dead_letter.said.get('reason', 'of what')}: mend "
+            "the cause, then replay it with another --campaign",
         )
     origin = dead_letter.said.get("topic")
     destination = to if to is not None else origin
@@ -151,5 +165,7 @@ def replayed(
         for header in retry_headers.without(record.headers)
         if not header[0].startswith(PREFIX) or header[0].removeprefix(PREFIX) in ORIGIN
     )
-    count: Headers = ((f"{PREFIX}replays", b"%d" % (dead_letter.replays + 1)),)
-    return Output(OutputKind.REQUEST, destination, record.key, record.value, kept + count)
+    marks: Headers = ((f"{PREFIX}replays", b"%d" % (dead_letter.replays + 1)),)
+    if campaign:
+        marks = (*marks, (f"{PREFIX}{CAMPAIGN}", campaign.encode()))
+    return Output(OutputKind.REQUEST, destination, record.key, record.value, kept + marks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from worker import redaction
 from worker.errors import OutOfDeviceMemory, Reason, Rejection, TransientError
 from worker.messages import Fault, FaultKind
 
@@ -73,8 +74,8 @@ def fault_of(error: BaseException, stage: str, stacktrace: str = "") -> Fault:
     - `MemoryError`: the host's memory; another moment may have more of it.
     - everything else: unknown. It may be a bug that this text provokes, or a device gone bad; attempts tell.
     """
-    name, message = type(error).__name__, str(error)
-    stacktrace = stacktrace[-STACKTRACE_BYTES:]
+    name, message = type(error).__name__, redaction.in_text(str(error))
+    stacktrace = redaction.in_text(stacktrace)[-STACKTRACE_BYTES:]
     match error:
         case Rejection():
             return Fault(FaultKind.MESSAGE, error.reason, error.stage, name, message)

@@ -63,7 +63,13 @@ def parse(record: Record) -> RetryHeaders | None:
         )
     except (KeyError, ValueError):
         return None
-    is_sound = parsed.attempt > 1 and -1 <= parsed.timestamp_ms < 1 << 63 and parsed.not_before_ms < 1 << 63
+    is_sound = (
+        1 < parsed.attempt < 1 << 31
+        and -1 <= parsed.timestamp_ms < 1 << 63
+        and parsed.not_before_ms < 1 << 63
+        and 0 <= parsed.origin.partition.number < 1 << 31
+        and 0 <= parsed.origin.offset < 1 << 63
+    )
     return parsed if is_sound else None
 
 

@@ -7,74 +7,33 @@ thread). The last step before rendering takes secrets out, so it sees all that i
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker import redaction, streams, terminal
 from worker.errors import SettingsError
 
-LogFormat = Literal["json", "console"]
+LogFormat = Literal["auto", "json", "console"]
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 # These report every HTTP exchange at INFO: a line for each schema lookup or model file tells an operator nothing.
-_CHATTY = ("httpcore", "httpx", "urllib3")
+_CHATTY = ("httpcore", "httpcore2", "httpx", "httpx2", "urllib3")
 
 _LIBRDKAFKA = "librdkafka"  # name of the logger that `worker.kafka` gives to its clients
-
-REDACTED = "[redacted]"
-
-# Property and field names whose value is a secret whatever its type: librdkafka's sasl.*, ssl.key.*, ssl.keystore.* and
-# oauth properties, the registry's basic.auth.user.info, HTTP's Authorization and Cookie.
-_SENSITIVE = (
-    r"passw(?:or)?d|passphrase|secret|credential|auth|jaas|cookie|user[._-]?info"
-    r"|(?:api|access|private|ssl)[._-]?key|key[._-]?pem"
-)
-_SENSITIVE_KEY = re.compile(_SENSITIVE, re.IGNORECASE)
-# "token" is also what a model counts: under such a key text is a secret and a number is not.
-_TOKEN_KEY = re.compile("token", re.IGNORECASE)
-# The same names inside a sentence, as `name=value` or `name: value`. Repetitions are bounded, so time is linear.
-_SENSITIVE_TEXT = re.compile(
-    rf"((?:{_SENSITIVE}|token)[\w.-]{{0,32}}[\"']?\s{{0,4}}[=:]\s{{0,4}}[\"']?)(?:(?:basic|bearer)\s{{1,4}})?[^\s\"',;&]+",
-    re.IGNORECASE,
-)
-# user:password@ of a URL.
-_USER_IN_URL = re.compile(r"(://)[^\s/@:]{0,256}:[^\s/@]{0,1024}@")
 
 REPEAT_S: Final = 30.0
 _KINDS = 1000  # of trouble remembered: enough for every broker of a large cluster
 _FIGURES = re.compile(r"\d+")
-
-_DEEPEST = 6  # nesting beyond this is redacted whole: a log line is no place for it, and a cycle would never end
-
-
-def _in_text(text: str) -> str:
-    return _USER_IN_URL.sub(rf"\1{REDACTED}@", _SENSITIVE_TEXT.sub(rf"\1{REDACTED}", text))
-
-
-def _in_value(key: str, value: Any, depth: int) -> Any:
-    """``value`` as it may be shown under ``key``."""
-    if value is None or isinstance(value, bool):
-        return value
-    if _SENSITIVE_KEY.search(key):
-        return REDACTED
-    if isinstance(value, (int, float)):
-        return value
-    if _TOKEN_KEY.search(key) or depth > _DEEPEST:
-        return REDACTED
-    if isinstance(value, str):
-        return _in_text(value)
-    if isinstance(value, Mapping):
-        return {inner: _in_value(str(inner), held, depth + 1) for inner, held in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_in_value("", held, depth + 1) for held in value]
-    # Anything else would be rendered by repr: an exception or a client object may carry what it was configured with.
-    return _in_text(repr(value))
+_OF_SEVERAL_LINES: Final = ("exception", "stack")
+_FIRST = ("event", "level", "timestamp")
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -84,7 +43,7 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     that contain "token" lose text but keep numbers. Strings lose the value of ``password=...`` and its like, and the
     user part of URLs.
     """
-    return {key: _in_value(key, value, 0) for key, value in event.items()}
+    return {key: redaction.in_value(key, value) for key, value in event.items()}
 
 
 def _name_librdkafka(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -93,6 +52,28 @@ def _name_librdkafka(_logger: WrappedLogger, _method: str, event: EventDict) -> 
     if event.get("logger") == _LIBRDKAFKA and isinstance(arguments, tuple) and len(arguments) == 3:
         event["facility"], event["client"], event["event"] = arguments
     return event
+
+
+def _harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """For the console: no text of a stranger steers the terminal, or begins a line that looks like ours."""
+    return {
+        key: value
+        if not isinstance(value, str)
+        else terminal.harmless_lines(value)
+        if key in _OF_SEVERAL_LINES
+        else terminal.harmless(value)
+        for key, value in event.items()
+    }
+
+
+def _json(event: object, **options: Any) -> str:
+    # ASCII escapes on purpose: right in any encoding of the stream, and no line separator of Unicode splits a line.
+    return terminal.escaped(json.dumps(event, **options))  # DEL is ASCII too
+
+
+def _in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """What a person looks for first comes first."""
+    return {name: event[name] for name in _FIRST if name in event} | dict(event)
 
 
 class Repeats:
@@ -129,12 +110,29 @@ class _Seldom(logging.Filter):
         return self._repeats.admit(_FIGURES.sub("", record.getMessage())) is not None
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says how many lines a reader has missed who stood still for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (ours := streams.diagnostics_of(self.stream)) is not None and (count := ours.take_dropped()):
+            missed = "%d lines were dropped here: nobody read them in time"
+            super().emit(logging.LogRecord("worker.log", logging.WARNING, __file__, 0, missed, (count,), None))
+        super().emit(record)
+
+
+def _is_json(log_format: LogFormat, stream: TextIO) -> bool:
+    if log_format not in {"auto", "json", "console"}:
+        raise SettingsError(f"log.format: {log_format!r} is no format; use auto, json or console")
+    return log_format == "json" or (log_format == "auto" and not stream.isatty())
+
+
 def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     """Send every log line of this process to ``stream``. May be called again; the last call holds.
 
     Args:
         level: debug, info, warning or error; lines below it are not built.
-        log_format: "json" for machines, "console" for people (coloured only where ``stream`` is a terminal).
+        log_format: "json" for machines, "console" for people (coloured only where ``stream`` is a terminal); "auto":
+            console on a terminal, else JSON.
         stream: a text stream, as a rule stderr: stdout belongs to the commands' output.
 
     Raises:
@@ -143,8 +141,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     threshold = _LEVELS.get(level.lower())
     if threshold is None:
         raise SettingsError(f"log.level: {level!r} is no level; use one of {', '.join(_LEVELS)}")
-    if log_format not in {"json", "console"}:
-        raise SettingsError(f"log.format: {log_format!r} is no format; use json or console")
+    is_json = _is_json(log_format, stream)
 
     named: list[Processor] = [
         structlog.stdlib.add_log_level,
@@ -157,22 +154,22 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
         redact,
+        _in_order,
     ]
-    if log_format == "json":
-        # ASCII escapes on purpose: right in any encoding of the stream, and no line separator of Unicode splits a line.
-        finish.append(structlog.processors.JSONRenderer())
+    if is_json:
+        finish.append(structlog.processors.JSONRenderer(serializer=_json))
     else:
+        finish.append(_harmless)
         finish.append(
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
             )
         )
 
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(redaction.bare(stream))
+    foreign = [*named, _name_librdkafka]
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=finish, foreign_pre_chain=[*named, _name_librdkafka], pass_foreign_args=True
-        )
+        structlog.stdlib.ProcessorFormatter(processors=finish, foreign_pre_chain=foreign, pass_foreign_args=True)
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]

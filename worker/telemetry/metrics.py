@@ -223,7 +223,10 @@ class _Flow:
         )
         self.assigned = declare.gauge("xnli_worker_assigned_partitions", "Partitions held.")
         self.stalled = declare.gauge(
-            "xnli_worker_stalled_partitions", "Partitions held that cannot be read until somebody mends something."
+            "xnli_worker_stalled_partitions",
+            "1 for each partition held that cannot be read until somebody mends something; * for a whole topic.",
+            "topic",
+            "partition",
         )
         self.paused = declare.gauge("xnli_worker_paused_partitions", "Partitions held and paused by back-pressure.")
 
@@ -263,6 +266,7 @@ class Metrics:
         self._consumed = {topic: self._records.consumed.labels(topic) for topic in topics}
         self._lag_of: dict[tuple[str, int], Gauge] = {}
         self._unstable_of: dict[tuple[str, int], Gauge] = {}
+        self._stalled: set[tuple[str, str]] = set()
 
     def consumed(self, topic: str, records: int) -> None:
         """``records`` of ``topic`` were polled. ``topic`` is one of those subscribed to, which bounds the label."""
@@ -361,9 +365,14 @@ class Metrics:
             if self._unstable_of.pop((topic, partition), None) is not None:
                 self._flow.unstable.remove(topic, partition)
 
-    def stalled(self, partitions: int) -> None:
-        """How many partitions cannot be read now."""
-        self._flow.stalled.set(partitions)
+    def stalled(self, partitions: Iterable[tuple[str, str]]) -> None:
+        """Topics and partitions that cannot be read now. Only these have a series."""
+        found = set(partitions)
+        for named in self._stalled - found:
+            self._flow.stalled.remove(*named)
+        for named in found:
+            self._flow.stalled.labels(*named).set(1)
+        self._stalled = found
 
     def paused(self, partitions: int) -> None:
         """How many partitions are paused now."""

@@ -57,3 +57,10 @@ def test_the_limit_counts_the_whole_value() -> None:
     with pytest.raises(Rejection, match=r"11 bytes.*is 10") as caught:
         frame(b"\x00" * 11, (), max_message_bytes=10)
     assert caught.value.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize("value", [b'{"id": "1", "text": "x"}', b' \n[{"id": "1"}]'])
+def test_json_is_told_what_it_is(value: bytes) -> None:
+    with pytest.raises(Rejection, match="looks like JSON: send Avro, or use xnli-worker send") as refused:
+        frame(value, ())
+    assert refused.value.reason is Reason.MALFORMED

@@ -13,6 +13,7 @@ from tests.brokers.registry import LoopbackRegistry
 from worker.avro.codec import REQUEST, RESULT, Codecs, schema_folder
 from worker.avro.framing import Framing
 from worker.avro.registry import Registry
+from worker.avro.registry_access import Access
 from worker.avro.schema_walk import schema
 from worker.errors import Reason, RegistryAway, Rejection, SettingsError
 
@@ -34,7 +35,7 @@ def read(registry: Registry, number: int) -> str:
 class TestAddress:
     @pytest.mark.parametrize("url", ["", "localhost:8081", "ftp://registry", "http://", "http://ok:1,nonsense"])
     def test_addresses_that_are_none(self, url: str) -> None:
-        with pytest.raises(SettingsError, match=r"schema_registry\.url = "):
+        with pytest.raises(SettingsError, match=r"schema_registry\.url = .*write http://host:port"):
             Registry(url)
 
     def test_credentials_in_the_address_are_refused_and_not_repeated(self) -> None:
@@ -124,9 +125,6 @@ class TestTheirs:
         assert caught.value.reason is Reason.SCHEMA
 
 
-Access = tuple[str | None, str | None, str | None]  # user name, password, token
-
-
 class TestAccess:
     @pytest.fixture
     def guarded(self) -> Iterator[tuple[str, list[str | None]]]:
@@ -151,25 +149,18 @@ class TestAccess:
             yield f"http://127.0.0.1:{server.server_port}", said
             server.shutdown()
 
-    @pytest.mark.parametrize("access", [("me", "secret", None), (None, None, "letmein")])
+    @pytest.mark.parametrize("access", [Access("me", "secret"), Access(token="letmein")])  # noqa: S106 (of the server)
     def test_with_credentials(self, guarded: tuple[str, list[str | None]], access: Access) -> None:
-        registry = Registry(guarded[0], username=access[0], password=access[1], token=access[2])
+        registry = Registry(guarded[0], access=access)
         assert registry.registered("s", RESULT, RESULT_TEXT, register=False).schema_id == 5
 
-    @pytest.mark.parametrize("access", [(None, None, None), ("me", "wrong", None), (None, None, "sesame")])
+    @pytest.mark.parametrize("access", [Access(), Access("me", "wrong"), Access(token="sesame")])  # noqa: S106
     def test_without(self, guarded: tuple[str, list[str | None]], access: Access) -> None:
         with pytest.raises(SettingsError, match=r"refuses.*schema_registry\.username") as caught:
-            Registry(guarded[0], username=access[0], password=access[1], token=access[2]).registered(
-                "s", RESULT, RESULT_TEXT, register=False
-            )
+            Registry(guarded[0], access=access).registered("s", RESULT, RESULT_TEXT, register=False)
         assert "wrong" not in str(caught.value)
         assert "sesame" not in str(caught.value)
 
     def test_a_registry_without_guids(self, guarded: tuple[str, list[str | None]]) -> None:
         with pytest.raises(SettingsError, match="framing = 'prefix'"):
-            Codecs(
-                guarded[0],
-                username="me",
-                password="secret",  # noqa: S106 (of the server above)
-                framing="guid",
-            ).open(result_topic="out")
+            Codecs(guarded[0], access=Access("me", "secret"), framing="guid").open(result_topic="out")

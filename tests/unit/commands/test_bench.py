@@ -10,8 +10,10 @@ import pytest
 
 from tests import families
 from worker import cli
-from worker.commands.bench import alternating_runs, roofline
+from worker.commands.bench import alternating_runs
+from worker.commands.roofline import products, roofline
 from worker.inference.loading import load
+from worker.inference.model import Checkpoint
 
 ROOT = Path(__file__).parents[3]
 # What torch and transformers do not bring along.
@@ -42,7 +44,7 @@ def test_the_demo_checkpoint_is_measured_with_the_whole_worker_and_the_pipeline(
 
 
 def test_a_terminal_gets_a_table_and_a_checkpoint_that_is_padded_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XNLI_MODEL__NAME", str(families.checkpoint("bart")))
+    monkeypatch.setenv("XNLI_MODEL__NAME", str(families.checkpoint("mpnet")))
     monkeypatch.setattr(sys, "stdout", shown := Terminal())
     assert cli.main(["bench", "--no-pipeline", "--messages", "4", "--runs", "1", "--precision", "fp32"]) == 0
     text = shown.getvalue()
@@ -51,7 +53,7 @@ def test_a_terminal_gets_a_table_and_a_checkpoint_that_is_padded_says_so(monkeyp
     assert "in fp32" in text
     assert "0.0% padding" not in text
     assert "% padding" in text
-    assert "matrix products" not in text  # bart's are others
+    assert "matrix products" not in text  # nobody knows which transformers chooses
     assert "pipeline" not in text
 
 
@@ -83,10 +85,20 @@ def test_a_checkpoint_that_does_not_classify_is_refused(
     assert "does not classify" in capsys.readouterr().err
 
 
-def test_no_roofline_is_made_up_for_another_architecture() -> None:
-    checkpoint = load(str(families.checkpoint("bart")), device="cpu", precision="fp32", self_test="off", progress=False)
-    with pytest.raises(ValueError, match="bart"):
-        roofline(checkpoint, 100)
+def open_checkpoint(family: str) -> Checkpoint:
+    return load(str(families.checkpoint(family)), device="cpu", precision="fp32", self_test="off", progress=False)
+
+
+def test_the_products_are_those_that_run_over_every_token() -> None:
+    layer = [(96, 32), (32, 32), (64, 32), (32, 64)]
+    assert products(open_checkpoint("bert")) == [*layer, (64, 32)]  # of the last layer keys and values
+    crossed = [(96, 32), (32, 32), (32, 32), (64, 32), (32, 32), (64, 32), (32, 64)]
+    assert products(open_checkpoint("bart")) == [*layer, *layer, *crossed, (64, 32), (64, 32)]
+
+
+def test_no_roofline_is_made_up_for_what_is_padded() -> None:
+    with pytest.raises(ValueError, match="mpnet"):
+        roofline(open_checkpoint("mpnet"), 100)
 
 
 def test_subjects_alternate_after_a_round_that_does_not_count() -> None:

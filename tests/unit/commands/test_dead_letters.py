@@ -5,6 +5,7 @@ import json
 import sys
 import uuid
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from tests.brokers.registry import LoopbackRegistry
 from worker.avro import json_request
 from worker.avro.codec import Codecs
 from worker.commands import dead_letter_listing
+from worker.commands.campaign import campaign_of
 from worker.commands.dead_letters import list_dead_letters, select, show
-from worker.commands.dead_letters_replay import campaign_of, replay
+from worker.commands.dead_letters_replay import replay
 from worker.errors import FatalError, NoSuchDeadLetter, SettingsError, TopicMissing
 from worker.kafka.embedded import EmbeddedBroker
 from worker.rules.dead_letter import PREFIX
@@ -66,9 +68,9 @@ def broker(embedded: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Broker:
 
 
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """stdout as a terminal of 160 columns. Not a fixture: pytest exchanges stdout between set-up and test."""
+    """stdout as a terminal of 80 columns. Not a fixture: pytest exchanges stdout between set-up and test."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
 
 
@@ -117,6 +119,7 @@ def test_a_dead_letter_in_a_list(broker: Broker, capfd: pytest.CaptureFixture[st
             "worker": "w",
             "truncated": None,
             "unreadable": None,
+            "id": None,
         }
     ]
 
@@ -154,17 +157,49 @@ def test_a_terminal_gets_a_table_and_no_commands_of_a_stranger(
     broker: Broker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_a_terminal(monkeypatch)
-    broker.add(message="[red]two\nlines\x1b[2J\x9b1m" + "!" * 100, reason="crash")
+    value, _ = Codecs().encode_request(REQUEST)
+    mend = "set limits.max_text_chars, and send the request again " * 4
+    broker.add(value, message=f"[red]two\nlines\x1b[2J\x9b1m {mend}", reason="crash", key=b"ticket-4711")
     list_dead_letters(None, Selection(), limit=None, stop_requested=lambda: False)
     out, err = capfd.readouterr()
     assert "\x1b" not in out
     assert "\x9b" not in out
-    head, row = out.splitlines()
-    assert head.split() == ["position", "reason", "stage", "origin", "age", "attempts", "replays", "message"]
-    assert row.split()[:4] == ["0:0", "crash", "inference", "requests/3/77"]
-    assert "[red]two lines" in row
-    assert len(row) == 160
+    head, row, *message = out.splitlines()
+    assert head.split() == ["position", "reason", "age", "tries", "key", "id"]
+    cells = row.split()
+    assert (cells[:2], cells[3:]) == (["0:0", "crash"], ["5+1", "ticket-4711", "1"])
+    said = " ".join(line.strip() for line in message)
+    assert said.startswith("[red]two lines")
+    assert said.endswith(mend.strip())  # advice is never cut
+    assert max(map(len, message)) <= 80
     assert "1 dead letter\n" in err
+
+
+def test_all_dead_letters_are_sent_only_if_that_is_meant(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker.add()
+
+    def asked() -> bool:
+        return replay(
+            None,
+            Selection(),
+            to=None,
+            max_replays=3,
+            campaign=None,
+            limit=None,
+            rate=None,
+            dry_run=False,
+            asks=True,
+            stop_requested=lambda: False,
+        )
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
+    with pytest.raises(SettingsError, match=r"without a filter, replay sends every dead letter.*--dry-run.*--yes"):
+        asked()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: "\n"))
+    assert not asked()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: "y\n"))
+    with pytest.raises(FatalError, match="needs transactions"):  # so it was about to
+        asked()
 
 
 def test_a_topic_that_is_not_there_is_an_error(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from tests.brokers.registry import LoopbackRegistry
-from worker.avro.codec import Codecs
+from worker.avro.codec import Codecs, schema_folder
 from worker.commands import send as send_module
 from worker.commands.send import send
 from worker.errors import BrokerAway, RegistryAway, SettingsError
@@ -76,11 +76,14 @@ BAD = {
     b'{"id": "1", "text": "x"': "no JSON",
     b'{"id": "\xff", "text": "x"}': "no JSON",
     b"[" * 100_000: "no JSON",
-    b'["id", "text"]': "no JSON object",
+    b'["id"]': "no JSON object",
     b'{"id": "1"}': "text is required",
     b'{"id": 1, "text": "x"}': "id = 1",
     b'{"id": "\\ud800", "text": "x"}': "id = ",
     b'{"id": "1", "text": "x", "lables": []}': "lables is no field of a request",
+    b'{"id": "1", "text": "x", "text": "y"}': "'text' stands there twice",
+    b'{"id": "1", "text": "x", "attributes": {"a": "b", "\\u0061": "c"}}': "'a' stands there twice",
+    b'{"id": "1", "text": "x", "a\xc2\x9b2J\xe2\x80\xae": 1}': "a\\x9b2J\\u202e is no field",
     b'{"id": "1", "text": "x", "top_k": 4294967296}': "top_k",
     b'{"id": "1", "text": "' + b"x" * 1_100_000 + b'"}': "message.max.bytes",
 }
@@ -109,6 +112,27 @@ def test_bad_lines_are_reported_and_the_others_are_sent(
         assert complaint.startswith(f"{file}:{2 * number + 1}: ")
         assert expected in complaint
         assert len(complaint) < 1000
+
+
+@pytest.mark.parametrize(
+    "file", sorted((schema_folder() / "examples").glob("request-*.json")), ids=lambda file: file.stem
+)
+def test_every_example_can_be_sent_as_it_is(file: Path, embedded: EmbeddedBroker, topic: str) -> None:
+    assert send(str(file), None)
+    example = json.loads(file.read_text("utf-8"))
+    (value,) = read(embedded, topic, 1).values()
+    sent = Codecs().read_request(value, ())
+    assert {name: sent[name] for name in example} == example
+
+
+def test_csv_with_labels_for_all(embedded: EmbeddedBroker, topic: str, tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text('\ufefftext,id,labels,shop\r\n"late, and\nbroken",7,,north\r\nfine,,praise|neutral,\r\n')
+    assert send(str(file), None, labels="delivery, payment")
+    sent = {key: Codecs().read_request(value, ()) for key, value in read(embedded, topic, 2).items()}
+    assert (sent[b"7"]["text"], sent[b"7"]["labels"]) == ("late, and\nbroken", ["delivery", "payment"])
+    assert sent[b"7"]["attributes"] == {"shop": "north"}
+    assert (sent[b"row-2"]["text"], sent[b"row-2"]["labels"]) == ("fine", ["praise", "neutral"])
 
 
 def test_a_full_queue_is_waited_for(
@@ -144,7 +168,7 @@ def test_nothing_is_read_when_the_broker_is_away(
     monkeypatch.setattr(send_module, "_CONNECT_TIMEOUT_S", 0.5)
     source = io.BytesIO(lines(GOOD).encode())
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=source))
-    with pytest.raises(BrokerAway, match=r"127\.0\.0\.1:1.*Connection refused.*start the broker"):
+    with pytest.raises(BrokerAway, match=r"cannot reach 127\.0\.0\.1:1: connection refused; start the broker"):
         send("-", None)
     assert source.tell() == 0
     assert capsys.readouterr().out == ""

@@ -14,7 +14,8 @@ from tests.brokers.registry import LoopbackRegistry
 from worker.avro import json_request
 from worker.avro.codec import Codecs, schema_folder
 from worker.commands import tail as tail_module
-from worker.commands.tail import tail
+from worker.commands.tail import Begin, Choice, tail
+from worker.errors import SettingsError
 from worker.kafka.embedded import EmbeddedBroker
 
 RESULT = json.loads((schema_folder() / "examples" / "result-classification.json").read_text("utf-8"))
@@ -55,7 +56,8 @@ def follow(
     count: int,
     *,
     dead_letters: bool = False,
-    from_beginning: bool = True,
+    begin: Begin | None = None,
+    choice: Choice | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """What `tail` writes until ``count`` records are written or ten seconds have passed."""
@@ -63,7 +65,8 @@ def follow(
         None,
         dead_letters=dead_letters,
         count=count,
-        from_beginning=from_beginning,
+        begin=begin or Begin(from_beginning=True),
+        choice=choice or Choice(),
         stop_requested=stop or within(10),
     )
     # JSON lines end in \n alone: texts may hold characters that str.splitlines takes for line ends.
@@ -139,8 +142,40 @@ def test_it_starts_at_the_end_and_writes_what_comes_after_the_notice(
         broker.produce(broker.results, value, b"new", partition=0)
 
     monkeypatch.setattr(tail_module, "say", say)
-    assert [shown["key"] for shown in follow(capfd, 1, from_beginning=False)] == ["new"]
+    assert [shown["key"] for shown in follow(capfd, 1, begin=Begin())] == ["new"]
     assert said == [f"following {broker.results} from its end, partitions: 4"]
+
+
+def test_the_last_records_of_all_partitions_come_in_the_order_of_their_times(
+    broker: Broker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    value, _ = Codecs().encode_result(RESULT)
+    for number in range(12):
+        broker.produce(broker.results, value, str(number).encode(), partition=number % 3, timestamp=1000 + number)
+    assert [shown["key"] for shown in follow(capfd, 5, begin=Begin(last=5))] == ["7", "8", "9", "10", "11"]
+    odd = follow(capfd, 3, begin=Begin(last=3), choice=Choice(partition=1))
+    assert [shown["key"] for shown in odd] == ["4", "7", "10"]
+    # Further back than so many offsets, because others lie between.
+    (only,) = follow(capfd, 1, begin=Begin(last=1), choice=Choice(key="0"))
+    assert (only["partition"], only["offset"]) == (0, 0)
+    assert [shown["key"] for shown in follow(capfd, 2, begin=Begin(offset=2), choice=Choice(partition=0))] == ["6", "9"]
+
+
+def test_answers_are_found_by_the_id_of_their_request(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        broker.produce(broker.results, Codecs().encode_result({**RESULT, "id": f"id-{number}"})[0], b"same")
+    (found,) = follow(capfd, 1, choice=Choice(id="id-1"))
+    assert found["result"]["id"] == "id-1"
+
+
+def test_two_places_to_begin_and_a_partition_that_is_not_there_are_wrong_usage(
+    broker: Broker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SettingsError, match="--from-beginning, --last and --offset exclude each other"):
+        Begin(from_beginning=True, last=1)
+    broker.produce(broker.results, None)
+    with pytest.raises(SettingsError, match=r"--partition 9: .* has 0 to 3"):
+        follow(capfd, 1, choice=Choice(partition=9))
 
 
 def test_a_topic_that_is_not_there_yet_is_waited_for(

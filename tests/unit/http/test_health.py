@@ -202,6 +202,6 @@ def test_a_topic_that_is_missing_is_named_until_it_is_there() -> None:
     health.topics_missing(["dead-letters"])
     (problem,) = health.ready().problems
     assert "'dead-letters'" in problem
-    assert "--create --topic dead-letters" in problem
+    assert "create it (xnli-worker topics create)" in problem
     health.topics_missing([])
     assert health.ready().ok

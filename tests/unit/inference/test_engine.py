@@ -235,10 +235,10 @@ def test_warm_up_finds_what_the_device_holds(checkpoint: Checkpoint) -> None:
     assert work.shrinks == 0
 
 
-def test_warm_up_on_a_cpu_is_one_row(checkpoint: Checkpoint) -> None:
+def test_warm_up_on_a_cpu_is_one_row_and_two_short_ones(checkpoint: Checkpoint) -> None:
     forward = ByHand()
     Engine(checkpoint, max_tokens=10_000, forward=forward).warm_up()
-    assert forward.calls == [[checkpoint.max_length]]
+    assert forward.calls == [[checkpoint.max_length], [5, 3]]
 
 
 def test_a_message_that_makes_the_model_give_nan_is_rejected(checkpoint: Checkpoint) -> None:

@@ -90,5 +90,9 @@ def test_heads_that_cannot_serve_are_refused(
 
 
 def test_a_config_that_names_fewer_classes_than_logits_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="contradicts itself"):
+    with pytest.raises(CheckpointError, match="does not name each of 2 logits"):
         labels.find({0: "entailment", 2: "neutral"}, {"entailment": 0, "neutral": 2}, 2)
+
+
+def test_a_config_without_label2id_does_not_contradict_itself() -> None:
+    assert labels.find({0: "entailment", 1: "not_entailment"}, None, 2) == LabelOrder(0, None, 1)

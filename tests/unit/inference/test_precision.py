@@ -7,6 +7,7 @@ import torch
 
 from worker.errors import CheckpointError
 from worker.inference import precision
+from worker.inference.forwards import families
 from worker.inference.precision import Precision, Processor
 
 CPU = torch.device("cpu")
@@ -21,8 +22,9 @@ NEITHER = Processor(amx_bf16=False, vnni=False)
         (AMX, "xlm-roberta", Precision.BF16, "AMX"),
         (VNNI, "xlm-roberta", Precision.INT8, "VNNI"),
         (NEITHER, "xlm-roberta", Precision.FP32, "neither"),
-        (AMX, "deberta-v2", Precision.FP32, "not measured"),
-        (AMX, "xlm", Precision.FP32, "not measured"),
+        (AMX, "bart", Precision.BF16, "AMX"),
+        (VNNI, "bart", Precision.FP32, "bart is not measured in int8"),
+        (AMX, "mpnet", Precision.FP32, "mpnet is not measured in bfloat16"),
     ],
 )
 def test_auto_goes_by_what_the_cpu_does_fast_and_says_why(
@@ -31,6 +33,11 @@ def test_auto_goes_by_what_the_cpu_does_fast_and_says_why(
     with caplog.at_level(logging.INFO, "worker.inference"):
         assert precision.choose("auto", CPU, family, processor) is expected
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize("family", sorted(families.PACKED))
+def test_every_packed_family_takes_bfloat16_where_amx_multiplies_it(family: str) -> None:
+    assert precision.choose("auto", CPU, family, AMX) is Precision.BF16
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), Precision.FP16), ((8, 0), Precision.BF16)])

@@ -8,19 +8,12 @@ import pytest
 from confluent_kafka import KafkaError
 
 from tests.brokers.memory import Clock, Fault, MemoryBroker
+from tests.builders import IgnoreRebalances
 from tests.delivery.doubles import partition
 from worker.kafka.consumer import Consumer
 from worker.messages import Partition
 
 P0, P1 = partition(0), partition(1)
-
-
-class Deaf:
-    def assigned(self, generations: object) -> None: ...
-
-    def revoked(self, partitions: object) -> None: ...
-
-    def lost(self, partitions: object) -> None: ...
 
 
 @pytest.fixture
@@ -33,7 +26,7 @@ def broker() -> Iterator[MemoryBroker]:
 @pytest.fixture
 def consumer(broker: MemoryBroker) -> Consumer:
     consumer = Consumer({"partition.assignment.strategy": "cooperative-sticky"})
-    consumer.subscribe([P0.topic], Deaf())
+    consumer.subscribe([P0.topic], IgnoreRebalances())
     broker.assign(P0, P1)
     consumer.poll(1, 0)
     return consumer

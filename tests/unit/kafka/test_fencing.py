@@ -15,6 +15,7 @@ from worker.errors import BrokerAway, TransactionAborted, Unpublishable
 from worker.kafka.consumer import Consumer
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.transactional import TransactionalPublisher
+from worker.kafka.trial import Trial
 from worker.messages import CommitBatch, Partition, Position
 
 P0 = partition(0)
@@ -46,10 +47,16 @@ def calls() -> list[Callable[[], None]]:
 def renewing(broker: MemoryBroker, consumer: Consumer, calls: list[Callable[[], None]]) -> RecoveringPublisher:
     clock = broker.clock
     publisher = RecoveringPublisher(
-        lambda: TransactionalPublisher({"transactional.id": "x"}, consumer, clock, calls.append),
+        lambda most_bytes: TransactionalPublisher(
+            {"transactional.id": "x"} | ({"batch.size": most_bytes} if most_bytes else {}),
+            consumer,
+            clock,
+            calls.append,
+        ),
+        lambda: Trial({"transactional.id": "x"}, consumer, clock, calls.append),
         consumer,
+        consumer.commits.committed,
         clock,
-        contested=False,
     )
     publisher.start(1.0)
     return publisher
@@ -100,6 +107,57 @@ def test_a_partition_that_leaves_takes_the_open_transaction_with_it(
         publish(renewing, asked, calls)
     assert not broker.visible
     assert P0 not in broker.committed
+
+
+def of(consumer: Consumer, values: list[bytes], begin: int = 0) -> CommitBatch:
+    generation = consumer.assignment[P0]
+    outputs = tuple((Position(P0, begin + i, generation), output(value)) for i, value in enumerate(values))
+    return CommitBatch(outputs, {P0: begin + len(values)}, {P0: generation})
+
+
+def test_a_trial_names_all_that_are_refused_and_the_rest_goes_out_in_order(
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
+) -> None:
+    broker.broker_limit_bytes = 100
+    values = [b"x" * 101 if i % 3 == 0 else b"%d" % i for i in range(20)]
+    with pytest.raises(TransactionAborted):
+        publish(renewing, of(consumer, values), calls)
+    with pytest.raises(Unpublishable) as refused:
+        publish(renewing, of(consumer, values), calls)
+    named = [each.position.offset for each in (refused.value, *refused.value.others)]
+    assert sorted(named) == list(range(0, 20, 3))
+    kept = [value for value in values if len(value) < 100]
+    assert publish(renewing, of(consumer, kept), calls)
+    assert [each.value for each in broker.visible] == kept
+
+
+def test_where_only_the_batch_is_too_large_batches_become_smaller_for_good(
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
+) -> None:
+    """No limit is known, and each record is within it."""
+    broker.broker_limit_bytes = 400_000
+    values = [b"x" * 50_000] * 30
+    aborted = 0
+    for begin in range(0, 300, 30):
+        while True:
+            try:
+                publish(renewing, of(consumer, values, begin), calls)
+                break
+            except TransactionAborted:
+                aborted += 1
+    assert len(broker.visible) == 300
+    assert aborted == 2  # 1,000,000 and 500,000
+
+
+def test_what_the_client_itself_refuses_is_named_at_once(
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
+) -> None:
+    broker.client_limit_bytes = 100
+    values = [b"x" * 101, b"small", b"x" * 102]
+    with pytest.raises(Unpublishable) as refused:
+        publish(renewing, of(consumer, values), calls)
+    assert len(refused.value.others) == 1
+    assert publish(renewing, of(consumer, [b"small"]), calls)
 
 
 def test_of_what_the_broker_refuses_the_second_try_names_the_culprit(
@@ -233,6 +291,22 @@ def test_an_end_that_is_not_answered_costs_the_producer(
     assert broker.epoch == epoch + 1
     if P0 not in broker.committed:
         publish(renewing, release(consumer), calls)
+    assert (len(broker.visible), broker.committed[P0]) == (1, 1)
+
+
+def test_what_is_late_is_left_to_the_successor(
+    broker: MemoryBroker, consumer: Consumer, renewing: RecoveringPublisher, calls: list[Callable[[], None]]
+) -> None:
+    """Where the client has aborted, giving it up with a request unanswered ends the process."""
+    epoch = broker.epoch
+    broker.faults["abort_transaction"].append(fatal())
+    broker.queue_limit = 0
+    with pytest.raises(TransactionAborted):
+        publish(renewing, release(consumer), calls)
+    assert broker.faults["abort_transaction"], "the client was asked to abort"
+    broker.queue_limit = 100
+    publish(renewing, release(consumer), calls)
+    assert broker.epoch == epoch + 1
     assert (len(broker.visible), broker.committed[P0]) == (1, 1)
 
 

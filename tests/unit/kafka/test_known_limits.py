@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from unittest.mock import Mock, patch
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
 import structlog
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from tests.brokers.memory import Clock
 from tests.builders import output
@@ -60,16 +62,11 @@ def missing() -> list[Sequence[str]]:
 
 @pytest.fixture
 def limits(admin: Admin, clock: Clock, missing: list[Sequence[str]]) -> KnownLimits:
-    return KnownLimits({}, [TOPIC], "none", missing.append, clock, lambda: 1000.0)
-
-
-def load(limits: KnownLimits, admin: Admin) -> None:
-    with patch("worker.kafka.known_limits.AdminClient", lambda _: admin):
-        limits.load()
+    return KnownLimits(cast("AdminClient", admin), [TOPIC], "none", missing.append, clock, lambda: 1000.0)
 
 
 def test_what_is_over_the_limit_is_refused_and_batches_keep_to_it(limits: KnownLimits, admin: Admin) -> None:
-    load(limits, admin)
+    limits.load()
     refused = limits.refusal(AT, output(b"x" * 1001))
     assert refused is not None
     assert refused.code == KafkaError.MSG_SIZE_TOO_LARGE
@@ -80,7 +77,7 @@ def test_what_is_over_the_limit_is_refused_and_batches_keep_to_it(limits: KnownL
 
 
 def test_a_change_is_seen_within_a_minute(limits: KnownLimits, admin: Admin, clock: Clock) -> None:
-    load(limits, admin)
+    limits.load()
     admin.answer = ENTRIES | {"max.message.bytes": "2000"}
     limits.refresh()
     assert admin.asked == 1
@@ -93,7 +90,7 @@ def test_a_change_is_seen_within_a_minute(limits: KnownLimits, admin: Admin, clo
 def test_a_denied_answer_is_said_once_and_refuses_nothing(limits: KnownLimits, admin: Admin, clock: Clock) -> None:
     admin.answer = KafkaError.TOPIC_AUTHORIZATION_FAILED
     with structlog.testing.capture_logs() as lines:
-        load(limits, admin)
+        limits.load()
         clock.advance(REFRESH_S)
         limits.refresh()
         limits.refresh()
@@ -108,7 +105,7 @@ def test_a_missing_topic_is_named_until_it_is_there(
 ) -> None:
     admin.answer = KafkaError.UNKNOWN_TOPIC_OR_PART
     with structlog.testing.capture_logs() as lines:
-        load(limits, admin)
+        limits.load()
         admin.answer = ENTRIES
         clock.advance(MISSING_REFRESH_S)
         limits.refresh()

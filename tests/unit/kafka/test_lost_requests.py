@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+import structlog
 
 from worker.kafka.lost_requests import LostRequests
 
@@ -49,6 +50,15 @@ def test_what_every_transaction_says_is_no_loss(facility: str, text: str) -> Non
     lost = LostRequests({})
     line(lost, facility, text)
     assert not lost.why
+
+
+def test_the_end_of_a_transaction_is_seen_behind_a_loss_too() -> None:
+    lost = LostRequests({})
+    line(lost, "FAIL", "[thrd:a:9092/1]: a:9092/1: Disconnected: closed by peer (after 9ms in state UP) (_TRANSPORT)")
+    line(lost, "ENDTXN", "[thrd:main]: EndTxn returned NO_ERROR in state CommittingTransaction (may_retry=true)")
+    with structlog.testing.capture_logs() as lines:
+        lost.ended()
+    assert not lines
 
 
 @pytest.mark.parametrize(("facility", "level"), [("FATAL", logging.CRITICAL), ("TXNERR", logging.ERROR)])

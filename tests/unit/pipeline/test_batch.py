@@ -62,6 +62,17 @@ def test_an_idle_spell_does_not_age_the_next_batch() -> None:
     assert batcher.due(501.0) is Trigger.WAIT
 
 
+def test_what_tokens_close_is_counted_for_tokens() -> None:
+    """163 of 256 messages with 16,300 of 16,384 tokens are no full batch of messages."""
+    batcher = Batcher(BatchPolicy(max_messages=256, max_tokens=16_384, max_wait_s=1.0))
+    for offset in range(256):
+        batcher.add(job(offset, tokens=100), now_s=0.0)
+    trigger = batcher.due(0.0)
+    assert trigger is not None
+    batch = batcher.take(trigger)
+    assert (len(batch.jobs), batch.tokens, batch.trigger) == (163, 16_300, Trigger.TOKENS)
+
+
 def test_what_is_forgotten_costs_nothing_any_more() -> None:
     batcher = Batcher(BatchPolicy(max_messages=10, max_tokens=100, max_wait_s=1.0))
     batcher.add(job(0, tokens=60, number=0), now_s=0.0)

@@ -20,7 +20,8 @@ from tests.delivery.doubles import (
 from tests.delivery.observed import BOTH, P0, P1, committed, offsets, reasons, started, starts
 from tests.delivery.worker import RETRY, Guarantee, Worker
 from worker.errors import FatalError
-from worker.rules.crash_count import DEATHS, Mark, render
+from worker.rules.crash_count import DEATHS, Mark
+from worker.rules.offset_metadata import render
 from worker.rules.retry import RetryPolicy
 
 

@@ -11,7 +11,8 @@ from tests.delivery.doubles import (
 )
 from tests.delivery.observed import BOTH, P0, P1, committed, offsets, started
 from tests.delivery.worker import Guarantee
-from worker.rules.crash_count import Mark, render
+from worker.rules.crash_count import Mark
+from worker.rules.offset_metadata import render
 
 
 @BOTH

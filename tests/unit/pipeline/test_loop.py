@@ -64,3 +64,35 @@ def test_what_the_worker_committed_is_not_read_again(broker: MemoryBroker) -> No
     broker.send(P0, b"ok")
     started(broker).settle()
     assert offsets(broker) == [0, 1, 2, 3, 4]
+
+
+@BOTH
+def test_reading_that_goes_back_drops_what_was_in_hand(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    """A topic was cut off, or made again and is shorter: the client begins anew by itself."""
+    broker.send(P0, *[b"ok"] * 5)
+    worker = started(broker, guarantee)
+    worker.stuck = True
+    worker.turn(3)
+    assert worker.loop.in_flight == 5
+    broker.inputs[P0].clear()
+    broker.send(P0, b"ok", b"ok")
+    worker.turn(3)
+    worker.stuck = False
+    worker.settle()
+    assert offsets(broker) == [0, 1]
+    assert broker.committed[P0] == 2
+
+
+@BOTH
+def test_what_is_under_way_when_reading_goes_back_does_not_win(broker: MemoryBroker, guarantee: Guarantee) -> None:
+    broker.send(P0, *[b"ok"] * 3)
+    worker = started(broker, guarantee, slow_offsets=True)
+    worker.turn(3)
+    broker.inputs[P0].clear()
+    broker.send(P0, b"ok", b"ok")
+    worker.turn(3)
+    worker.slow_offsets = False
+    worker.answer_offsets()
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 0, 1]
+    assert broker.committed[P0] == 2

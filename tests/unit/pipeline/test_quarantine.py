@@ -8,7 +8,8 @@ from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import Killed, answered, partition, reason
 from tests.delivery.worker import BATCH, Worker
 from worker.pipeline.quarantine import SUSPECT_DELAY_S
-from worker.rules.crash_count import STARTS, Mark, parse
+from worker.rules.crash_count import STARTS, Mark
+from worker.rules.offset_metadata import mark_of
 
 P0 = partition(0)
 
@@ -27,7 +28,7 @@ def quarantined(broker: MemoryBroker) -> Worker:
         busy(started(broker))
     worker = started(broker)
     busy(worker)
-    assert parse(broker.metadata[P0]).deaths == 1
+    assert mark_of(broker.metadata[P0]).deaths == 1
     return worker
 
 
@@ -56,7 +57,7 @@ def test_another_worker_that_gets_it_tries_the_record_once_more_and_a_third_cond
     """They cannot know that the first one lives."""
     quarantined(broker)
     busy(started(broker))
-    assert parse(broker.metadata[P0]).deaths == 2
+    assert mark_of(broker.metadata[P0]).deaths == 2
     assert broker.visible == []
     started(broker).settle()
     assert [reason(output) for output in broker.visible] == ["crash", *[""] * 5]
@@ -66,7 +67,7 @@ def test_a_record_that_was_marked_once_and_is_answered_is_forgotten(broker: Memo
     quarantined(broker)
     started(broker).settle()
     assert [reason(output) for output in broker.visible] == [""] * 6
-    assert parse(broker.metadata[P0]) == Mark()
+    assert mark_of(broker.metadata[P0]) == Mark()
 
 
 def test_a_worker_that_loses_its_partitions_again_and_again_counts_no_start(broker: MemoryBroker) -> None:
@@ -78,7 +79,7 @@ def test_a_worker_that_loses_its_partitions_again_and_again_counts_no_start(brok
         worker.loop.step()
         broker.assign(P0)
         busy(worker)
-    assert parse(broker.metadata[P0]).starts == 1
+    assert mark_of(broker.metadata[P0]).starts == 1
 
 
 def test_while_a_start_counts_little_is_in_hand(broker: MemoryBroker) -> None:
@@ -91,7 +92,7 @@ def test_while_a_start_counts_little_is_in_hand(broker: MemoryBroker) -> None:
     worker.stuck = False
     worker.settle()
     assert broker.committed[P0] == 200
-    assert parse(broker.metadata[P0]).starts == 0
+    assert mark_of(broker.metadata[P0]).starts == 0
 
 
 def test_a_killer_behind_much_that_was_in_hand_is_found_all_the_same(broker: MemoryBroker) -> None:

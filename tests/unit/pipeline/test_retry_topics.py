@@ -13,8 +13,9 @@ from tests.delivery.doubles import (
 from tests.delivery.observed import P0, started
 from tests.delivery.worker import Worker
 from worker.messages import Partition
-from worker.rules.crash_count import Mark, render
+from worker.rules.crash_count import Mark
 from worker.rules.names import retry_topics
+from worker.rules.offset_metadata import render
 from worker.rules.retry_headers import PREFIX, retry_copy
 
 RETRY_TOPICS = retry_topics("group", (5.0,))

@@ -38,6 +38,22 @@ def refused(of: DeadLetterRecord, *, to: str | None = None, max_replays: int = 3
     return found.cause
 
 
+def test_what_came_straight_back_is_not_sent_again_by_the_same_campaign() -> None:
+    sent = replayed(dead(), to=None, inputs=INPUTS, max_replays=3, campaign="spring")
+    assert isinstance(sent, Output)
+    again = DeadLetterRecord(
+        read_back(dead_letter(read_back(sent, offset=9, now_ms=9_000), FAULT, 5, SOURCE), offset=6, now_ms=9_001)
+    )
+    refusal = replayed(again, to=None, inputs=INPUTS, max_replays=3, campaign="spring")
+    assert isinstance(refusal, Refusal)
+    assert refusal.cause is Cause.RETURNED
+    assert "spring" in refusal.message
+    assert "another --campaign" in refusal.message
+    other = replayed(again, to=None, inputs=INPUTS, max_replays=3, campaign="summer")
+    assert isinstance(other, Output)
+    assert dict(other.headers)[f"{PREFIX}campaign"] == b"summer"
+
+
 foreign = st.lists(
     st.tuples(st.text(max_size=8).filter(lambda n: not n.startswith("xnli.")), st.none() | st.binary(max_size=8)),
     max_size=4,

@@ -57,7 +57,10 @@ def test_headers_somebody_else_wrote_are_no_failure(fields: dict[str, bytes]) ->
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("attempt", value) for value in (-(10**400), -5, 0, 1)),  # what comes back has its second at least
+        # What comes back has its second attempt at least.
+        *(("attempt", value) for value in (-(10**400), -5, 0, 1, 1 << 31)),
+        *(("partition", value) for value in (-1, 1 << 31)),
+        *(("offset", value) for value in (-1, 1 << 63)),
         *(("not-before", value) for value in (1 << 63, 10**400)),
         *(("timestamp", value) for value in (-(10**400), -2, 1 << 63, 10**400)),  # Kafka's are 64 bits, -1 is none
     ],

@@ -35,6 +35,7 @@ def series() -> dict[str, dict[str, set[str]]]:
     metrics.rebalanced(Rebalance.ASSIGNED, [Partition("requests", 0)], assigned=1)
     metrics.lag("requests", 0, 0)
     metrics.unstable("requests", 0, 0)
+    metrics.stalled([("requests", "0")])
     found: dict[str, dict[str, set[str]]] = {}
     for family in registry.collect():
         for sample in family.samples:
@@ -101,6 +102,13 @@ def test_every_alert_says_what_and_what_to_do() -> None:
     for alert in alerts:
         assert alert["labels"]["severity"] in {"page", "ticket"}
         assert alert["annotations"].keys() == {"summary", "description"}
+
+
+def test_every_alert_is_seen_to_fire() -> None:
+    tests = (RULES.parent / "rules.test.yml").read_text()
+    assert [
+        rule["alert"] for rule in rules() if f'alertname="{rule.get("alert")}"' not in tests and "alert" in rule
+    ] == []
 
 
 def test_panels_fit_and_do_not_overlap() -> None:

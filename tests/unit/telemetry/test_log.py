@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker import redaction
 from worker.errors import SettingsError
 from worker.telemetry import log
 
@@ -47,6 +48,8 @@ def test_structlog_and_the_standard_library_write_the_same_shape() -> None:
         "timestamp": ours["timestamp"],
     }
     assert theirs.keys() == ours.keys() - {"partitions"}
+    for line in stream.getvalue().splitlines():
+        assert list(json.loads(line))[:3] == ["event", "level", "timestamp"]
     assert (theirs["event"], theirs["level"], theirs["logger"]) == ("answer is 42", "warning", "somebody.else")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", theirs["timestamp"])
 
@@ -74,11 +77,24 @@ def test_level_holds_for_both_and_a_second_configure_replaces_the_first() -> Non
 
 def test_http_exchanges_are_told_at_debug_only() -> None:
     stream = json_log("info")
-    logging.getLogger("httpx").info("HTTP Request")
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).info("HTTP Request")
     assert not stream.getvalue()
     stream = json_log("debug")
     logging.getLogger("httpx").info("HTTP Request")
     assert len(lines(stream)) == 1
+
+
+def test_a_terminal_gets_the_console_form_and_a_pipe_json_unless_told_otherwise() -> None:
+    for stream, log_format, is_json in (
+        (Terminal(), "auto", False),
+        (io.StringIO(), "auto", True),
+        (Terminal(), "json", True),
+        (io.StringIO(), "console", False),
+    ):
+        log.configure("info", log_format, stream)  # type: ignore[arg-type]  # the pairs above
+        logging.getLogger("x").warning("said")
+        assert stream.getvalue().startswith("{") == is_json
 
 
 def test_python_warnings_are_log_lines() -> None:
@@ -188,7 +204,7 @@ def test_secrets_are_redacted_by_key_at_any_depth(key: str) -> None:
     speaker.info("e", **{key: SECRET.encode()})
     assert len(lines(stream)) == 4
     assert SECRET not in stream.getvalue()
-    assert stream.getvalue().count(log.REDACTED) == 4
+    assert stream.getvalue().count(redaction.REDACTED) == 4
 
 
 @pytest.mark.parametrize(
@@ -240,7 +256,7 @@ def test_a_cycle_ends() -> None:
     cycle: dict[str, Any] = {}
     cycle["self"] = cycle
     structlog.stdlib.get_logger("worker.a").info("e", cycle=cycle)
-    assert log.REDACTED in stream.getvalue()
+    assert redaction.REDACTED in stream.getvalue()
 
 
 def test_what_a_model_counts_as_tokens_is_no_secret() -> None:

@@ -1,7 +1,10 @@
 """The forwards: one pass of rows through a model, one file a family of architectures.
 
-Families: `encoder` (BERT, RoBERTa, packed) and `padded` (every other, as transformers runs it).
+`families` says which takes which. Packed are `encoder` (BERT, RoBERTa and their relatives), `bart`, `deberta`,
+`modernbert` and `xlm`; `padded` is every other, as transformers runs it.
 
-What families share: `packing` lays rows end to end, `attention` keeps each row to itself, `linear` multiplies as this
-device does it fastest, `linear_int8` in 8-bit integers.
+What the packed ones share: `packing` lays rows end to end, `packed` runs a family's model over them, `layers` is the
+transformer layer, `attention` keeps each row to itself, `groups` makes rows dense where attention has a bias, `linear`
+multiplies as this device does it fastest,
+`linear_int8` in 8-bit integers.
 """

@@ -57,6 +57,14 @@ def fuse(*layers: nn.Linear) -> nn.Linear:
     return fused
 
 
+def rows_of(linear: nn.Linear, start: int, end: int) -> nn.Linear:
+    """The outputs ``start:end`` of a linear layer, as one whose weights are views of its own."""
+    part = nn.Linear(linear.in_features, end - start, bias=False, device="meta")
+    part.weight = nn.Parameter(linear.weight[start:end], requires_grad=False)
+    part.bias = None if linear.bias is None else nn.Parameter(linear.bias[start:end], requires_grad=False)
+    return part
+
+
 class PlainLinear:
     """One step after the other."""
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from worker.inference import served_families
 from worker.inference.forwards.linear_int8 import quantise
 from worker.inference.model import Checkpoint
 from worker.inference.precision import Precision
@@ -19,11 +21,12 @@ from worker.messages import Pooling, Row
 
 
 class Padded:
-    """A `worker.inference.engine.Forward` that runs the checkpoint's model as transformers does."""
+    """A `worker.inference.forwards.families.Forward` that runs the checkpoint's model as transformers does."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._model = checkpoint.model
-        self._base = checkpoint.model.base_model
+        base: Any = checkpoint.model.base_model
+        self._base = base
         if checkpoint.precision is Precision.INT8:
             quantise(self._base)
         self._device = checkpoint.device
@@ -32,6 +35,8 @@ class Padded:
         # RoBERTa has one token type only, DeBERTa v3 none; XLM would add the *word* embeddings of the ids 0 and 1.
         self._token_types = "token_type_ids" in accepted and getattr(self._model.config, "type_vocab_size", 0) > 1
         self._languages = "langs" in accepted
+        # T5's decoder begins with nothing of its own accord; its encoder's states are what sentence-t5 pools.
+        self._states = base.get_encoder() if checkpoint.family in served_families.RELATIVE else base
         # An encoder-decoder would otherwise keep keys and values for a generation that never comes.
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
 
@@ -50,10 +55,10 @@ class Padded:
         """The base model's last hidden states as one vector per row, (rows, hidden size), not normalised.
 
         MEAN is over all tokens of the row, special ones included, as sentence-transformers pools. For encoder-decoders
-        the last hidden states are the decoder's, as the plain transformers model returns them.
+        the last hidden states are the decoder's, as the plain transformers model returns them, but for T5's encoder.
         """
         inputs = self._inputs(rows)
-        states: torch.Tensor = self._base(**inputs, **self._options).last_hidden_state
+        states: torch.Tensor = self._states(**inputs, **self._options).last_hidden_state
         if pooling is Pooling.CLS:
             return states[:, 0].float().numpy(force=True)
         mask = inputs["attention_mask"].unsqueeze(-1)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from worker.commands.classify import classify
+from worker.errors import SettingsError
+
+
+def test_texts_of_stdin_are_scored_one_by_one_and_a_bad_one_costs_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # "demo" is no folder here
+    monkeypatch.setenv("XNLI_MODEL__DEVICE", "cpu")
+    monkeypatch.setenv("XNLI_LIMITS__MAX_TEXT_CHARS", "100")
+    given = "The room was beautiful and breakfast was perfect.\n\n" + "x" * 101 + "\nA terrible hotel, never again.\n"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given.encode()), isatty=lambda: False))
+    assert not classify(None, None, labels="positive, negative", multi_label=False, template=None, as_json=False)
+    out, err = capsys.readouterr()
+    first, second = [json.loads(line) for line in out.splitlines()]
+    assert [label["label"] for label in first["labels"]] == ["positive", "negative"]
+    assert [label["label"] for label in second["labels"]] == ["negative", "positive"]
+    assert first["model"]["name"] == "demo"
+    assert sum(label["score"] for label in first["labels"]) == pytest.approx(1, abs=1e-4)
+    assert "model.name is not set" in err
+    assert "text has 101 characters" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "template", "said"),
+    [
+        ("x", "", None, "labels = .*CLASSIFY needs at least one label"),
+        ("x", "[1]", None, "--labels: write texts"),
+        ("x", "[a", None, "--labels: is no JSON"),
+        (" ", "a", None, "text = .*send some text"),
+        ("x", "a", "no place", "hypothesis_template"),
+    ],
+)
+def test_what_will_not_do_is_told_before_a_model_is_loaded(
+    text: str, labels: str, template: str | None, said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        classify(text, None, labels=labels, multi_label=False, template=template, as_json=False)

@@ -1,0 +1,143 @@
+"""`xnli-worker classify`: texts and labels in, scores out; no broker."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from worker import screen, terminal
+from worker import settings as settings_module
+from worker.avro import json_request
+from worker.avro.request import Defaults, Limits
+from worker.avro.request import request as checked_request
+from worker.commands.connection import say
+from worker.commands.json_lines import is_wanted
+from worker.commands.request_source import labels_of
+from worker.errors import Rejection, SettingsError
+from worker.messages import Classification, Encoded, ModelIdentity, Pooling, Request
+from worker.screen import Cell, Screen
+from worker.settings import Settings
+from worker.telemetry import log
+
+_BAR_COLUMNS: Final = 30
+_LABEL_COLUMNS: Final = 32
+_DEMO: Final = "demo"
+
+
+def classify(
+    text: str | None,
+    config: Path | None,
+    *,
+    labels: str,
+    multi_label: bool,
+    template: str | None,
+    as_json: bool,
+) -> bool:
+    """Score labels for a text, or for each line of stdin. False if one of several could not be scored.
+
+    Args:
+        text: The text; None and "-" mean stdin, a text a line.
+        config: The settings' file; without ``model.name`` in it the demo's checkpoint is taken, and stderr says so.
+        labels: With commas between, or a JSON array.
+        multi_label: Score each label by itself.
+        template: In place of ``model.hypothesis_template``.
+        as_json: JSON on a terminal too.
+
+    Raises:
+        SettingsError: the settings, the checkpoint or the only text will not do.
+    """
+    presets = {"kafka": {"bootstrap_servers": "none"}, "model": {"name": _DEMO}}
+    settings = settings_module.load(config, defaults=presets)
+    is_preset = not any("name" in source.tables.get("model", {}) for source in settings_module.given(config))
+    log.configure("warning", "console", sys.stderr)
+    wanted = {
+        "id": "text",
+        "labels": labels_of(labels),
+        "multi_label": multi_label,
+        "hypothesis_template": template,
+    }
+    texts = _lines() if text in {None, "-"} else iter([str(text)])
+    only = None if text in {None, "-"} else _request(wanted | {"text": str(text)}, settings)
+    if is_preset:
+        say("model.name is not set: the demo's small checkpoint answers")
+    from worker.app import load_engine  # noqa: PLC0415 (imports torch: what was typed wrongly is told before)
+
+    engine = load_engine(settings)
+    is_whole = True
+    for given in texts:
+        try:
+            request = only or _request(wanted | {"text": given}, settings)
+            encoded = engine.encode(request)
+            outcome = engine.run([(request, encoded)])[0][0]
+        except (Rejection, SettingsError) as refused:
+            if only is not None:
+                raise SettingsError(str(refused)) from None
+            say(str(refused))
+            is_whole = False
+            continue
+        if isinstance(outcome, Classification):  # which is what was asked for
+            _show(request, encoded, outcome, engine.identity, as_json=as_json)
+    return is_whole
+
+
+def _lines() -> Iterator[str]:
+    if sys.stdin is None:
+        raise SettingsError("stdin is closed; give the text as an argument, or a text a line on stdin")
+    if sys.stdin.isatty():
+        say("reading texts from the terminal, one a line; end with Ctrl-D")
+    for line in sys.stdin.buffer:
+        if line.strip():
+            yield line.decode("utf-8-sig", "replace").strip()
+
+
+def _request(datum: dict[str, Any], settings: Settings) -> Request:
+    """The request that a message with these fields would be. Raises SettingsError."""
+    model, limits = settings.model, settings.limits
+    try:
+        return checked_request(
+            json_request.request(datum),
+            Defaults(model.hypothesis_template, model.long_text, Pooling.MEAN, model.normalize, {}),
+            Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
+        )
+    except Rejection as refused:
+        raise SettingsError(str(refused)) from None
+
+
+def _show(request: Request, encoded: Encoded, outcome: Classification, model: ModelIdentity, *, as_json: bool) -> None:
+    if is_wanted(as_json):
+        shown = {
+            "text": request.text,
+            "labels": [
+                {
+                    "label": score.label,
+                    "score": round(score.score, 6),
+                    "entailment": round(score.entailment, 6),
+                    "neutral": round(score.neutral, 6),
+                    "contradiction": round(score.contradiction, 6),
+                }
+                for score in outcome.labels
+            ],
+            "multi_label": outcome.multi_label,
+            "truncated": encoded.truncated,
+            "model": {"name": model.name, "revision": model.revision},
+        }
+        sys.stdout.write(json.dumps(shown, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        return
+    out = Screen()
+    out.row([Cell(terminal.harmless(request.text), screen.BOLD)], [])
+    shown_labels = [terminal.harmless(score.label) for score in outcome.labels]
+    columns = min(_LABEL_COLUMNS, max(map(screen.width, shown_labels), default=0))
+    for rank, (label, score) in enumerate(zip(shown_labels, outcome.labels, strict=True)):
+        likely = score.score >= 0.5 if outcome.multi_label else rank == 0
+        style = screen.GREEN if likely else ""
+        bar = out.bar(score.score, _BAR_COLUMNS)
+        out.row(["", Cell(label, style), f"{score.score:.3f}", Cell(bar, style)], [0, columns, 5])
+    notes = ["each label by itself: the scores need not add up to 1"] if outcome.multi_label else []
+    notes += ["the text is longer than the model's window: its end was not read"] if encoded.truncated else []
+    for note in notes:
+        out.line(f"  {note}", screen.DIM)
+    sys.stdout.flush()

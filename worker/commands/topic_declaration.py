@@ -1,0 +1,155 @@
+"""`xnli-worker topics create` and `check`: the topics of the settings, as ``schemas/topics.yaml`` declares them.
+
+What is missing is created. What exists is compared and never changed, for to repartition moves keys, and a shorter
+retention deletes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from worker.avro.codec import schema_folder
+from worker.commands import connection
+from worker.commands.connection import Reports
+from worker.commands.json_lines import is_wanted
+from worker.errors import FatalError
+from worker.kafka import client_config
+from worker.rules import names
+from worker.screen import plural
+from worker.settings import KafkaSettings, Settings
+
+DECLARATION: Final = "topics.yaml"
+_TIMEOUT_S: Final = 10.0
+_IN_SYNC: Final = "min.insync.replicas"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A topic as it should be. ``setting`` is what names it."""
+
+    name: str
+    setting: str
+    partitions: int
+    replication: int
+    config: dict[str, str]
+
+    def on(self, brokers: int) -> Declared:
+        """As it can be on so many brokers: more in-sync replicas than there are would refuse every write."""
+        replicas = min(self.replication, brokers)
+        in_sync = min(int(self.config.get(_IN_SYNC, "1")), max(1, replicas - 1))
+        return replace(self, replication=replicas, config=self.config | {_IN_SYNC: str(in_sync)})
+
+
+def declared(settings: Settings, partitions: int | None) -> list[Declared]:
+    """The topics that these settings name. Retry topics are as the input's are, label sets in one compact partition.
+
+    Args:
+        settings: Which names topics have.
+        partitions: Of requests, results and retries, in place of what is declared.
+    """
+    entries = yaml.safe_load((schema_folder() / DECLARATION).read_text(encoding="utf-8"))["topics"]
+    found: dict[str, Any] = {entry["setting"]: entry for entry in entries}
+
+    def topic(name: str, setting: str, like: str, count: int | None) -> Declared:
+        entry = found[like]
+        config = {key: str(value) for key, value in entry["config"].items()}
+        return Declared(name, setting, count or entry["partitions"], entry["replication"], config)
+
+    topics = settings.topics
+    asked = [topic(name, "topics.input", "topics.input", partitions) for name in topics.input]
+    asked.append(topic(topics.output, "topics.output", "topics.output", partitions))
+    asked.append(topic(topics.dead_letter, "topics.dead_letter", "topics.dead_letter", None))
+    for _, name in names.retry_topics(settings.kafka.group_id, topics.retry):
+        asked.append(topic(name, "topics.retry", "topics.input", partitions))
+    if topics.label_sets is not None:
+        sets = topic(topics.label_sets, "topics.label_sets", "topics.input", 1)
+        kept = {key: value for key, value in sets.config.items() if key != "retention.ms"}
+        asked.append(replace(sets, config=kept | {"cleanup.policy": "compact"}))
+    return asked
+
+
+def create(config: Path | None, *, partitions: int | None, as_json: bool) -> bool:
+    """Create what is missing, and say what was done. True if all topics are now as declared.
+
+    Raises:
+        SettingsError: the settings are wrong.
+        BrokerAway: no broker answers.
+        FatalError: the broker refuses to create one.
+    """
+    return _compare(config, partitions, as_json=as_json, may_create=True)
+
+
+def check(config: Path | None, *, partitions: int | None, as_json: bool) -> bool:
+    """Say what is missing and what differs. True if all topics are as declared. Raises as `create` does."""
+    return _compare(config, partitions, as_json=as_json, may_create=False)
+
+
+def _compare(config: Path | None, partitions: int | None, *, as_json: bool, may_create: bool) -> bool:
+    settings = connection.load_settings(config)
+    kafka, reports = settings.kafka, Reports()
+    admin = connection.connect(AdminClient, client_config.producer(kafka, None), reports)
+    cluster = connection.metadata(admin, kafka, reports, _TIMEOUT_S)
+    all_well = True
+    # Results and retries have as many partitions as the requests that are there: keys lie where a join expects them.
+    present = [len(cluster.topics[name].partitions) for name in settings.topics.input if name in cluster.topics]
+    for wanted in declared(settings, partitions or max(present, default=None)):
+        if connection.is_embedded(cluster):
+            state, said = _in_embedded(kafka, wanted.name, reports)
+        elif wanted.name in cluster.topics:
+            differences = list(
+                _differences(admin, wanted.on(len(cluster.brokers)), len(cluster.topics[wanted.name].partitions))
+            )
+            state, said = ("differs", "; ".join(differences)) if differences else ("ok", "as declared")
+        elif may_create:
+            state, said = "created", _create(admin, wanted.on(len(cluster.brokers)))
+        else:
+            state, said = "missing", "create it: xnli-worker topics create" + (f" --config {config}" if config else "")
+        all_well = all_well and state in {"ok", "created"}
+        if is_wanted(as_json):
+            shown = {"topic": wanted.name, "setting": wanted.setting, "status": state, "message": said}
+            sys.stdout.write(json.dumps(shown) + "\n")
+        else:
+            sys.stdout.write(f"{state:<8} {wanted.name}: {said}\n")
+    return all_well
+
+
+def _create(admin: AdminClient, topic: Declared) -> str:
+    new = NewTopic(topic.name, topic.partitions, topic.replication, config=topic.config)
+    try:
+        admin.create_topics([new])[topic.name].result(timeout=_TIMEOUT_S)
+    except KafkaException as error:
+        raise FatalError(
+            f"{topic.setting}: the broker does not create {topic.name!r}: {error.args[0].str()}; allow this user to "
+            "create topics (ACL: Create on the cluster), or ask its operators"
+        ) from None
+    return f"{plural(topic.partitions, 'partition')}, {plural(topic.replication, 'replica')}"
+
+
+def _differences(admin: AdminClient, topic: Declared, partitions: int) -> Iterator[str]:
+    if partitions != topic.partitions:
+        yield f"has {plural(partitions, 'partition')}, declared are {topic.partitions}"
+    resource = ConfigResource(ResourceType.TOPIC, topic.name)
+    try:
+        actual = admin.describe_configs([resource], request_timeout=_TIMEOUT_S)[resource].result()
+    except KafkaException as error:
+        yield f"does not show its configuration: {error.args[0].str()}"
+        return
+    for key, value in topic.config.items():
+        if actual[key].value != value:
+            yield f"{key} is {actual[key].value}, declared is {value}"
+
+
+def _in_embedded(kafka: KafkaSettings, name: str, reports: Reports) -> tuple[str, str]:
+    """The embedded broker makes a topic when a producer asks for it, and knows no settings of topics."""
+    producer = connection.connect(Producer, client_config.producer(kafka, None), reports)
+    numbers = connection.partitions(producer, kafka, reports, name, _TIMEOUT_S)
+    return "ok", f"{plural(len(numbers), 'partition')}, as the embedded broker makes them"

@@ -1,0 +1,158 @@
+"""`run`, `demo`, `check` and `bench`: the worker itself, and what shows that it works."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Final, Literal
+
+import typer
+
+from worker import __version__
+from worker.errors import SettingsError
+from worker.process import StopFlag
+from worker.usage import grouping
+from worker.usage.grouping import Section
+from worker.usage.options import ConfigFile, Json
+
+app: Final = grouping.group("The worker.")
+
+
+@grouping.command(app, "demo", section=Section.FIRST, examples=["xnli-worker demo", "xnli-worker demo --all"])
+def demo(
+    count: Annotated[
+        int | None, typer.Option("--count", metavar="N", min=1, help="messages to send (default: all samples)")
+    ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="every message, and the whole advice of dead letters")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Broker, worker, model and sample messages on this machine; nothing to install."""
+    from worker.demo.play import play  # noqa: PLC0415
+
+    stop = StopFlag("stopping")
+    return 0 if play(count, show_all=show_all, as_json=as_json, stop_requested=stop) else 1
+
+
+@grouping.command(
+    app,
+    "classify",
+    section=Section.FIRST,
+    examples=[
+        'xnli-worker classify "The parcel came two days late." --labels delivery,payment,praise',
+        "xnli-worker classify --labels spam,harmless --json < texts.txt",
+    ],
+)
+def classify(
+    labels: Annotated[
+        str, typer.Option("--labels", "-l", metavar="A,B,C", help="candidates; a JSON array if they hold commas")
+    ],
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="the text; without it, or with -, each line of stdin")
+    ] = None,
+    multi_label: Annotated[bool, typer.Option("--multi-label", help="score each label by itself")] = False,
+    template: Annotated[
+        str | None, typer.Option(metavar="T", help='the hypothesis of a label, as in "This text is about {}."')
+    ] = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> int:
+    """One text, or a text a line, against labels of your own; no broker."""
+    StopFlag(interrupt=True)
+    from worker.commands.classify import classify as score  # noqa: PLC0415
+
+    done = score(text, config, labels=labels, multi_label=multi_label, template=template, as_json=as_json)
+    return 0 if done else 1
+
+
+@grouping.command(app, "broker", section=Section.FIRST, examples=["xnli-worker broker", "xnli-worker broker --port 0"])
+def broker(
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65_535, help="where it listens; 0: any free port")
+    ] = 9092,
+    config: ConfigFile = None,
+) -> int:
+    """A broker for trials on this machine, in the foreground; nothing to install."""
+    from worker.commands.broker import broker as serve  # noqa: PLC0415
+
+    return 0 if serve(config, port, StopFlag("ending")) else 1
+
+
+@grouping.command(app, "run", section=Section.WORK, examples=["xnli-worker run --config worker.toml"])
+def run(config: ConfigFile = None) -> int:
+    """Consume requests, produce results, until SIGTERM or SIGINT."""
+    stop = StopFlag("draining")  # first: process 1 of a container that handles no signal does not even end by one
+    import structlog  # noqa: PLC0415
+
+    from worker import settings  # noqa: PLC0415
+    from worker.telemetry import log  # noqa: PLC0415
+
+    loaded = settings.load(config)
+    log.configure(loaded.log.level, loaded.log.format, sys.stderr)
+    structlog.get_logger("worker").info(
+        "starting", version=__version__, model=loaded.model.name, broker=loaded.kafka.bootstrap_servers
+    )
+    from worker.app import App  # noqa: PLC0415
+
+    return 0 if App(loaded).run(stop) else 1
+
+
+@grouping.command(app, "check", section=Section.OPERATE, examples=["xnli-worker check --config worker.toml"])
+def check(config: ConfigFile = None, as_json: Json = False) -> int:
+    """Try settings, broker, topics, registry, schemas, model and device, and say how to mend what fails."""
+    StopFlag(interrupt=True)
+    from worker.commands.check import check as try_all  # noqa: PLC0415
+
+    return try_all(config, as_json=as_json)
+
+
+@grouping.command(
+    app,
+    "bench",
+    section=Section.OPERATE,
+    examples=["xnli-worker bench", "xnli-worker bench --shape base --no-pipeline"],
+)
+def bench(
+    config: ConfigFile = None,
+    shape: Annotated[
+        Literal["small", "base", "large"] | None,
+        typer.Option(help="random weights of this shape; without this and --config: the demo's checkpoint"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N, in place of model.device")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="P", help="auto, fp32, bf16, fp16 or int8, in place of model.precision")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads (default: torch's choice)")
+    ] = None,
+    messages: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="messages a run (default: a second's worth)")
+    ] = None,
+    runs: Annotated[int, typer.Option(metavar="N", min=1, help="timed runs of each")] = 5,
+    no_pipeline: Annotated[
+        bool, typer.Option("--no-pipeline", help="leave transformers' pipeline, the slowest, out")
+    ] = False,
+    kafka: Annotated[bool, typer.Option("--kafka", help="the whole worker too, over the embedded broker")] = False,
+    as_json: Json = False,
+) -> int:
+    """How fast the model runs here, next to transformers' pipeline."""
+    if config is not None and shape is not None:
+        raise SettingsError("--shape and --config are two models: keep one")
+    StopFlag(interrupt=True)
+    from worker.commands.bench import bench as measure  # noqa: PLC0415
+
+    measure(
+        config,
+        shape=shape,
+        device=device,
+        precision=precision,
+        threads=threads,
+        messages=messages,
+        runs=runs,
+        peer=not no_pipeline,
+        kafka=kafka,
+        as_json=as_json,
+    )
+    return 0
