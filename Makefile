@@ -12,6 +12,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
+# Another package index, such as one that has a CPU build of torch: make demo EXTRA_INDEX_URL=...
+ifdef EXTRA_INDEX_URL
+export PIP_EXTRA_INDEX_URL := $(EXTRA_INDEX_URL)
+endif
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test acceptance explore lint faults fuzz bench checkpoint clean
