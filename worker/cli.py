@@ -20,7 +20,15 @@ import typer
 
 from worker import __version__, process, redaction, streams
 from worker.errors import FatalError, SettingsError, TransientError, WorkerError
-from worker.usage import configuration, dead_letter_commands, grouping, topic_commands, traffic, working
+from worker.usage import (
+    configuration,
+    dead_letter_commands,
+    grouping,
+    schema_commands,
+    topic_commands,
+    traffic,
+    working,
+)
 from worker.usage.grouping import Section
 
 DONE: Final = 0
@@ -100,6 +108,7 @@ def program() -> typer.Typer:
         root.add_typer(part)
     root.add_typer(dead_letter_commands.app, rich_help_panel=Section.MESSAGES)
     root.add_typer(topic_commands.app, rich_help_panel=Section.OPERATE)
+    root.add_typer(schema_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(configuration.app, rich_help_panel=Section.OPERATE)
     return root
 

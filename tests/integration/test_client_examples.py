@@ -55,7 +55,11 @@ def _run(command: list[str], language: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("language", ["python", "java", "go"])
+@pytest.mark.parametrize(
+    "language",
+    # The latter two download and compile for minutes.
+    ["python", pytest.param("java", marks=pytest.mark.acceptance), pytest.param("go", marks=pytest.mark.acceptance)],
+)
 def test_a_foreign_client_asks_and_reads_every_kind_of_outcome(
     kafka: Kafka, topic: TopicFactory, tmp_path: Path, language: str
 ) -> None:

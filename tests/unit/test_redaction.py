@@ -323,10 +323,11 @@ def test_a_secret_on_the_command_line_is_not_repeated(
 def test_the_interpreters_own_traceback_shows_none() -> None:
     program = f"""
 from worker import cli, settings
-def broken(arguments):
+from worker.commands import check
+def broken(*_, **__):
     settings.load(environ={REQUIRED | {"XNLI_SCHEMA_REGISTRY__TOKEN": SECRET}!r})
     raise RuntimeError("Illegal header value", b"Bearer {SECRET}")
-cli._check = broken
+check.check = broken
 cli.main(["check"])
 """
     shown = subprocess.run(

@@ -11,6 +11,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from structlog.testing import capture_logs
 
+from worker.kafka.client_config import Properties
 from worker.kafka.embedded import EmbeddedBroker
 from worker.label_sets.topic import LabelSets
 
@@ -46,7 +47,7 @@ def test_one_bad_value_is_refused_with_its_place_and_reason_and_the_former_set_s
     producer.produce(topic, b'["c"]', b"later", partition=0)
     assert producer.flush(10) == 0
 
-    servers = {"bootstrap.servers": broker.bootstrap_servers}
+    servers: Properties = {"bootstrap.servers": broker.bootstrap_servers}
     sets = LabelSets(servers, AdminClient(servers), topic)
     with capture_logs() as told:
         sets.load(lambda: False)
