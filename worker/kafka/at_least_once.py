@@ -82,6 +82,10 @@ class AtLeastOncePublisher:
         missing = sum(self._delivered.get(position) is not output for position, output in release.outputs)
         raise BrokerAway(f"{missing} of {len(release.outputs)} records were not delivered ({reports.why})")
 
+    def poll(self) -> None:
+        """Take what the client has logged; see `Publisher.poll`."""
+        self._connection.client.poll(0)
+
     def close(self) -> None:
         """Give up what is unfinished and disconnect."""
         self._connection.close()

@@ -55,6 +55,9 @@ class Transactional(Protocol):
     def abandon(self) -> None:
         """Disconnect, and leave what is open to a successor."""
 
+    def poll(self) -> None:
+        """Take what the client has logged."""
+
     def close(self) -> None:
         """Abort what is open and disconnect."""
 
@@ -139,6 +142,10 @@ class RecoveringPublisher:
         if self._is_idle and release.outputs:
             self._taken()
         return self._is_idle
+
+    def poll(self) -> None:
+        """Take what the client has logged; see `Publisher.poll`."""
+        self._current.poll()
 
     def close(self) -> None:
         """Abort what is open, as far as the broker answers, and disconnect."""

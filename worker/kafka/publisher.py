@@ -34,5 +34,11 @@ class Publisher(Protocol):
         False while something is under way that needs no waiting for; it has ``timeout_s`` from the first call on.
         """
 
+    def poll(self) -> None:
+        """Take what the client has logged. It keeps all that nobody takes, and each line then costs more than the last.
+
+        To be called whenever nothing is published, for while the brokers are away it logs a hundred lines a second.
+        """
+
     def close(self) -> None:
         """Give up what is unfinished and disconnect."""

@@ -218,7 +218,7 @@ class TransactionalPublisher:
 
     def lost_request(self) -> str:
         """Why a request may arrive late, so that a successor must be opened unless `in_doubt`; empty if none may."""
-        self._connection.client.poll(0)
+        self.poll()
         return self._lost.why
 
     @property
@@ -229,6 +229,10 @@ class TransactionalPublisher:
     def abandon(self) -> None:
         """Disconnect, and leave what is open to a successor under the same transactional id."""
         self._connection.close()
+
+    def poll(self) -> None:
+        """Take what the client has logged; see `Publisher.poll`."""
+        self._connection.client.poll(0)
 
     def close(self) -> None:
         """Abort what is open, as far as the broker answers, and disconnect."""

@@ -92,6 +92,7 @@ class Publication:
         """Go on with what is under way, or begin with what is resolved."""
         now_s = self._clocks.monotonic_s()
         if now_s < self._retry_at_s:
+            self._publisher.poll()
             return
         has_ends = now_s >= self._ends_at_s and not is_draining
         batch = self._unfinished or self._next(is_ending=is_draining, has_ends=has_ends)
@@ -99,6 +100,7 @@ class Publication:
             if has_ends:
                 self._ends_at_s = now_s + LAG_INTERVAL_S
             self._consumer.commits.recommit()
+            self._publisher.poll()
         elif self._unfinished is not None:
             self._publish(batch)
         elif is_draining or not self._may_grow(batch, now_s):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from tests.brokers.memory import Fault, MemoryBroker, retriable
+from tests.brokers.memory import Fault, MemoryBroker, MemoryProducer, retriable
 from tests.delivery.doubles import (
     DEAD_LETTERS,
 )
@@ -30,6 +31,26 @@ def test_a_broker_away_is_waited_for(broker: MemoryBroker, guarantee: Guarantee)
     worker.settle(RETRY.max_s + 2)
     assert offsets(broker) == list(range(6))
     assert reasons(broker) == {}
+
+
+@BOTH
+def test_what_the_producer_logs_is_taken_while_nothing_is_published(
+    broker: MemoryBroker, guarantee: Guarantee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka keeps what nobody takes: an idle worker grew by 0.3 MB/s and used a third of a core."""
+    worker = started(broker, guarantee)
+    worker.turn(5)
+    polls: list[float] = []
+    poll = MemoryProducer.poll
+
+    def counted(producer: MemoryProducer, timeout: float) -> int:
+        polls.append(timeout)
+        return poll(producer, timeout)
+
+    monkeypatch.setattr(MemoryProducer, "poll", counted)
+    broker.away = True
+    worker.turn(20)
+    assert len(polls) >= 20
 
 
 @BOTH
