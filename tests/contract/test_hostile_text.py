@@ -29,24 +29,23 @@ _STYLE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 PROGRAM = """
 import sys
 import structlog
-from rich.console import Console
 from worker import cli
-from worker.demo.play import Answer, Sample, _print_table
+from worker.demo.outcome_table import Answer, Sample, print_table
 from worker.errors import Reason
 from worker.telemetry import log
 HOSTILE = {hostile!r}
 for arguments in {commands!r}:
     cli.main(arguments)
-outcome = {{"labels": [{{"label": HOSTILE, "score": 0.5}}]}}
+outcome = {{"labels": [{{"label": HOSTILE, "score": 0.5}}] * 4, "multi_label": False}}
 judged = {{"judgements": [{{"hypothesis": HOSTILE, "entailment": 1.0, "neutral": 0.0, "contradiction": 0.0}}]}}
-samples = [Sample(key, HOSTILE, HOSTILE, b"") for key in ("a", "b", "c")]
+samples = [Sample(key, "en", HOSTILE, b"") for key in ("a", "b", "c")]
 answers = {{
     "a": Answer("t", {{"task": HOSTILE, "outcome": outcome}}, None, "", 0.0),
     "b": Answer("t", {{"task": HOSTILE, "outcome": judged}}, None, "", 0.0),
     "c": Answer("t", None, HOSTILE, HOSTILE, 0.0),
 }}
-summary = dict.fromkeys(("answered", "dead_lettered", "batches", "messages_per_s", "pairs_per_s", "wrong"), 0)
-_print_table(Console(), samples, answers, summary)
+summary = dict.fromkeys(("answered", "dead_lettered", "batches", "messages_per_s", "pairs", "wrong", "messages"), 0)
+print_table(samples, answers, summary, show_all=True)
 log.configure("info", "console", sys.stderr)
 try:
     raise ValueError(HOSTILE)

@@ -99,7 +99,7 @@ def _print_totals(
 ) -> None:
     languages = {sample.language for sample in sent if sample.language}
     reasons = Counter(str(answer.reason) for answer in answers.values() if answer.reason is not None)
-    named = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    named = ", ".join(f"{count} {terminal.harmless(reason)}" for reason, count in sorted(reasons.items()))
     out.line(
         f"{plural(summary['answered'], 'answer')} in {plural(len(languages), 'language')}: "
         f"{plural(summary['pairs'], 'pair')} in {plural(summary['batches'], 'batch', 'batches')}, "
