@@ -69,8 +69,7 @@ class TransactionalPublisher:
         self._state = _State.IDLE
         # A batch was refused with all that is in it, for one of its records or for its size.
         self.has_suspects = False
-        # Of the open transaction.
-        self._reports = DeliveryReports()
+        self._reports = DeliveryReports()  # these three are of the open transaction
         self._deadline_s = 0.0
         self._offsets: PendingOffsets
 
@@ -174,7 +173,7 @@ class TransactionalPublisher:
             self._give_up(error, deadline_s)
         self.has_suspects = False
         self._state = _State.IDLE
-        self._connection.client.poll(0)  # delivers the log lines that are asked about
+        self.poll()  # delivers the log lines that are asked about
         self._lost.ended()
 
     def _give_up(self, error: KafkaException, deadline_s: float) -> NoReturn:
