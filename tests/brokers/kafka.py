@@ -347,13 +347,19 @@ class KafkaCluster(Kafka):
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": "5000",
             "broker.heartbeat.interval.ms": "500",
             "broker.session.timeout.ms": "3000",
-            # What a test denies with an ACL is denied, and nothing else.
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "allow.everyone.if.no.acl.found": "true",
             # 128 MiB by default, a quarter of the heap.
             "log.cleaner.dedupe.buffer.size": str(4 << 20),
+            **(_AUTHORIZER if len(self._nodes) == 1 else {}),
             **self._properties,
         }
+
+
+# What a test denies with an ACL is denied, and nothing else. Of one node: the votes of several are refused until the
+# authorizer has read its ACLs, which it cannot before there is a leader.
+_AUTHORIZER: Final = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
 
 
 def _acl(topic: str, operation: AclOperation, permission: AclPermissionType) -> AclBinding:

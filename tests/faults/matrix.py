@@ -215,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 2
             except Exception as error:  # noqa: BLE001 (a cell that breaks down is a row too; the others go on)
                 row = Row(scenario.name, guarantee, broken=f"{type(error).__name__}: {error}".splitlines()[0])
+                folder.mkdir(parents=True, exist_ok=True)  # the cell may have broken down before it had one
                 (folder / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
             rows.append(row)
             _write(rows, size, seed)

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -19,7 +21,7 @@ from tests.faults.workers import wait_until
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # They go on until they are told to stop; each with what it prints when it works.
-GO_ON = {"run": "rebalance", "broker": "9092", "tail": "en-moderation"}
+GO_ON = {"run": "rebalance", "broker": "listens on", "tail": "en-moderation"}
 # One of the requests sent becomes a dead letter on purpose, and `send --wait` says so.
 CODES = {"send": 1}
 
@@ -60,11 +62,15 @@ class Shell:
         wait_until(lambda: shown in log.read_text(encoding="utf-8") or process.poll() is not None, 120, line)
         assert process.poll() is None, f"{line}\n{log.read_text(encoding='utf-8')}"
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Ctrl-C in every terminal."""
         for process in reversed(self._running):
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) in {0, 130}
+        codes = [process.wait(60) for process in self._running]
+        assert kind is not None or set(codes) <= {0, 130}, codes
 
 
 def _settings(document: str) -> str:
@@ -78,9 +84,8 @@ def test_every_line_works_as_printed(kafka: Kafka, tmp_path: Path, document: str
     lines = [found.line for found in command_lines(document) if found.reason is None]
     if not lines:
         return
-    shell = Shell(tmp_path, kafka)
     if not any("config init" in line for line in lines):
         (tmp_path / "worker.toml").write_text(_settings(document) or _settings("README.md"), encoding="utf-8")
-    for line in lines:
-        shell.type(line)
-    shell.close()
+    with Shell(tmp_path, kafka) as shell:
+        for line in lines:
+            shell.type(line)
