@@ -40,7 +40,7 @@ class Shell:
         }
         self._running: list[subprocess.Popen[bytes]] = []
 
-    def type(self, line: str) -> None:
+    def enter(self, line: str) -> None:
         """Run a line to its end, or leave it running once it works."""
         words = shlex.split(line)
         verb = next((word for word in words[1:] if not word.startswith("-")), "")
@@ -88,4 +88,4 @@ def test_every_line_works_as_printed(kafka: Kafka, tmp_path: Path, document: str
         (tmp_path / "worker.toml").write_text(_settings(document) or _settings("README.md"), encoding="utf-8")
     with Shell(tmp_path, kafka) as shell:
         for line in lines:
-            shell.type(line)
+            shell.enter(line)
