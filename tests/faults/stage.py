@@ -18,7 +18,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.registry import LoopbackRegistry
-from tests.faults.verifier import Account, Progress, Topics, Watch, account, count, send
+from tests.faults.verifier import Account, Progress, Topics, Watch, account, count, group_lag, send
 from tests.faults.workers import ROOT, WorkerProcess
 from worker.avro import json_request
 from worker.avro.codec import REQUEST, Codecs, schema_folder
@@ -260,6 +260,8 @@ class Stage:
     def finish(self) -> Account:
         """Wait until everything is committed, let the workers drain, and account for every message."""
         self.until(lambda: self._progress.lag() == 0, "everything to be committed")
+        # A record in a retry topic has left its input topic, and is answered by nobody once the workers are gone.
+        self.until(lambda: not any(map(self._lag, self._retry_topics())), "the last retries")
         for member in self.members[:]:
             self.leave(member)
         unordered = self.flaky if "XNLI_TOPICS__RETRY" in self._settings else frozenset[str]()
@@ -267,6 +269,13 @@ class Stage:
         if found.inputs != self.size.messages:
             raise CellFailed(f"{found.inputs} inputs, not {self.size.messages}: the feeding is broken, not the worker")
         return found
+
+    def _retry_topics(self) -> list[str]:
+        delays = self._settings.get("XNLI_TOPICS__RETRY", "")
+        return [f"{self.topics.requests}.retry.{delay}s" for delay in delays.split(",") if delay]
+
+    def _lag(self, topic: str) -> int:
+        return group_lag(self.kafka.bootstrap_servers, self.topics.requests, topic)
 
     def close(self) -> None:
         """End what still runs."""
