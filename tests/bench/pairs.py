@@ -42,8 +42,10 @@ def interval(before: list[float], after: list[float]) -> tuple[float, float, flo
 
 _MESSAGES = {"delivery": 25_000, "engine": 4}  # of one run: some five seconds, and less than one
 
-# An engine that lives in its checkout and answers the workload once for each line that it reads. The smallest shape is
-# the strictest: what surrounds the products has its largest share there.
+_ANSWERS = 5  # of one engine
+
+# An engine of a checkout, which answers the workload once for each line that it reads. The smallest shape is the
+# strictest: what surrounds the products has its largest share there.
 _ENGINE = """
 import sys, tempfile, time
 from pathlib import Path
@@ -64,30 +66,23 @@ for _ in sys.stdin:
 """
 
 
-class LivingEngine:
-    """The engine of one checkout, loaded once: to start it takes longer than to measure it."""
+def engine_s(checkout: Path, messages: int) -> float:
+    """Seconds that a checkout's engine takes for the workload, the median of `_ANSWERS` of a process of its own.
 
-    def __init__(self, checkout: Path, messages: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _ENGINE, str(messages)],
-            cwd=checkout,
-            env=os.environ | {"PYTHONPATH": str(checkout)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def answer_s(self) -> float:
-        """Seconds for the workload."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """End it."""
-        self._process.communicate()
+    A new process for each measurement: two processes of the same code differed by up to a tenth, for as long as they
+    lived.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _ENGINE, str(messages)],
+        cwd=checkout,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+        input="\n" * _ANSWERS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    return statistics.median(map(float, done.stdout.split()))
 
 
 def main() -> int:
@@ -110,12 +105,7 @@ def main() -> int:
                 print(f"pair {number + 1}: {name:6} {found[name][-1]:.4g}", file=sys.stderr)
 
     if arguments.what == "engine":
-        engines = {where: LivingEngine(where, messages) for where in checkouts.values()}
-        for engine in engines.values():
-            engine.answer_s()  # both are loaded
-        measure(lambda where: engines[where].answer_s())
-        for engine in engines.values():
-            engine.close()
+        measure(lambda where: engine_s(where, messages))
     else:
         with KafkaCluster() as kafka:
             source = requests_topic(kafka, messages)
