@@ -30,6 +30,7 @@ from pathlib import Path
 
 from tests.brokers.java import Unavailable
 from tests.brokers.kafka import BrokerFailed, Kafka, KafkaCluster
+from tests.brokers.proxy import ProxiedKafka
 from tests.brokers.registry import LoopbackRegistry
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.faults.stage import PARTITIONS, Size, Stage
@@ -111,24 +112,25 @@ def play(scenario: Scenario, guarantee: str, kafka: Kafka, size: Size, seed: int
 
 
 class Clusters:
-    """One cluster of each size, started when first needed, and again when a cell left it in pieces."""
+    """One cluster of each kind, started when first needed, and again when a cell left it in pieces."""
 
     def __init__(self) -> None:
-        self._running: dict[int, KafkaCluster] = {}
+        self._running: dict[tuple[int, bool], KafkaCluster] = {}
 
-    def get(self, nodes: int) -> KafkaCluster:
-        """The cluster of this size, alone: two cores are no place for four brokers."""
-        for other in [size for size in self._running if size != nodes]:
+    def get(self, nodes: int, *, proxied: bool) -> KafkaCluster:
+        """The cluster of this kind, alone: two cores are no place for four brokers."""
+        kind = nodes, proxied
+        for other in [running for running in self._running if running != kind]:
             self._running.pop(other).stop()
-        cluster = self._running.get(nodes)
+        cluster = self._running.get(kind)
         if cluster is not None:
             try:
                 cluster.wait_ready(5)
             except BrokerFailed:
-                self._running.pop(nodes).stop()
+                self._running.pop(kind).stop()
                 cluster = None
         if cluster is None:
-            cluster = self._running[nodes] = KafkaCluster(nodes)
+            cluster = self._running[kind] = ProxiedKafka(nodes) if proxied else KafkaCluster(nodes)
             cluster.start()
         return cluster
 
@@ -209,7 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = REPORT / f"{scenario.name}-{guarantee}"
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                row = play(scenario, guarantee, clusters.get(scenario.brokers(guarantee)), size, seed, folder)
+                kafka = clusters.get(scenario.brokers(guarantee), proxied=scenario.proxied)
+                row = play(scenario, guarantee, kafka, size, seed, folder)
             except Unavailable as missing:
                 print(f"\n{missing}", file=sys.stderr)
                 return 2

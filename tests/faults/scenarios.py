@@ -40,6 +40,8 @@ class Scenario:
     # outage swallows the group's answer, the group knows its next incarnation and it does not. It must end and be
     # started again then, so these may.
     static: bool = False
+    # The workers reach their brokers by way of a proxy that does what a network may to single requests.
+    proxied: bool = False
 
     def brokers(self, guarantee: str) -> int:
         """The size of the cluster under this guarantee."""
@@ -210,6 +212,14 @@ def registry_away(stage: Stage) -> None:
     stage.registry.available = True
 
 
+def ambiguous_commit(stage: Stage) -> None:
+    """Requests of transactions, or their answers, are lost, cut, late, or arrive again in the next transaction."""
+    stage.feed(0.8)
+    stage.await_results(0.1)
+    with stage.requests_at_risk():
+        stage.await_results(0.7)
+
+
 SCENARIOS = (
     Scenario("sigkill", sigkill),
     Scenario("sigterm", sigterm, "at_least_once"),
@@ -224,4 +234,5 @@ SCENARIOS = (
     Scenario("produce_error", produce_error, "at_least_once", nodes=3),
     Scenario("commit_error", commit_error, nodes=3),
     Scenario("dead_letters_unwritable", dead_letters_unwritable, seconds=1, nodes=3),
+    Scenario("ambiguous_commit", ambiguous_commit, proxied=True),
 )

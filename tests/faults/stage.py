@@ -17,7 +17,9 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.brokers.kafka import Kafka, KafkaCluster
+from tests.brokers.proxy import Fault, ProxiedKafka, Request
 from tests.brokers.registry import LoopbackRegistry
+from tests.faults.requests_at_risk import RequestsAtRisk
 from tests.faults.verifier import Account, Progress, Topics, Watch, account, count, group_lag, send
 from tests.faults.workers import ROOT, WorkerProcess
 from worker.avro import json_request
@@ -100,7 +102,7 @@ class Stage:
             self.topics.environment()
             | {
                 "XNLI_LOG__LEVEL": "debug",  # a line for each batch
-                "XNLI_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
+                "XNLI_KAFKA__BOOTSTRAP_SERVERS": self._workers_servers,
                 "XNLI_KAFKA__GROUP_ID": self.topics.requests,
                 # The shortest that a busy machine keeps: a frozen or dead worker is noticed after 6 s.
                 "XNLI_KAFKA__CONSUMER_PROPERTIES": (
@@ -112,6 +114,10 @@ class Stage:
             }
             | self._settings
         )
+
+    @property
+    def _workers_servers(self) -> str:
+        return self.kafka.proxied_servers if isinstance(self.kafka, ProxiedKafka) else self.kafka.bootstrap_servers
 
     # Workers ----------------------------------------------------------------------------------------------------------
 
@@ -324,6 +330,28 @@ class Stage:
             self.cluster.kill(node)
         yield
         self.cluster.restart(*nodes)
+
+    @contextlib.contextmanager
+    def requests_at_risk(self) -> Iterator[None]:
+        """Let the proxy harm requests of the workers' transactions meanwhile: one at least, or it was no fault."""
+        if not isinstance(self.kafka, ProxiedKafka):
+            raise TypeError("this scene needs a proxy")
+        at_risk = RequestsAtRisk(self.random, slow=2 + self.size.messages // 10_000)
+        harmed = 0
+
+        def decide(request: Request) -> Fault | None:
+            nonlocal harmed
+            fault = at_risk(request)
+            harmed += fault is not None
+            return fault
+
+        self.kafka.proxy.decide = decide
+        try:
+            yield
+        finally:
+            self.kafka.proxy.decide = lambda _: None
+        if not harmed:
+            raise CellFailed("the proxy harmed no request: the fault was none")
 
     @contextlib.contextmanager
     def unwritable(self, *topics: str) -> Iterator[None]:

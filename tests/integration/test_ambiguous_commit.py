@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers.proxy import Api, Cut, Delay, Fault, Hold, ProxiedKafka, Request, Swallow
+from tests.brokers.proxy import Api, Fault, Hold, ProxiedKafka, Request, Swallow
 from tests.conftest import running
+from tests.faults.requests_at_risk import STEPS, RequestsAtRisk
 from tests.faults.verifier import Account, Topics, account, group_lag, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
 from tests.integration.test_dead_letters import Scene, once
@@ -31,13 +32,11 @@ MESSAGES = int(os.environ.get("XNLI_TEST_AMBIGUOUS_MESSAGES", "2000"))
 SEEDS = range(int(os.environ.get("XNLI_TEST_AMBIGUOUS_SEEDS", "2")))
 PARTITIONS = 4
 REFUSED = 2
-PUBLISH_TIMEOUT_S = 5.0  # of the worker: an answer that comes later than this comes too late
 # What a failure shows of both logs.
 NEAR_S = 1.0
 MOST_LINES = 300
 TAIL_LINES = 60
 APPENDED = {"message.timestamp.type": "LogAppendTime"}
-STEPS = (Api.ADD_PARTITIONS_TO_TXN, Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT)
 
 
 @pytest.fixture(scope="module")
@@ -233,39 +232,6 @@ def test_a_replay_is_not_harmed_by_the_end_of_its_last_transaction(proxied: Prox
     assert (code, scene.keys()) == (0, once(range(40))), said
 
 
-class Weather:
-    """Seeded faults of the requests that a transaction is made of. ``slow`` bounds those that cost a time-out each."""
-
-    def __init__(self, seed: int, slow: int) -> None:
-        self._random = random.Random(seed)
-        self._slow = slow
-
-    def __call__(self, request: Request) -> Fault | None:
-        chance = self._random.random()
-        if request.api == Api.END_TXN:
-            return self._late(request) if chance < 0.25 else self._cut() if chance < 0.3 else self._slowly()
-        if request.api in STEPS:
-            return self._late(request) if chance < 0.01 else self._cut() if chance < 0.02 else self._slowly()
-        return None
-
-    def _late(self, request: Request) -> Fault:
-        # Most harm is done where results are written and their offsets are not.
-        until = (*STEPS, Api.ADD_OFFSETS_TO_TXN) if request.api == Api.END_TXN else (Api(request.api),)
-        return Hold(self._random.choice(until), cut=True)
-
-    def _cut(self) -> Fault:
-        return Cut(reached=self._random.random() < 0.5)
-
-    def _slowly(self) -> Fault | None:
-        if not self._slow or self._random.random() > 0.01:
-            return None
-        self._slow -= 1
-        too_late = Delay(PUBLISH_TIMEOUT_S + 2)
-        return self._random.choice(
-            (too_late, Swallow(), Delay(self._random.uniform(0, 4)), Hold(Api.PRODUCE, cut=False))
-        )
-
-
 @pytest.mark.acceptance
 @pytest.mark.timeout(300 + MESSAGES // 50)
 @pytest.mark.parametrize("seed", SEEDS)
@@ -278,7 +244,7 @@ def test_nothing_is_lost_or_doubled_whatever_becomes_of_requests(
         (f"huge{i}", _huge(i)) if i in refused else (f"k{i}", request(f"k{i}", f"plain {i}")) for i in range(MESSAGES)
     ]
     arrived = len(proxied.proxy.resent)
-    weather = Weather(seed, slow=2 + MESSAGES // 10_000)
-    found = _play(proxied, topics, tmp_path, weather, records, batch=max(10, MESSAGES // 400))
+    at_risk = RequestsAtRisk(random.Random(seed), slow=2 + MESSAGES // 10_000)
+    found = _play(proxied, topics, tmp_path, at_risk, records, batch=max(10, MESSAGES // 400))
     assert len(proxied.proxy.resent) > arrived
     assert found.buried == {f"huge{i}" for i in refused}
