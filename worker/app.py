@@ -28,6 +28,7 @@ from worker.kafka import client_config, known_limits, reach
 from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.client_errors import ErrorLog
 from worker.kafka.consumer import Consumer
+from worker.kafka.embedded import require_transactions
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
 from worker.kafka.topic_ids import TopicIds
@@ -185,7 +186,7 @@ class App:
 
         Raises:
             FatalError: the process must end; nothing that was not acknowledged is committed.
-            SettingsError: the checkpoint or the registry cannot serve.
+            SettingsError: the checkpoint, the registry or the broker cannot serve.
         """
         try:
             loop = self._start(stop_requested)
@@ -331,8 +332,18 @@ class App:
             start.wait(0.5)  # seconds have passed already
 
     def _unreachable(self) -> str:
-        """Why no broker answers, for /readyz too; empty if one does."""
-        why = reach.trouble(self._settings.kafka, REACH_TIMEOUT_S)
+        """Why no broker answers, for /readyz too; empty if one does.
+
+        Raises:
+            SettingsError: one does, and cannot keep what `delivery.guarantee` promises.
+        """
+        why = ""
+        try:
+            cluster_id = reach.cluster_id(self._settings.kafka, REACH_TIMEOUT_S)
+            if self._settings.delivery.guarantee == "exactly_once":
+                require_transactions(cluster_id)
+        except BrokerAway as away:
+            why = str(away)
         self.health.broker_away(why)
         return why
 

@@ -24,6 +24,7 @@ from worker.commands.connection import Reports, say
 from worker.errors import BrokerAway, FatalError, SettingsError, TopicMissing, WorkerError
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
+from worker.kafka.embedded import is_embedded, require_transactions
 from worker.rules import names
 from worker.settings import Settings
 from worker.start import Start
@@ -153,7 +154,7 @@ def _broker(trial: _Trial) -> str:
     with _connected(Consumer, client_config.consumer(kafka), reports) as consumer:
         trial.cluster = connection.metadata(consumer, kafka, reports, _BROKER_TIMEOUT_S)
     count = len(trial.cluster.brokers)
-    kind = "embedded broker of librdkafka" if connection.is_embedded(trial.cluster) else "broker"
+    kind = "embedded broker of librdkafka" if is_embedded(trial.cluster.cluster_id) else "broker"
     return f"{count} {kind}{'s' if count != 1 and kind == 'broker' else ''} at {kafka.bootstrap_servers}"
 
 
@@ -192,7 +193,7 @@ def _retry_topics(settings: Settings) -> tuple[str, ...]:
 def _retention(trial: _Trial) -> str:
     """Dead letters keep their requests' timestamps, and retention counts from timestamps unless the broker stamps."""
     topic = trial.settings.topics.dead_letter
-    if trial.cluster is not None and connection.is_embedded(trial.cluster):
+    if trial.cluster is not None and is_embedded(trial.cluster.cluster_id):
         raise _Needless("the embedded broker deletes nothing")
     admin = connection.connect(AdminClient, client_config.producer(trial.settings.kafka, None), Reports())
     asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
@@ -214,11 +215,8 @@ def _transactions(trial: _Trial) -> str:
     settings = trial.settings
     if settings.delivery.guarantee != "exactly_once":
         raise _Needless(f"not used: delivery.guarantee is {settings.delivery.guarantee!r}")
-    if trial.cluster is not None and connection.is_embedded(trial.cluster):
-        raise SettingsError(
-            "delivery.guarantee = 'exactly_once', but the embedded broker of librdkafka only pretends to have "
-            "transactions: use Apache Kafka, or set delivery.guarantee = 'at_least_once'"
-        )
+    if trial.cluster is not None:
+        require_transactions(trial.cluster.cluster_id)
     # Always the same id: no worker is fenced by it, and the coordinator, which remembers ids for days, remembers one.
     own = names.transactional_id(settings.kafka.group_id, names.CHECK_INSTANCE)
     config = client_config.producer(settings.kafka, transactional_id=own)

@@ -23,6 +23,7 @@ from worker.commands.connection import Reports
 from worker.commands.json_lines import is_wanted
 from worker.errors import FatalError
 from worker.kafka import client_config
+from worker.kafka.embedded import is_embedded
 from worker.rules import names
 from worker.screen import plural
 from worker.settings import KafkaSettings, Settings
@@ -102,7 +103,7 @@ def _compare(config: Path | None, partitions: int | None, *, as_json: bool, may_
     # Results and retries have as many partitions as the requests that are there: keys lie where a join expects them.
     present = [len(cluster.topics[name].partitions) for name in settings.topics.input if name in cluster.topics]
     for wanted in declared(settings, partitions or max(present, default=None)):
-        if connection.is_embedded(cluster):
+        if is_embedded(cluster.cluster_id):
             state, said = _in_embedded(kafka, wanted.name, reports)
         elif wanted.name in cluster.topics:
             differences = list(
