@@ -131,6 +131,19 @@ class Codecs:
             )
         return _SchemaName(b"", ((SCHEMA_ID_HEADER, b"\x01" + UUID(found.guid).bytes),))
 
+    def declare(self, file: str, topic: str, compatibility: str) -> str:
+        """Register a shipped schema for the values of a topic; returns the registry's name for them.
+
+        Raises:
+            SettingsError: no registry is set, or it refuses the schema, or does not let us in.
+            RegistryAway: it does not answer, or answers with an error of its own.
+        """
+        if self._registry is None:
+            raise SettingsError("schema_registry.url is not set, so there is no registry for schemas: set it")
+        named = subject(self._strategy, topic, self._readers[file].name)
+        self._registry.declare(named, file, self._texts[file], compatibility)
+        return named
+
     # Reading
 
     def read_request(self, value: bytes, headers: Headers, max_message_bytes: int | None = None) -> dict[str, Any]:
