@@ -21,6 +21,7 @@ from worker import settings as settings_module
 from worker.avro.codec import Codecs, open_codecs, schema_folder
 from worker.commands import connection
 from worker.commands.connection import Reports, say
+from worker.commands.json_lines import is_wanted
 from worker.errors import BrokerAway, FatalError, SettingsError, TopicMissing, WorkerError
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
@@ -88,7 +89,7 @@ def check(config: Path | None, *, as_json: bool = False) -> int:
 
 @dataclass(slots=True)
 class _Report:
-    """Lines on stdout, the same in a pipe as on a terminal, where they are coloured; or an object of JSON for each."""
+    """A line on stdout for each finding: for people on a terminal, JSON elsewhere."""
 
     as_json: bool
     exit_code: int = 0
@@ -126,14 +127,14 @@ class _Report:
             self._write(_FAILED, name, finding)
 
     def _write(self, status: str, name: str, what: str) -> None:
-        shown = terminal.harmless(redaction.in_text(what))
-        if self.as_json:
-            found = {"check": name, "status": status.lower(), "message": redaction.in_text(what)}
-            sys.stdout.write(json.dumps(found) + "\n")
-            return
-        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{shown}")
+        clean = redaction.in_text(what)
+        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{terminal.harmless(clean)}")
         try:
-            self._console.print(line, soft_wrap=True)
+            if self._console.stderr or not is_wanted(self.as_json):
+                self._console.print(line, soft_wrap=True)
+            else:
+                sys.stdout.write(json.dumps({"check": name, "status": status.lower(), "message": clean}) + "\n")
+                sys.stdout.flush()  # the model comes last, and takes its time
         except OutputLost as lost:  # what was found out matters, not where it is said
             streams.complain(f"stdout: {lost.strerror}; the report goes on here")
             self._console = Console(stderr=True, highlight=False)
