@@ -63,8 +63,9 @@ Settings for it, as worker.toml:
 In a second terminal:
   xnli-worker run --config worker.toml
 
-In a third:
-  xnli-worker send --config worker.toml --wait requests.jsonl
+In a third, a request and its result:
+  echo '{{"id": "1", "text": "It came late.", "labels": ["delivery", "praise"]}}' |
+    xnli-worker send --config worker.toml --wait
 
 It keeps everything in memory until Ctrl-C. It has no transactions (so no
 exactly_once), no security, no consumer lag, no settings of topics, and no

@@ -1,8 +1,6 @@
 """`xnli-worker topics create` and `check`: the topics of the settings, as ``schemas/topics.yaml`` declares them.
 
-With ``--schemas`` their schemas are registered too.
-
-What is missing is created. What exists is compared and never changed, for to repartition moves keys, and a shorter
+With ``--schemas`` the schemas of their values are registered too. What is missing is created. What exists is compared and never changed, for to repartition moves keys, and a shorter
 retention deletes.
 """
 
@@ -104,25 +102,24 @@ def create(config: Path | None, *, partitions: int | None, schemas: bool, as_jso
     settings = connection.load_settings(config)
     if schemas and settings.schema_registry.url is None:
         raise SettingsError("--schemas: there is no registry for them; set schema_registry.url, or leave --schemas out")
-    found = list(_compare(settings, config, partitions, as_json=as_json, may_create=True))
+    all_well = _compare(settings, config, partitions, as_json=as_json, may_create=True)
     if schemas:
         _register(settings, as_json=as_json)
-    return all(found)
+    return all_well
 
 
 def check(config: Path | None, *, partitions: int | None, as_json: bool) -> bool:
     """Say what is missing and what differs. True if all topics are as declared. Raises as `create` does."""
-    settings = connection.load_settings(config)
-    return all(list(_compare(settings, config, partitions, as_json=as_json, may_create=False)))
+    return _compare(connection.load_settings(config), config, partitions, as_json=as_json, may_create=False)
 
 
 def _compare(
     settings: Settings, config: Path | None, partitions: int | None, *, as_json: bool, may_create: bool
-) -> Iterator[bool]:
-    """Write a line for each topic, and tell of each whether it is as declared now."""
+) -> bool:
     kafka, reports = settings.kafka, Reports()
     admin = connection.connect(AdminClient, client_config.producer(kafka, None), reports)
     cluster = connection.metadata(admin, kafka, reports, _TIMEOUT_S)
+    all_well = True
     # Results and retries have as many partitions as the requests that are there: keys lie where a join expects them.
     present = [len(cluster.topics[name].partitions) for name in settings.topics.input if name in cluster.topics]
     for wanted in declared(settings, partitions or max(present, default=None)):
@@ -138,7 +135,8 @@ def _compare(
         else:
             state, said = "missing", "create it: xnli-worker topics create" + (f" --config {config}" if config else "")
         _write(wanted, state, said, as_json=as_json)
-        yield state in {"ok", "created"}
+        all_well = all_well and state in {"ok", "created"}
+    return all_well
 
 
 def _write(topic: Declared, state: str, said: str, *, as_json: bool) -> None:
