@@ -1,7 +1,7 @@
 """`xnli-worker topics create` and `check`: the topics of the settings, as ``schemas/topics.yaml`` declares them.
 
-With ``--schemas`` the schemas of their values are registered too. What is missing is created. What exists is compared and never changed, for to repartition moves keys, and a shorter
-retention deletes.
+What is missing is created. What exists is compared and never changed, for to repartition moves keys, and a shorter
+retention deletes. With ``--schemas`` the schemas of requests and results are registered too.
 """
 
 from __future__ import annotations
