@@ -25,7 +25,8 @@ _RIGHT_TO_LEFT: Final = frozenset({"R", "AL"})
 _ISOLATE, _END = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}\N{LEFT-TO-RIGHT MARK}"
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
-BOLD, DIM, GREEN, YELLOW, RED, CYAN = "1", "2", "1;32", "1;33", "1;31", "36"
+# Readable on a dark and on a light ground: no yellow, and no bold colours, which many terminals brighten.
+BOLD, DIM, GREEN, MAGENTA, RED, CYAN = "1", "2", "32", "35", "31", "36"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ _BROKER_TIMEOUT_S: Final = 5.0
 _TRANSACTIONS_TIMEOUT_S: Final = 15.0
 
 _OK, _FAILED, _SKIPPED, _CAUTION = "ok", "FAIL", "skip", "warn"
-_STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "yellow", _CAUTION: "yellow"}
+_STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "dim", _CAUTION: "magenta"}
 
 _Client = TypeVar("_Client", Consumer, Producer)
 
