@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def _run(command: list[str], language: str) -> str:
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return re.sub(r"\x1b\[\d*m", "", done.stdout)  # Maven's, which resets colours where there are none
 
 
 @pytest.mark.parametrize(
