@@ -155,6 +155,21 @@ def _policy(settings: Settings, instance: str) -> Policy:
     )
 
 
+def _trouble(settings: Settings) -> str:
+    """Why no broker answers; empty if one does.
+
+    Raises:
+        SettingsError: one does, and cannot keep what `delivery.guarantee` promises.
+    """
+    try:
+        cluster_id = reach.cluster_id(settings.kafka, REACH_TIMEOUT_S)
+    except BrokerAway as away:
+        return str(away)
+    if settings.delivery.guarantee == "exactly_once":
+        require_transactions(cluster_id)
+    return ""
+
+
 class App:
     """One worker. Call `run`; it ends when ``stop_requested`` says so, or with an error.
 
@@ -332,18 +347,8 @@ class App:
             start.wait(0.5)  # seconds have passed already
 
     def _unreachable(self) -> str:
-        """Why no broker answers, for /readyz too; empty if one does.
-
-        Raises:
-            SettingsError: one does, and cannot keep what `delivery.guarantee` promises.
-        """
-        why = ""
-        try:
-            cluster_id = reach.cluster_id(self._settings.kafka, REACH_TIMEOUT_S)
-            if self._settings.delivery.guarantee == "exactly_once":
-                require_transactions(cluster_id)
-        except BrokerAway as away:
-            why = str(away)
+        """Why no broker answers, for /readyz too; empty if one does."""
+        why = _trouble(self._settings)
         self.health.broker_away(why)
         return why
 
