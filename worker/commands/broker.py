@@ -64,7 +64,7 @@ In a second terminal:
   xnli-worker run --config worker.toml
 
 In a third, a request and its result:
-  echo '{{"id": "1", "text": "It came late.", "labels": ["delivery", "praise"]}}' |
+  echo '{{"id": "1", "text": "I love it.", "labels": ["praise", "complaint"]}}' |
     xnli-worker send --config worker.toml --wait
 
 It keeps everything in memory until Ctrl-C. It has no transactions (so no

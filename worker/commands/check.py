@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 from rich.console import Console
 from rich.text import Text
 
-from worker import redaction, streams, terminal
+from worker import redaction, screen, streams, terminal
 from worker import settings as settings_module
 from worker.avro.codec import Codecs, open_codecs, schema_folder
 from worker.commands import connection
@@ -41,6 +41,8 @@ _TRANSACTIONS_TIMEOUT_S: Final = 15.0
 
 _OK, _FAILED, _SKIPPED, _CAUTION = "ok", "FAIL", "skip", "warn"
 _STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "dim", _CAUTION: "magenta"}
+
+_INDENT: Final = 20  # of what was found: behind the status and the step
 
 _Client = TypeVar("_Client", Consumer, Producer)
 
@@ -128,7 +130,9 @@ class _Report:
 
     def _write(self, status: str, name: str, what: str) -> None:
         clean = redaction.in_text(what)
-        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{terminal.harmless(clean)}")
+        columns = self._console.width - _INDENT if self._console.is_terminal else sys.maxsize
+        told = f"\n{' ' * _INDENT}".join(screen.wrapped(terminal.harmless(clean), columns))
+        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{told}")
         try:
             if self._console.stderr or not is_wanted(self.as_json):
                 self._console.print(line, soft_wrap=True)
