@@ -28,6 +28,7 @@ from worker.kafka import client_config, known_limits, reach
 from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.client_errors import ErrorLog
 from worker.kafka.consumer import Consumer
+from worker.kafka.embedded import require_transactions
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
 from worker.kafka.topic_ids import TopicIds
@@ -154,6 +155,21 @@ def _policy(settings: Settings, instance: str) -> Policy:
     )
 
 
+def _trouble(settings: Settings) -> str:
+    """Why no broker answers; empty if one does.
+
+    Raises:
+        SettingsError: one does, and cannot keep what `delivery.guarantee` promises.
+    """
+    try:
+        cluster_id = reach.cluster_id(settings.kafka, REACH_TIMEOUT_S)
+    except BrokerAway as away:
+        return str(away)
+    if settings.delivery.guarantee == "exactly_once":
+        require_transactions(cluster_id)
+    return ""
+
+
 class App:
     """One worker. Call `run`; it ends when ``stop_requested`` says so, or with an error.
 
@@ -185,7 +201,7 @@ class App:
 
         Raises:
             FatalError: the process must end; nothing that was not acknowledged is committed.
-            SettingsError: the checkpoint or the registry cannot serve.
+            SettingsError: the checkpoint, the registry or the broker cannot serve.
         """
         try:
             loop = self._start(stop_requested)
@@ -332,7 +348,7 @@ class App:
 
     def _unreachable(self) -> str:
         """Why no broker answers, for /readyz too; empty if one does."""
-        why = reach.trouble(self._settings.kafka, REACH_TIMEOUT_S)
+        why = _trouble(self._settings)
         self.health.broker_away(why)
         return why
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.ports import free_ports
 from tests.conftest import TopicFactory
 from tests.faults.workers import WorkerProcess
+from tests.terminal import Terminal
 from worker.avro.codec import Codecs, schema_folder
 from worker.kafka.embedded import EmbeddedBroker
 from worker.rules.dead_letter import PREFIX
@@ -209,7 +211,7 @@ def test_check_in_json_is_an_object_for_each_step() -> None:
 
 
 def failures(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("FAIL")]
+    return [line["message"] for line in json_lines(text) if line["status"] == "fail"]
 
 
 def test_check_finds_everything_that_is_wrong_at_once(tmp_path: Path) -> None:
@@ -229,6 +231,16 @@ def test_check_names_an_unknown_setting(tmp_path: Path) -> None:
     assert (code, err) == (2, "")
     (line,) = failures(out)
     assert "kafka.bootstrap: no such setting; [kafka] knows bootstrap_servers" in line
+
+
+def test_check_on_a_terminal_is_for_people() -> None:
+    checking = Terminal(
+        [sys.executable, "-m", "worker.cli", "check"],
+        Shell(XNLI_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1", XNLI_MODEL__NAME="./none").environment,
+        ROOT,
+    )
+    assert checking.end() == 2
+    assert re.search(r"^FAIL  broker +cannot reach 127\.0\.0\.1:1", checking.text, re.MULTILINE)
 
 
 # On real Kafka
@@ -253,7 +265,9 @@ def test_check_tries_transactions_and_creates_no_topic(real: Shell, kafka: Kafka
     topics, _ = failures(out)
     assert f"topics.output = '{missing}'" in topics
     assert "create it (xnli-worker topics create)" in topics
-    assert "ok    transactions  granted" in out
+    (transactions,) = [line for line in json_lines(out) if line["check"] == "transactions"]
+    assert transactions["status"] == "ok"
+    assert transactions["message"].startswith("granted")
     assert missing not in kafka.admin().list_topics(timeout=30).topics
 
 

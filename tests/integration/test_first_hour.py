@@ -18,6 +18,7 @@ from tests.faults.verifier import Topics
 from tests.faults.workers import ROOT, WorkerProcess
 from tests.terminal import Terminal
 from worker import screen
+from worker.kafka.embedded import EmbeddedBroker
 
 CLI = [sys.executable, "-m", "worker.cli"]
 
@@ -68,18 +69,11 @@ def test_a_broker_a_worker_and_a_request_in_three_terminals(tmp_path: Path) -> N
     (port,) = free_ports(1)
     broker = Terminal([*CLI, "broker", "--port", str(port)], environment(), ROOT)
     broker.read_until("until Ctrl-C")
-    assert f"export XNLI_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:{port}" in broker.text
+    # The settings that it prints are all that the worker needs.
+    config = tmp_path / "worker.toml"
+    config.write_text(broker.text[broker.text.index("  [kafka]") : broker.text.index("In a second")])
     ours = {"XNLI_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{port}"}
-    worker = Terminal(
-        [*CLI, "run"],
-        environment(
-            **ours,
-            XNLI_DELIVERY__GUARANTEE="at_least_once",
-            XNLI_MODEL__NAME="demo",
-            XNLI_HTTP__PORT="0",
-        ),
-        tmp_path,
-    )
+    worker = Terminal([*CLI, "run", "--config", str(config)], environment(XNLI_HTTP__PORT="0"), tmp_path)
     worker.read_until("starting", 20)
     worker.read_until("rebalance", 90)
     file = tmp_path / "requests.json"
@@ -99,6 +93,14 @@ def test_a_broker_a_worker_and_a_request_in_three_terminals(tmp_path: Path) -> N
     assert "tqdm" not in worker.text
     broker.type("\x03")
     assert broker.end() == 0
+
+
+def test_exactly_once_is_refused_where_transactions_are_hollow() -> None:
+    with EmbeddedBroker() as broker:
+        code, text = run("run", XNLI_KAFKA__BOOTSTRAP_SERVERS=broker.bootstrap_servers, XNLI_MODEL__NAME="demo")
+    assert code == 2
+    assert "set delivery.guarantee = 'at_least_once', or use Apache Kafka" in text
+    assert "torch" not in text  # before the model is loaded
 
 
 @pytest.mark.kafka

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from worker.cli import program
 from worker.errors import SettingsError
 from worker.settings import Settings, load
+from worker.usage import topic_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -137,8 +139,18 @@ def test_addresses_name_services_and_their_listeners() -> None:
     assert settings.kafka.bootstrap_servers in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
     assert settings.schema_registry.url == "http://schema-registry:8081"
     assert SERVICES["schema-registry"]["environment"]["SCHEMA_REGISTRY_LISTENERS"].endswith(":8081")
-    assert f"--bootstrap-servers={settings.kafka.bootstrap_servers}" in SERVICES["topics"]["command"]
-    assert f"--schema-registry={settings.schema_registry.url}" in SERVICES["topics"]["command"]
+
+
+def test_topics_and_schemas_are_declared_where_the_worker_looks_for_them() -> None:
+    worker, topics = (load(None, _environment(service, {})) for service in ("worker", "topics"))
+    assert (topics.kafka, topics.schema_registry, topics.topics) == (
+        worker.kafka,
+        worker.schema_registry,
+        worker.topics,
+    )
+    declare = program()(SERVICES["topics"]["command"], prog_name="xnli-worker", standalone_mode=False)
+    assert declare.func is topic_commands.create
+    assert declare.keywords["schemas"]
 
 
 def test_volumes_in_use_are_declared() -> None:

@@ -40,7 +40,7 @@ def test_widths(text: str, columns: int) -> None:
 
 
 def test_right_to_left_text_is_set_apart() -> None:
-    assert screen.isolated("مرحبا") == "\u2068مرحبا\u2069"
+    assert screen.isolated("مرحبا") == "\u2068مرحبا\u2069\u200e"
     assert screen.isolated("hello") == "hello"
 
 

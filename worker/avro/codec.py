@@ -104,16 +104,19 @@ class Codecs:
         """
         if self._registry is None:
             return
-        retrying = tenacity.Retrying(
+        retrying = self._retrying(attempts)
+        for file, topic in ((RESULT, result_topic), (REQUEST, request_topic)):
+            if topic is not None:
+                self._names[file] = retrying(self._registered_name, self._registry, file, topic)
+
+    def _retrying(self, attempts: int) -> tenacity.Retrying:
+        return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RegistryAway),
             wait=tenacity.wait_random_exponential(multiplier=1.0, max=10.0),
             stop=tenacity.stop_after_attempt(attempts),
             sleep=self._sleep,
             reraise=True,
         )
-        for file, topic in ((RESULT, result_topic), (REQUEST, request_topic)):
-            if topic is not None:
-                self._names[file] = retrying(self._registered_name, self._registry, file, topic)
 
     def _registered_name(self, registry: Registry, file: str, topic: str) -> _SchemaName:
         named = subject(self._strategy, topic, self._readers[file].name)
@@ -130,6 +133,19 @@ class Codecs:
                 "set schema_registry.framing = 'prefix'"
             )
         return _SchemaName(b"", ((SCHEMA_ID_HEADER, b"\x01" + UUID(found.guid).bytes),))
+
+    def declare(self, file: str, topic: str, compatibility: str, *, attempts: int = 5) -> str:
+        """Register a shipped schema for the values of a topic; returns the registry's name for them.
+
+        Raises:
+            SettingsError: no registry is set, or it refuses the schema, or does not let us in.
+            RegistryAway: it did not answer as it should in ``attempts`` attempts.
+        """
+        if self._registry is None:
+            raise SettingsError("schema_registry.url is not set, so there is no registry for schemas: set it")
+        named = subject(self._strategy, topic, self._readers[file].name)
+        self._retrying(attempts)(self._registry.declare, named, file, self._texts[file], compatibility)
+        return named
 
     # Reading
 

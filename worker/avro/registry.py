@@ -152,8 +152,25 @@ class Registry:
         except _UnknownError as error:
             raise SettingsError(
                 f"{self.place(subject)} has no version equal to schemas/{file} ({error}); "
-                "register that file there, or set schema_registry.auto_register = true"
+                "register that file there (xnli-worker topics create --schemas), or set "
+                "schema_registry.auto_register = true"
             ) from None
+
+    def declare(self, subject: str, file: str, text: str, compatibility: str) -> None:
+        """Register a schema of ours where it is missing, and set which later versions its subject takes.
+
+        Args:
+            subject: The registry's name for the values of a topic.
+            file: Where the text comes from, for the message.
+            text: The schema as JSON.
+            compatibility: As the registry names it, such as FULL_TRANSITIVE.
+
+        Raises:
+            SettingsError: the registry refuses the schema, or does not let us in.
+            RegistryAway: the registry does not answer, or answers with an error of its own.
+        """
+        self.registered(subject, file, text, register=True)
+        self._ask(partial(self._client.set_compatibility, subject, compatibility), starting=True)
 
     def place(self, subject: str) -> str:
         """Subject and registry, as messages name them."""

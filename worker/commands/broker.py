@@ -52,16 +52,24 @@ def _told(port: int, topics: list[str]) -> str:
     return f"""\
 A broker for trials listens on {_HOST}:{port}, with the topics {", ".join(topics)}.
 
-In a second terminal, a worker with the demo's checkpoint:
-  export XNLI_KAFKA__BOOTSTRAP_SERVERS={_HOST}:{port}
-  export XNLI_DELIVERY__GUARANTEE=at_least_once XNLI_MODEL__NAME=demo
-  xnli-worker run
+Settings for it, as worker.toml:
+  [kafka]
+  bootstrap_servers = "{_HOST}:{port}"
+  [model]
+  name = "demo"
+  [delivery]
+  guarantee = "at_least_once"
 
-In a third, with the first of these variables, a request and its result:
-  echo '{{"id": "1", "text": "The parcel came late.", "labels": ["delivery", "praise"]}}' | xnli-worker send --wait
+In a second terminal:
+  xnli-worker run --config worker.toml
 
-It keeps everything in memory until Ctrl-C, and has no transactions (exactly_once), no security, no consumer lag
-(consumer groups cannot be listed), no configuration of topics, and no address but this machine's.
+In a third, a request and its result:
+  echo '{{"id": "1", "text": "I love it.", "labels": ["praise", "complaint"]}}' |
+    xnli-worker send --config worker.toml --wait
+
+It keeps everything in memory until Ctrl-C. It has no transactions (so no
+exactly_once), no security, no consumer lag, no settings of topics, and no
+address but this machine's.
 """
 
 

@@ -16,14 +16,16 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 from rich.console import Console
 from rich.text import Text
 
-from worker import redaction, streams, terminal
+from worker import redaction, screen, streams, terminal
 from worker import settings as settings_module
 from worker.avro.codec import Codecs, open_codecs, schema_folder
 from worker.commands import connection
 from worker.commands.connection import Reports, say
+from worker.commands.json_lines import is_wanted
 from worker.errors import BrokerAway, FatalError, SettingsError, TopicMissing, WorkerError
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
+from worker.kafka.embedded import is_embedded, require_transactions
 from worker.rules import names
 from worker.settings import Settings
 from worker.start import Start
@@ -38,7 +40,9 @@ _BROKER_TIMEOUT_S: Final = 5.0
 _TRANSACTIONS_TIMEOUT_S: Final = 15.0
 
 _OK, _FAILED, _SKIPPED, _CAUTION = "ok", "FAIL", "skip", "warn"
-_STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "yellow", _CAUTION: "yellow"}
+_STYLES: Final = {_OK: "green", _FAILED: "bold red", _SKIPPED: "dim", _CAUTION: "magenta"}
+
+_INDENT: Final = 20  # of what was found: behind the status and the step
 
 _Client = TypeVar("_Client", Consumer, Producer)
 
@@ -87,7 +91,7 @@ def check(config: Path | None, *, as_json: bool = False) -> int:
 
 @dataclass(slots=True)
 class _Report:
-    """Lines on stdout, the same in a pipe as on a terminal, where they are coloured; or an object of JSON for each."""
+    """A line on stdout for each finding: for people on a terminal, JSON elsewhere."""
 
     as_json: bool
     exit_code: int = 0
@@ -125,14 +129,16 @@ class _Report:
             self._write(_FAILED, name, finding)
 
     def _write(self, status: str, name: str, what: str) -> None:
-        shown = terminal.harmless(redaction.in_text(what))
-        if self.as_json:
-            found = {"check": name, "status": status.lower(), "message": redaction.in_text(what)}
-            sys.stdout.write(json.dumps(found) + "\n")
-            return
-        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{shown}")
+        clean = redaction.in_text(what)
+        columns = self._console.width - _INDENT if self._console.is_terminal else sys.maxsize
+        told = f"\n{' ' * _INDENT}".join(screen.wrapped(terminal.harmless(clean), columns))
+        line = Text.assemble((f"{status:<6}", _STYLES[status]), f"{name:<14}{told}")
         try:
-            self._console.print(line, soft_wrap=True)
+            if self._console.stderr or not is_wanted(self.as_json):
+                self._console.print(line, soft_wrap=True)
+            else:
+                sys.stdout.write(json.dumps({"check": name, "status": status.lower(), "message": clean}) + "\n")
+                sys.stdout.flush()  # the model comes last, and takes its time
         except OutputLost as lost:  # what was found out matters, not where it is said
             streams.complain(f"stdout: {lost.strerror}; the report goes on here")
             self._console = Console(stderr=True, highlight=False)
@@ -153,7 +159,7 @@ def _broker(trial: _Trial) -> str:
     with _connected(Consumer, client_config.consumer(kafka), reports) as consumer:
         trial.cluster = connection.metadata(consumer, kafka, reports, _BROKER_TIMEOUT_S)
     count = len(trial.cluster.brokers)
-    kind = "embedded broker of librdkafka" if connection.is_embedded(trial.cluster) else "broker"
+    kind = "embedded broker of librdkafka" if is_embedded(trial.cluster.cluster_id) else "broker"
     return f"{count} {kind}{'s' if count != 1 and kind == 'broker' else ''} at {kafka.bootstrap_servers}"
 
 
@@ -192,7 +198,7 @@ def _retry_topics(settings: Settings) -> tuple[str, ...]:
 def _retention(trial: _Trial) -> str:
     """Dead letters keep their requests' timestamps, and retention counts from timestamps unless the broker stamps."""
     topic = trial.settings.topics.dead_letter
-    if trial.cluster is not None and connection.is_embedded(trial.cluster):
+    if trial.cluster is not None and is_embedded(trial.cluster.cluster_id):
         raise _Needless("the embedded broker deletes nothing")
     admin = connection.connect(AdminClient, client_config.producer(trial.settings.kafka, None), Reports())
     asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
@@ -214,11 +220,8 @@ def _transactions(trial: _Trial) -> str:
     settings = trial.settings
     if settings.delivery.guarantee != "exactly_once":
         raise _Needless(f"not used: delivery.guarantee is {settings.delivery.guarantee!r}")
-    if trial.cluster is not None and connection.is_embedded(trial.cluster):
-        raise SettingsError(
-            "delivery.guarantee = 'exactly_once', but the embedded broker of librdkafka only pretends to have "
-            "transactions: use Apache Kafka, or set delivery.guarantee = 'at_least_once'"
-        )
+    if trial.cluster is not None:
+        require_transactions(trial.cluster.cluster_id)
     # Always the same id: no worker is fenced by it, and the coordinator, which remembers ids for days, remembers one.
     own = names.transactional_id(settings.kafka.group_id, names.CHECK_INSTANCE)
     config = client_config.producer(settings.kafka, transactional_id=own)

@@ -25,7 +25,7 @@ _HEAD: Final = """\
 #   xnli-worker check --config FILE          whether it works, and how to mend what does not
 """
 # What the file begins with where a setting has no default.
-_BEGIN: Final = {"kafka.bootstrap_servers": "127.0.0.1:9092", "model.name": "demo"}
+_BEGIN: Final = {"kafka.bootstrap_servers": "localhost:9092", "model.name": "demo"}
 _VALUE_COLUMN: Final = 34
 
 

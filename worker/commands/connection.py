@@ -28,8 +28,6 @@ _Client = TypeVar("_Client")
 
 # The same trouble is told again after so long: librdkafka reports every attempt to connect.
 _TELL_EVERY_S: Final = 30.0
-# librdkafka's embedded broker calls its cluster so. Nothing else tells it: it grants transactions, but they are hollow.
-_EMBEDDED: Final = "mockCluster"
 
 
 def load_settings(config: Path | None) -> Settings:
@@ -114,11 +112,6 @@ def metadata(
         BrokerAway: no broker answered in time.
     """
     return _ask(client, kafka, reports, timeout_s)
-
-
-def is_embedded(cluster: ClusterMetadata) -> bool:
-    """True for librdkafka's embedded broker, whose transactions promise nothing."""
-    return str(cluster.cluster_id).startswith(_EMBEDDED)
 
 
 def partitions(

@@ -73,7 +73,7 @@ class Listing:
             widths = [min(_LONGEST, max(map(screen.width, column))) for column in zip(*rows, strict=True)][:-1]
             out.row([Cell(name, screen.DIM) for name in head], widths)
             for cells, message in self._page:
-                out.row([Cell(cells[0], screen.BOLD), Cell(cells[1], screen.YELLOW), *cells[2:]], widths)
+                out.row([Cell(cells[0], screen.BOLD), Cell(cells[1], screen.MAGENTA), *cells[2:]], widths)
                 for line in screen.wrapped(message, out.columns - len(_INDENT)):
                     out.line(_INDENT + screen.isolated(line))
             self._page.clear()

@@ -44,6 +44,7 @@ from worker.commands.progress import progress_bar
 from worker.errors import BrokerAway, FatalError, Fenced, TransactionAborted, Unpublishable
 from worker.kafka import client_config
 from worker.kafka.client_config import Properties
+from worker.kafka.embedded import is_embedded
 from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.reader import Extent
 from worker.kafka.transactional import TransactionalPublisher
@@ -120,7 +121,7 @@ def replay(
     with dead_letter_topic.opened(settings, "replay", asked.group) as topic:
         if dry_run:
             return _rehearse(topic, settings, asked, limit, stop_requested, as_json=as_json)
-        if connection.is_embedded(topic.cluster()):
+        if is_embedded(topic.cluster().cluster_id):
             raise _no_transactions("the embedded broker of librdkafka only pretends to have them")
         run = _Run(topic, settings, asked, limit, rate, stop_requested)
         try:

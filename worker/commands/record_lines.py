@@ -59,7 +59,7 @@ def _not_answered(shown: Mapping[str, Any]) -> tuple[str, str]:
     if reason is not None:
         return (
             f"✗ {terminal.harmless(reason)}: {terminal.harmless(headers.get(f'{PREFIX}message') or '')}",
-            screen.YELLOW,
+            screen.MAGENTA,
         )
     if "error" in shown:
         return f"no result: {terminal.harmless(shown['error'])}", screen.RED

@@ -1,7 +1,7 @@
 """`xnli-worker topics create` and `check`: the topics of the settings, as ``schemas/topics.yaml`` declares them.
 
 What is missing is created. What exists is compared and never changed, for to repartition moves keys, and a shorter
-retention deletes.
+retention deletes. With ``--schemas`` the schemas of requests and results are registered too.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import yaml
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from worker.avro.codec import schema_folder
+from worker.avro.codec import open_codecs, schema_folder
 from worker.commands import connection
 from worker.commands.connection import Reports
 from worker.commands.json_lines import is_wanted
-from worker.errors import FatalError
+from worker.errors import FatalError, SettingsError
 from worker.kafka import client_config
+from worker.kafka.embedded import is_embedded
 from worker.rules import names
 from worker.screen import plural
 from worker.settings import KafkaSettings, Settings
@@ -34,13 +35,15 @@ _IN_SYNC: Final = "min.insync.replicas"
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A topic as it should be. ``setting`` is what names it."""
+    """A topic as it should be. ``setting`` names it; ``schema`` is the file of its values' schema, if they have one."""
 
     name: str
     setting: str
     partitions: int
     replication: int
     config: dict[str, str]
+    schema: str | None
+    compatibility: str | None
 
     def on(self, brokers: int) -> Declared:
         """As it can be on so many brokers: more in-sync replicas than there are would refuse every write."""
@@ -61,8 +64,12 @@ def declared(settings: Settings, partitions: int | None) -> list[Declared]:
 
     def topic(name: str, setting: str, like: str, count: int | None) -> Declared:
         entry = found[like]
+        # A topic that is only like another has values as they came, or none of Avro.
+        schema, compatibility = (entry["schema"], entry["compatibility"]) if setting == like else (None, None)
         config = {key: str(value) for key, value in entry["config"].items()}
-        return Declared(name, setting, count or entry["partitions"], entry["replication"], config)
+        return Declared(
+            name, setting, count or entry["partitions"], entry["replication"], config, schema, compatibility
+        )
 
     topics = settings.topics
     asked = [topic(name, "topics.input", "topics.input", partitions) for name in topics.input]
@@ -77,24 +84,38 @@ def declared(settings: Settings, partitions: int | None) -> list[Declared]:
     return asked
 
 
-def create(config: Path | None, *, partitions: int | None, as_json: bool) -> bool:
+def create(config: Path | None, *, partitions: int | None, schemas: bool, as_json: bool) -> bool:
     """Create what is missing, and say what was done. True if all topics are now as declared.
 
+    Args:
+        config: The settings' file.
+        partitions: Of requests, results and retries, in place of what is declared.
+        schemas: Register the schemas of requests and results as well.
+        as_json: Write JSON on a terminal too.
+
     Raises:
-        SettingsError: the settings are wrong.
+        SettingsError: the settings are wrong, or the registry refuses a schema.
         BrokerAway: no broker answers.
-        FatalError: the broker refuses to create one.
+        RegistryAway: the registry does not answer.
+        FatalError: the broker refuses to create a topic.
     """
-    return _compare(config, partitions, as_json=as_json, may_create=True)
+    settings = connection.load_settings(config)
+    if schemas and settings.schema_registry.url is None:
+        raise SettingsError("--schemas: there is no registry for them; set schema_registry.url, or leave --schemas out")
+    all_well = _compare(settings, config, partitions, as_json=as_json, may_create=True)
+    if schemas:
+        _register(settings, as_json=as_json)
+    return all_well
 
 
 def check(config: Path | None, *, partitions: int | None, as_json: bool) -> bool:
     """Say what is missing and what differs. True if all topics are as declared. Raises as `create` does."""
-    return _compare(config, partitions, as_json=as_json, may_create=False)
+    return _compare(connection.load_settings(config), config, partitions, as_json=as_json, may_create=False)
 
 
-def _compare(config: Path | None, partitions: int | None, *, as_json: bool, may_create: bool) -> bool:
-    settings = connection.load_settings(config)
+def _compare(
+    settings: Settings, config: Path | None, partitions: int | None, *, as_json: bool, may_create: bool
+) -> bool:
     kafka, reports = settings.kafka, Reports()
     admin = connection.connect(AdminClient, client_config.producer(kafka, None), reports)
     cluster = connection.metadata(admin, kafka, reports, _TIMEOUT_S)
@@ -102,7 +123,7 @@ def _compare(config: Path | None, partitions: int | None, *, as_json: bool, may_
     # Results and retries have as many partitions as the requests that are there: keys lie where a join expects them.
     present = [len(cluster.topics[name].partitions) for name in settings.topics.input if name in cluster.topics]
     for wanted in declared(settings, partitions or max(present, default=None)):
-        if connection.is_embedded(cluster):
+        if is_embedded(cluster.cluster_id):
             state, said = _in_embedded(kafka, wanted.name, reports)
         elif wanted.name in cluster.topics:
             differences = list(
@@ -113,13 +134,26 @@ def _compare(config: Path | None, partitions: int | None, *, as_json: bool, may_
             state, said = "created", _create(admin, wanted.on(len(cluster.brokers)))
         else:
             state, said = "missing", "create it: xnli-worker topics create" + (f" --config {config}" if config else "")
+        _write(wanted, state, said, as_json=as_json)
         all_well = all_well and state in {"ok", "created"}
-        if is_wanted(as_json):
-            shown = {"topic": wanted.name, "setting": wanted.setting, "status": state, "message": said}
-            sys.stdout.write(json.dumps(shown) + "\n")
-        else:
-            sys.stdout.write(f"{state:<8} {wanted.name}: {said}\n")
     return all_well
+
+
+def _write(topic: Declared, state: str, said: str, *, as_json: bool) -> None:
+    if is_wanted(as_json):
+        shown = {"topic": topic.name, "setting": topic.setting, "status": state, "message": said}
+        sys.stdout.write(json.dumps(shown) + "\n")
+    else:
+        sys.stdout.write(f"{state:<8} {topic.name}: {said}\n")
+
+
+def _register(settings: Settings, *, as_json: bool) -> None:
+    codecs = open_codecs(settings.schema_registry)
+    for topic in declared(settings, None):
+        if topic.schema is not None and topic.compatibility is not None:
+            subject = codecs.declare(topic.schema, topic.name, topic.compatibility)
+            said = f"its schema is registered under {subject!r}, compatibility {topic.compatibility}"
+            _write(topic, "ok", said, as_json=as_json)
 
 
 def _create(admin: AdminClient, topic: Declared) -> str:

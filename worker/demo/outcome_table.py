@@ -103,7 +103,7 @@ def _print_totals(
     out.line(
         f"{plural(summary['answered'], 'answer')} in {plural(len(languages), 'language')}: "
         f"{plural(summary['pairs'], 'pair')} in {plural(summary['batches'], 'batch', 'batches')}, "
-        f"{summary['messages_per_s']:,.0f} messages/s on this machine"
+        f"{summary['messages_per_s']:,.0f} messages/s here"
     )
     if reasons:
         out.line(f"{plural(summary['dead_lettered'], 'dead letter')}, as it should be: {named}")
@@ -114,6 +114,6 @@ def _answer(answer: Answer | None) -> tuple[str, str, str]:
     if answer is None:
         return "", "no answer", screen.RED
     if answer.result is None:
-        return "", f"✗ dead letter: {terminal.harmless(str(answer.reason))}", screen.YELLOW
+        return "", f"✗ dead letter: {terminal.harmless(str(answer.reason))}", screen.MAGENTA
     found = screen.answer(answer.result["outcome"], most=2)
     return "" if found.score is None else f"{found.score:.2f}", found.text, found.style

@@ -6,10 +6,34 @@ offsets sent with a transaction are not stored), so it serves at_least_once and 
 
 from __future__ import annotations
 
+import re
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from confluent_kafka import Producer
+
+from worker.errors import SettingsError
+
+# librdkafka names its cluster so (rdkafka_mock.c). Nothing else tells it: it grants transactions as a real broker does.
+_CLUSTER_ID: Final = re.compile("mockCluster[0-9a-f]+")
+
+
+def is_embedded(cluster_id: str | None) -> bool:
+    """Whether the cluster of this id is librdkafka's embedded broker, in whatever process it runs."""
+    return cluster_id is not None and _CLUSTER_ID.fullmatch(cluster_id) is not None
+
+
+def require_transactions(cluster_id: str | None) -> None:
+    """Refuse exactly_once on the embedded broker, which would say yes to it and keep none of it.
+
+    Raises:
+        SettingsError: the cluster of this id is the embedded broker.
+    """
+    if is_embedded(cluster_id):
+        raise SettingsError(
+            "delivery.guarantee = 'exactly_once', but the embedded broker of librdkafka (xnli-worker broker) only "
+            "pretends to have transactions: set delivery.guarantee = 'at_least_once', or use Apache Kafka"
+        )
 
 
 class EmbeddedBroker:

@@ -82,13 +82,13 @@ def cluster(
                 ) from None
 
 
-def trouble(settings: KafkaSettings, timeout_s: float) -> str:
-    """Why no broker answers in time; empty if one does."""
+def cluster_id(settings: KafkaSettings, timeout_s: float) -> str | None:
+    """The id of the cluster behind these settings; None of brokers that tell none.
+
+    Raises:
+        BrokerAway: no broker answered in time, and why.
+    """
     unreachable = Unreachable()
     config = client_config.with_callbacks(client_config.common(settings, "reach"), unreachable)
     client = client_config.open_client(Producer, config | {"log_level": 0})
-    try:
-        cluster(client, settings.bootstrap_servers, unreachable, timeout_s)
-    except BrokerAway as away:
-        return str(away)
-    return ""
+    return cluster(client, settings.bootstrap_servers, unreachable, timeout_s).cluster_id

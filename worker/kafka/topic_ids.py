@@ -16,6 +16,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
+from worker.kafka.embedded import is_embedded
 from worker.rules.offset_metadata import TopicId
 
 log = structlog.get_logger("worker.kafka")
@@ -23,8 +24,6 @@ log = structlog.get_logger("worker.kafka")
 # An answer takes a millisecond or two. Records of a new topic that are read before it is noticed are answered twice.
 INTERVAL_S: Final = 5.0
 _REQUEST_TIMEOUT_S: Final = 10.0
-# librdkafka's embedded broker calls its cluster so, and leaves the question unanswered.
-_EMBEDDED: Final = "mockCluster"
 # What brokers answer that know no ids (before 2.8): sixteen bytes of zero.
 _NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
 
@@ -57,8 +56,8 @@ class TopicIds:
 
     def ask(self, now_s: float) -> bool:
         """Send the question if it is due; True if it was sent. Never waits."""
-        if self._asked or now_s < self._next_s or self._cluster_id.startswith(_EMBEDDED):
-            return False
+        if self._asked or now_s < self._next_s or is_embedded(self._cluster_id):
+            return False  # the embedded broker leaves the question unanswered
         self._admin.poll(0)  # its log lines are handed over here
         self._next_s = now_s + INTERVAL_S
         self._asked = self._describe(self._topics)
@@ -86,7 +85,7 @@ class TopicIds:
                 self._cluster_id = str(self._admin.list_topics(min(topics), timeout=timeout_s).cluster_id or "")
             except KafkaException as error:
                 self._refused("the cluster's id", error)
-        if self._cluster_id.startswith(_EMBEDDED):
+        if is_embedded(self._cluster_id):
             return {}
         return self._states(self._describe(sorted(topics)), timeout_s)
 

@@ -60,7 +60,7 @@ class Summary:
                 "summary",
                 seconds=round(seconds, 1),
                 published=self._published,
-                dead_lettered=dict(self._dead_lettered),
+                dead_lettered={str(reason): count for reason, count in self._dead_lettered.items()},
                 retried=self._retried,
                 lag=lag,
                 oldest_ms=round(self._oldest_ms, 1),

@@ -97,8 +97,8 @@ def show(
     app,
     "replay",
     examples=[
-        "xnli-worker dead-letters replay -c worker.toml --reason inference --dry-run",
-        "xnli-worker dead-letters replay -c worker.toml --reason inference --rate 100",
+        "xnli-worker dead-letters replay -c worker.toml --since 2h --dry-run",
+        "xnli-worker dead-letters replay -c worker.toml --since 2h --rate 100",
     ],
 )
 def replay(

@@ -18,11 +18,19 @@ Partitions = Annotated[
 
 
 @grouping.command(app, "create", examples=["xnli-worker topics create -c worker.toml"])
-def create(config: ConfigFile = None, partitions: Partitions = None, as_json: Json = False) -> int:
+def create(
+    config: ConfigFile = None,
+    partitions: Partitions = None,
+    schemas: Annotated[
+        bool, typer.Option("--schemas", help="register the schemas of requests and results too, in the registry")
+    ] = False,
+    as_json: Json = False,
+) -> int:
     """Create the topics that are missing; change none that is there."""
     from worker.commands import topic_declaration  # noqa: PLC0415
 
-    return 0 if topic_declaration.create(config, partitions=partitions, as_json=as_json) else 1
+    done = topic_declaration.create(config, partitions=partitions, schemas=schemas, as_json=as_json)
+    return 0 if done else 1
 
 
 @grouping.command(app, "check", examples=["xnli-worker topics check -c worker.toml"])

@@ -20,7 +20,7 @@ app: Final = grouping.group("Requests and results.")
     section=Section.MESSAGES,
     examples=[
         "xnli-worker send -c worker.toml --wait requests.jsonl",
-        "xnli-worker send -c worker.toml --labels delivery,payment,praise reviews.csv",
+        "xnli-worker send -c worker.toml --labels praise,complaint reviews.csv",
     ],
 )
 def send(
@@ -53,7 +53,7 @@ def send(
     examples=[
         "xnli-worker tail -c worker.toml --last 10",
         "xnli-worker tail -c worker.toml --dead-letters --from-beginning",
-        "xnli-worker tail -c worker.toml --last 1000 --count 1000 --json > results.jsonl",
+        "xnli-worker tail -c worker.toml --last 99 --count 99 > results.jsonl",
     ],
 )
 def tail(

@@ -39,7 +39,7 @@ def demo(
     "classify",
     section=Section.FIRST,
     examples=[
-        'xnli-worker classify "The parcel came two days late." --labels delivery,payment,praise',
+        'xnli-worker classify "Interest rates were raised." --labels finance,sport',
         "xnli-worker classify --labels spam,harmless --json < texts.txt",
     ],
 )

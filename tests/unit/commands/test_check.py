@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from pathlib import Path
@@ -64,9 +65,9 @@ def run(capfd: pytest.CaptureFixture[str], config: Path | None = None) -> tuple[
     assert "Traceback" not in out + err
     shown: Shown = {}
     for line in out.splitlines():
-        status, name, text = line.split(maxsplit=2)
-        assert status in {"ok", "FAIL", "skip", "warn"}
-        shown.setdefault(name, []).append((status, text))
+        found = json.loads(line)
+        assert found["status"] in {"ok", "fail", "skip", "warn"}
+        shown.setdefault(found["check"], []).append((found["status"], found["message"]))
     return code, shown
 
 
@@ -155,7 +156,7 @@ def test_an_unknown_setting_is_named_and_nothing_else_is_tried(
     file.write_text("[batch]\nmax_mesages = 5\n[limits]\nmax_labels = 0\n")
     code, shown = run(capfd, file)
     assert code == 2
-    assert [status for status, _ in shown["settings"]] == ["FAIL", "FAIL"]
+    assert [status for status, _ in shown["settings"]] == ["fail", "fail"]
     assert "batch.max_mesages: no such setting" in shown["settings"][0][1]
     assert "limits.max_labels = 0" in shown["settings"][1][1]
     del shown["settings"]
@@ -170,7 +171,7 @@ def test_a_broker_that_is_not_there(
     monkeypatch.setattr(check_module, "_BROKER_TIMEOUT_S", 0.5)
     code, shown = run(capfd)
     ((status, text),) = shown["broker"]
-    assert status == "FAIL"
+    assert status == "fail"
     assert "'127.0.0.1:1'" in text
     assert "cannot reach 127.0.0.1:1: connection refused" in text
     assert shown["topics"] == [("skip", "needs broker")]
@@ -182,7 +183,7 @@ def test_a_directory_without_a_model(topics: dict[str, str], tmp_path: Path, cap
     code, shown = run(capfd)
     assert code == 2
     ((status, text),) = shown["model"]
-    assert status == "FAIL"
+    assert status == "fail"
     assert str(tmp_path) in text
     assert "config.json" in text
 
@@ -193,7 +194,7 @@ def test_a_device_that_is_not_there(
     monkeypatch.setenv("XNLI_MODEL__DEVICE", "cuda:99")
     code, shown = run(capfd)
     assert code == 2
-    assert shown["device"][0][0] == "FAIL"
+    assert shown["device"][0][0] == "fail"
     assert "cuda:99" in shown["device"][0][1]
     assert shown["model"] == [("skip", "needs device")]
 
@@ -211,7 +212,7 @@ def test_topics_that_are_not_there_are_each_named_with_the_command_that_makes_th
     code, shown = run(capfd)
     assert code == 1
     findings = shown["topics"]
-    assert [status for status, _ in findings] == ["FAIL", "FAIL"]
+    assert [status for status, _ in findings] == ["fail", "fail"]
     assert "topics.output = 'no-output'" in findings[0][1]
     assert "create it (xnli-worker topics create)" in findings[0][1]
     assert "topics.label_sets = 'no-sets'" in findings[1][1]
@@ -226,7 +227,7 @@ def test_the_embedded_broker_is_not_believed_about_transactions(
     code, shown = run(capfd)
     assert code == 2
     ((status, text),) = shown["transactions"]
-    assert status == "FAIL"
+    assert status == "fail"
     assert "delivery.guarantee = 'at_least_once'" in text
 
 
@@ -238,7 +239,7 @@ def test_a_property_that_librdkafka_does_not_know(
     code, shown = run(capfd)
     assert code == 2
     ((status, text),) = shown["broker"]
-    assert status == "FAIL"
+    assert status == "fail"
     assert "fetch.mni.bytes" in text
 
 
@@ -254,18 +255,18 @@ def test_registries(
 
     monkeypatch.setenv("XNLI_SCHEMA_REGISTRY__URL", "localhost:8081")
     ((status, text),) = run(capfd)[1]["settings"]
-    assert status == "FAIL"
+    assert status == "fail"
     assert text.startswith("schema_registry.url = 'localhost:8081': write http://host:port or https://host:port")
 
     monkeypatch.setenv("XNLI_SCHEMA_REGISTRY__URL", loopback_registry.url)
     status, text = registry()
-    assert status == "FAIL"
+    assert status == "fail"
     assert f"{topics['output']}-value" in text
 
     loopback_registry.available = False
     began_s = time.monotonic()
     status, text = registry()
-    assert status == "FAIL"
+    assert status == "fail"
     assert loopback_registry.url in text
     assert time.monotonic() - began_s < 5  # asked once
 
@@ -287,4 +288,4 @@ def test_whatever_loading_the_model_raises_is_one_line(
     code, shown = run(capfd)
     assert code != 0
     ((status, _),) = shown["model"]
-    assert status == "FAIL"
+    assert status == "fail"

@@ -1,6 +1,7 @@
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import org.apache.avro.Schema;
 import org.apache.avro.generic.GenericData;
@@ -42,13 +43,14 @@ public class Consume {
             case "xnli.Classification" -> {
                 for (Object label : (List<?>) outcome.get("labels")) {
                     GenericRecord scored = (GenericRecord) label;
-                    found.append(String.format(" %s %.2f", scored.get("label"), (double) scored.get("score")));
+                    found.append(String.format(Locale.ROOT, " %s %.2f", scored.get("label"), (double) scored.get("score")));
                 }
             }
             case "xnli.Entailment" -> {
                 for (Object judgement : (List<?>) outcome.get("judgements")) {
                     GenericRecord judged = (GenericRecord) judgement;
-                    found.append(String.format(" %s %.2f", judged.get("hypothesis"), (double) judged.get("entailment")));
+                    found.append(String.format(
+                            Locale.ROOT, " %s %.2f", judged.get("hypothesis"), (double) judged.get("entailment")));
                 }
             }
             default -> found.append(" ").append(outcome.get("dimension")).append(" numbers");
