@@ -84,6 +84,12 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
     if threshold is not None and not 0.0 <= threshold <= 1.0:  # NaN fails both comparisons
         raise _invalid("threshold", threshold, "scores lie in [0, 1]; leave it null for all labels")
 
+    abstain_on_neutral, evidence = datum["abstain_on_neutral"], datum["evidence"]
+    if abstain_on_neutral is not None and not 0.0 <= abstain_on_neutral <= 1.0:
+        raise _invalid("abstain_on_neutral", abstain_on_neutral, "probabilities lie in [0, 1]; leave it null for never")
+    if evidence < 0:
+        raise _invalid("evidence", evidence, "ask for 1 span or more for each label, or for 0: none")
+
     long_text, pooling, normalize = datum["long_text"], datum["pooling"], datum["normalize"]
     return Request(
         id=id_,
@@ -99,6 +105,8 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
         pooling=defaults.pooling if pooling is None else Pooling(pooling),
         normalize=defaults.normalize if normalize is None else normalize,
         attributes=datum["attributes"],
+        abstain_on_neutral=abstain_on_neutral,
+        evidence=evidence,
     )
 
 
