@@ -6,6 +6,7 @@
     ├── SettingsError            a setting, a schema file or a checkpoint is unusable: exit code 2, nothing was read
     │   └── CheckpointError      the model directory or hub id cannot serve: no head, one logit, permuted labels, ...
     ├── Rejection                this message is at fault, for a reason in Reason: dead letter, never retried
+    │   └── UnknownLabelSet      it names a label set that is not there, which may be on its way: it waits for a while
     ├── TransientError           something we depend on is away; the message is innocent: wait and try again
     │   ├── RegistryAway         schema registry unreachable or 5xx
     │   ├── BrokerAway           a produce, commit or transaction call timed out or may be retried
@@ -73,6 +74,14 @@ class Rejection(WorkerError):  # noqa: N818 (the field's word; it is an answer r
         self.reason = reason
         self.stage = stage
         self.request_id = ""  # where the message could be read that far, for the log
+
+
+class UnknownLabelSet(Rejection):
+    """A request names a label set that nobody knows yet. ``label_set`` is the name."""
+
+    def __init__(self, label_set: str, message: str) -> None:
+        super().__init__(Reason.INVALID, "validate", message)
+        self.label_set = label_set
 
 
 class TransientError(WorkerError):

@@ -201,6 +201,7 @@ class Trigger(StrEnum):
     TOKENS = "tokens"
     WAIT = "wait"
     DRAIN = "drain"
+    LABEL_SET = "label_set"  # a newer version of a label set waits behind an older one, and would be next in it
     QUARANTINE = "quarantine"  # a record of a quarantined partition, alone
 
 

@@ -10,8 +10,9 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import NewPartitions
 
 from tests.brokers.kafka import Kafka
+from tests.builders import followed_sets
 from tests.conftest import TopicFactory
-from worker.label_sets.topic import LabelSets
+from worker.label_sets.topic import FollowedSets
 
 pytestmark = pytest.mark.kafka
 
@@ -22,8 +23,8 @@ def name(topic: TopicFactory) -> str:
 
 
 @pytest.fixture
-def sets(kafka: Kafka, name: str) -> Iterator[LabelSets]:
-    found = LabelSets({"bootstrap.servers": kafka.bootstrap_servers}, kafka.admin(), name)
+def sets(kafka: Kafka, name: str) -> Iterator[FollowedSets]:
+    found = followed_sets(kafka.bootstrap_servers, kafka.admin(), name)
     _write(kafka, name, 0, "old")
     found.load(lambda: False)
     yield found
@@ -36,7 +37,7 @@ def _write(kafka: Kafka, topic: str, partition: int, key: str) -> None:
     assert producer.flush(20) == 0
 
 
-def _until(sets: LabelSets, condition: Callable[[], object]) -> None:
+def _until(sets: FollowedSets, condition: Callable[[], object]) -> None:
     deadline_s = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline_s
@@ -45,19 +46,19 @@ def _until(sets: LabelSets, condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_topic_made_again_is_read_again(kafka: Kafka, name: str, sets: LabelSets) -> None:
+def test_a_topic_made_again_is_read_again(kafka: Kafka, name: str, sets: FollowedSets) -> None:
     """At once: before it has been asked again which topic is there."""
-    assert set(sets.sets) == {"old"}
+    assert set(sets.stored) == {"old"}
     kafka.make_again(name)
     _write(kafka, name, 0, "new")
-    _until(sets, lambda: set(sets.sets) == {"new"})
+    _until(sets, lambda: set(sets.stored) == {"new"})
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.acceptance
-def test_partitions_added_later_are_read(kafka: Kafka, name: str, sets: LabelSets) -> None:
+def test_partitions_added_later_are_read(kafka: Kafka, name: str, sets: FollowedSets) -> None:
     admin = kafka.admin()  # held until the answer
     admin.create_partitions([NewPartitions(name, 2)])[name].result(timeout=20)
     time.sleep(0.5)
     _write(kafka, name, 1, "new")
-    _until(sets, lambda: set(sets.sets) == {"old", "new"})
+    _until(sets, lambda: set(sets.stored) == {"old", "new"})

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders import label_sets
 from worker.avro import binary, json_request, request, schema_walk
 from worker.avro.codec import REQUEST, RESULT, schema_folder
 from worker.errors import Reason, Rejection
@@ -83,7 +84,7 @@ def test_request_examples_survive_the_wire(path: Path) -> None:
             LongText.TRUNCATE,
             Pooling.MEAN,
             normalize=True,
-            label_sets={"support-ar": ("شكوى", "شكر")},
+            label_sets=label_sets(**{"support-ar": ["شكوى", "شكر"]}),
         ),
         request.Limits(1000, 10, 100, 10_000),
     )
