@@ -215,21 +215,26 @@ def read(name: str, value: bytes) -> LabelSetRecord:
     except ValueError as error:
         raise RefusedError(f"the key {error}") from None
     try:
-        parsed = json.loads(value, object_pairs_hook=_object)
+        found = parsed(value)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
         raise RefusedError(f"the value is no JSON: {str(error)[:100]}") from None
-    return checked(parsed, name)
+    return checked(found, name)
 
 
-def checked(parsed: object, name: str | None) -> LabelSetRecord:
+def parsed(text: str | bytes) -> Any:
+    """JSON in which no object has a key twice. Raises ValueError or RecursionError."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def checked(value: object, name: str | None) -> LabelSetRecord:
     """As `read`, of JSON that is parsed already. ``name`` None: the record's own, if it has one."""
-    if not isinstance(parsed, list | dict):
+    if not isinstance(value, list | dict):
         raise RefusedError("the value is no object with labels, and no array of them")
-    if parsed == []:
+    if value == []:
         raise RefusedError("the value is an empty array")
-    _within_depth(parsed)
+    _within_depth(value)
     try:
-        found = _VALUE.validate_python(parsed)
+        found = _VALUE.validate_python(value)
     except ValidationError as error:
         raise RefusedError("; ".join(_findings(error))) from None
     if isinstance(found, list):
@@ -261,12 +266,13 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _within_depth(parsed: object) -> None:
+def _within_depth(value: object) -> None:
     """Refuse a tree that is too deep before anything recurses into it."""
-    level = [parsed] if isinstance(parsed, dict) else []
+    level = [value] if isinstance(value, dict) else []
     key, depth = "labels", 0
     while level:
-        below = [found for node in level if isinstance(found := node.get(key), list) for found in found]
+        lists = [node[key] for node in level if isinstance(node.get(key), list)]
+        below = [entry for entries in lists for entry in entries]
         level = [node for node in below if isinstance(node, dict)]
         depth, key = depth + bool(below), "children"
         if depth > MAX_DEPTH:
