@@ -82,7 +82,7 @@ def _tree(stored: StoredSet, record: LabelSetRecord) -> None:
     for field, value in said.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         out.line(f"{field} = {terminal.harmless(shown)}", screen.DIM)
-    for entry, _, level, _ in nodes(record.labels):
+    for entry, _, level in nodes(record.labels):
         indent = "  " * level
         if not isinstance(entry, Label):
             out.line(f"{indent}{terminal.harmless(entry)}")
@@ -97,12 +97,12 @@ def _tree(stored: StoredSet, record: LabelSetRecord) -> None:
 
 def _summary(stored: StoredSet) -> dict[str, Any]:
     record = stored.record
-    tree = [] if record is None else list(nodes(record.labels))
+    tree = [] if record is None else nodes(record.labels)
     return {
         "name": stored.name,
         "version": stored.version,
         "labels": len(tree),
-        "levels": max((level for _, _, level, _ in tree), default=0),
+        "levels": max((level for _, _, level in tree), default=0),
         "languages": [] if record is None else sorted(record.languages),
         "bytes": len(stored.value),
         "partition": stored.partition,

@@ -29,7 +29,8 @@ class Window:
     def __init__(self, settings: Settings, model: str) -> None:
         own = settings.model
         self._template, self._long_text = own.hypothesis_template, own.long_text
-        self._tokens = _tokens(settings, model)
+        self._tokens, max_length = _tokens(settings, model)
+        self._text = "word " * max_length  # longer than the window
 
     def findings(self, record: LabelSetRecord) -> list[str]:
         """What is wrong with a set, a line each: a hypothesis that leaves no room, in any of its languages."""
@@ -38,13 +39,13 @@ class Window:
             made = record.complete(LabelSetVersion("", ""), language, self._template)
             for hypothesis in made.hypotheses:
                 try:
-                    self._tokens.encode(_request(hypothesis, made.long_text or self._long_text))
+                    self._tokens.encode(_request(self._text, hypothesis, made.long_text or self._long_text))
                 except Rejection as refused:
                     found[str(refused)] = None
         return list(found)
 
 
-def _tokens(settings: Settings, name: str) -> Tokens:
+def _tokens(settings: Settings, name: str) -> tuple[Tokens, int]:
     say(f"loading {name}, whose window the hypotheses have to fit into")
     from worker.inference import loading  # noqa: PLC0415 (imports torch)
     from worker.inference.tokens import Tokens  # noqa: PLC0415
@@ -60,15 +61,14 @@ def _tokens(settings: Settings, name: str) -> Tokens:
         self_test="off",
     )
     # Which language a text is in makes no difference to its tokens.
-    return Tokens(replace(checkpoint, languages={}))
+    return Tokens(replace(checkpoint, languages={})), checkpoint.max_length
 
 
-def _request(hypothesis: str, long_text: LongText) -> Request:
-    """One whose text is longer than any window."""
+def _request(text: str, hypothesis: str, long_text: LongText) -> Request:
     return Request(
         id="window",
         task=Task.CLASSIFY,
-        text="word " * 10_000,
+        text=text,
         labels=("label",),
         hypotheses=(hypothesis,),
         multi_label=False,
