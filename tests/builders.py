@@ -5,12 +5,18 @@ A keyword replaces a field of that name. Delivery has words of command instead o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from confluent_kafka.admin import AdminClient
+from prometheus_client import CollectorRegistry
 
+from worker.kafka.client_config import Properties
+from worker.label_sets.stored_sets import StoredSets
+from worker.label_sets.topic import FollowedSets
 from worker.messages import (
     Encoded,
     Job,
@@ -25,6 +31,8 @@ from worker.messages import (
     Row,
     Task,
 )
+from worker.settings import LabelSetSettings
+from worker.telemetry.metrics import Metrics
 
 
 def request(text: str = "text", **fields: Any) -> Request:
@@ -93,6 +101,20 @@ def encoded(*rows: Row, **fields: Any) -> Encoded:
 def job(of: Request | None = None, **fields: Any) -> Job:
     """A first attempt at ``of``, without rows."""
     return replace(Job(record(), of or request(), encoded()), **fields)
+
+
+def label_sets(**values: object) -> StoredSets:
+    """Sets by name, of JSON values; those without a template have "This example is {}."."""
+    made = StoredSets(1 << 26, "This example is {}.")
+    for offset, (name, value) in enumerate(values.items()):
+        made.put(name, json.dumps(value).encode(), 0, offset)
+    return made
+
+
+def followed_sets(bootstrap_servers: str, admin: AdminClient, topic: str) -> FollowedSets:
+    """The sets of a topic, with the defaults of the settings."""
+    properties: Properties = {"bootstrap.servers": bootstrap_servers}
+    return FollowedSets(properties, admin, topic, LabelSetSettings(), "{}", Metrics(CollectorRegistry()))
 
 
 class IgnoreRebalances:

@@ -17,9 +17,9 @@ import structlog
 from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
 
-from worker import __version__, process
+from worker import __version__, language_detection, process
 from worker.avro.codec import Codecs, open_codecs
-from worker.avro.request import Defaults, Limits
+from worker.avro.request import AUTO, Defaults, Limits
 from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
 from worker.http.health import Health, HealthServer
 from worker.http.readiness_log import ReadinessLog
@@ -34,7 +34,7 @@ from worker.kafka.publisher import Publisher
 from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
 from worker.kafka.trial import Trial
-from worker.label_sets.topic import LabelSets
+from worker.label_sets.topic import FollowedSets
 from worker.messages import Encoded, ModelIdentity, Pooling, Request
 from worker.pipeline.admit import RequestReader
 from worker.pipeline.batch import BatchPolicy
@@ -124,7 +124,7 @@ def load_engine(
         precision=model.precision,
         max_length=model.max_length,
         labels=model.labels,
-        default_language=model.default_language,
+        default_language=model.fixed_language,
         pooling=None if model.pooling == "auto" else Pooling(model.pooling),
         self_test=model.self_test,
         progress=progress,
@@ -190,7 +190,7 @@ class App:
         self._loop: Loop | None = None
         self._inference: InferenceThread | None = None
         self._publisher: Publisher | None = None
-        self._label_sets: LabelSets | None = None
+        self._label_sets: FollowedSets | None = None
         self._limits: known_limits.KnownLimits | None = None
         self._topic_ids: TopicIds | None = None
         self._freed = process.FreedMemory()
@@ -223,8 +223,6 @@ class App:
 
     def _step(self, loop: Loop) -> None:
         """One step of the loop, watched."""
-        if self._label_sets is not None:
-            self._label_sets.refresh()
         if self._limits is not None:
             self._limits.refresh()
         loop.step()
@@ -238,6 +236,7 @@ class App:
     def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
         start = Start(stop_requested)
+        language_detection.detector(is_needed=settings.model.detects_language)  # before minutes of loading
         engine = self._load(start)
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
@@ -245,8 +244,10 @@ class App:
         shared = client_config.with_callbacks(client_config.common(settings.kafka, "admin"), ErrorLog("admin client"))
         admin = client_config.open_client(AdminClient, shared)
         if settings.topics.label_sets is not None:
-            shared = client_config.common(settings.kafka, "label-sets")
-            self._label_sets = LabelSets(shared, admin, settings.topics.label_sets)
+            template, shared = settings.model.hypothesis_template, client_config.common(settings.kafka, "label-sets")
+            self._label_sets = FollowedSets(
+                shared, admin, settings.topics.label_sets, settings.label_sets, template, self.metrics
+            )
             self._label_sets.load(stop_requested)
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         consumer = Consumer(client_config.consumer(settings.kafka))
@@ -275,6 +276,7 @@ class App:
             metrics=self.metrics,
             health=self.health,
             topic_ids=self._topic_ids,
+            label_sets=None if self._label_sets is None else (self._label_sets, settings.label_sets.wait_s),
         )
         self._inference.start()
         self._loop.start(topics)
@@ -306,7 +308,9 @@ class App:
                 model.long_text,
                 pooling,
                 model.normalize,
-                self._label_sets.sets if self._label_sets is not None else {},
+                self._label_sets.stored if self._label_sets is not None else None,
+                language_detection.detector(is_needed=model.detects_language),
+                AUTO if model.detects_language else None,
             ),
             Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
         )

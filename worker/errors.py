@@ -6,6 +6,7 @@
     ├── SettingsError            a setting, a schema file or a checkpoint is unusable: exit code 2, nothing was read
     │   └── CheckpointError      the model directory or hub id cannot serve: no head, one logit, permuted labels, ...
     ├── Rejection                this message is at fault, for a reason in Reason: dead letter, never retried
+    │   └── UnknownLabelSet      it names a label set that is not there, which may be on its way: it waits for a while
     ├── TransientError           something we depend on is away; the message is innocent: wait and try again
     │   ├── RegistryAway         schema registry unreachable or 5xx
     │   ├── BrokerAway           a produce, commit or transaction call timed out or may be retried
@@ -14,6 +15,7 @@
     ├── TransactionAborted       the open transaction is void; its messages may be produced again in a new one
     ├── Unpublishable            one output is refused for what it is, most often its size: something takes its place
     ├── TopicMissing             the broker knows no such topic, or does not let this user see it
+    ├── NoSuchLabelSet           no label set has the name that a person asked for
     ├── NoSuchDeadLetter         no record lies at the position that a person asked for
     └── FatalError               this process cannot go on: exit code 1, its supervisor starts another
         ├── Fenced               a newer instance took this one's transactional id or group membership
@@ -75,6 +77,14 @@ class Rejection(WorkerError):  # noqa: N818 (the field's word; it is an answer r
         self.request_id = ""  # where the message could be read that far, for the log
 
 
+class UnknownLabelSet(Rejection):
+    """A request names a label set that nobody knows yet. ``label_set`` is the name."""
+
+    def __init__(self, label_set: str, message: str) -> None:
+        super().__init__(Reason.INVALID, "validate", message)
+        self.label_set = label_set
+
+
 class TransientError(WorkerError):
     """A dependency is away. Wait with back-off and try the same thing again; dead-letter nothing."""
 
@@ -119,6 +129,10 @@ class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
 
 class TopicMissing(WorkerError):  # noqa: N818 (a state of the cluster)
     """The broker knows no such topic, or does not let us see it."""
+
+
+class NoSuchLabelSet(WorkerError):  # noqa: N818 (a state of the topic)
+    """No label set of the name asked for is in the topic."""
 
 
 class NoSuchDeadLetter(WorkerError):  # noqa: N818 (a state of the topic)

@@ -3,6 +3,8 @@
 ``Record`` -> ``Job`` -> ``Batch`` -> ``BatchResult`` -> ``Output`` -> ``CommitBatch`` -> committed offset.
 """
 
+# size: the one list of all that flows, in its order; to part it would hide the order.
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -97,12 +99,44 @@ class Record:
     unreadable: str = ""
 
 
+class LabelSetVersion(NamedTuple):
+    """The label set that a request was completed from: its name, and its version, or its offset where it has none."""
+
+    name: str
+    version: str
+
+
+class Span(NamedTuple):
+    """A part of a text, as ``[start, end)`` in Unicode code points of the text as it was sent."""
+
+    start: int
+    end: int
+
+
+@value
+class Taxonomy:
+    """Labels in a tree. ``parents`` has the index of each label's parent, or -1, and parents stand before children.
+
+    ``beam`` is how many labels of a level are followed where labels compete (the best of them); where each is judged on
+    its own, those are followed that pass.
+    """
+
+    parents: tuple[int, ...]
+    beam: int
+
+
 @value
 class Request:
     """A valid request with every default filled in: what follows needs no settings to understand it.
 
     ``hypotheses`` are the finished sentences: for CLASSIFY one per label, ``template.format(label)``; for ENTAIL as
     the request gave them; for EMBED empty. ``labels`` is empty unless CLASSIFY.
+
+    ``label_set`` is what the labels come from, or None where the request has its own. With a ``taxonomy`` ``labels``
+    are all of its nodes. ``thresholds`` has one for each label where a set gives labels their own, after precedence
+    (None: that label has none), and is empty otherwise: then ``threshold`` is that of every label. A label whose
+    neutral probability reaches ``abstain_on_neutral`` does not pass either. ``evidence`` is how many spans of the text
+    are wanted for each label that passes. ``detected`` is the language that was found where the request asked for that.
     """
 
     id: str
@@ -118,6 +152,12 @@ class Request:
     pooling: Pooling
     normalize: bool
     attributes: Mapping[str, str]
+    label_set: LabelSetVersion | None = None
+    taxonomy: Taxonomy | None = None
+    thresholds: tuple[float | None, ...] = ()
+    abstain_on_neutral: float | None = None
+    evidence: int = 0
+    detected: str | None = None
 
 
 @value
@@ -163,6 +203,7 @@ class Trigger(StrEnum):
     TOKENS = "tokens"
     WAIT = "wait"
     DRAIN = "drain"
+    LABEL_SET = "label_set"  # a newer version of a label set waits behind an older one, and would be next in it
     QUARANTINE = "quarantine"  # a record of a quarantined partition, alone
 
 
@@ -180,33 +221,60 @@ class Batch:
 
 
 @value
+class Evidence:
+    """A part of the text that speaks for a label: by how much its probability of entailment falls without it."""
+
+    span: Span
+    drop: float
+
+
+class Step(NamedTuple):
+    """A label on the way through a taxonomy, with its own score among its siblings."""
+
+    label: str
+    score: float
+
+
+@value
 class LabelScore:
-    """A label, its score, and the three NLI probabilities behind it (neutral is 0 for two-class checkpoints)."""
+    """A label, its score, and the three NLI probabilities behind it (neutral is 0 for two-class checkpoints).
+
+    ``path`` leads through a taxonomy to the label, itself included; it is empty without one. ``evidence`` is strongest
+    first. ``window`` is the part of a long text that decided, under WINDOW_MAX.
+    """
 
     label: str
     score: float
     entailment: float
     neutral: float
     contradiction: float
+    path: tuple[Step, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    window: Span | None = None
 
 
 @value
 class Classification:
-    """Labels by falling score, after top_k and threshold. ``abstained``: no label reached the threshold."""
+    """Labels by falling score, after top_k and threshold. ``abstained``: no label passed.
+
+    ``evidence_cut``: evidence was asked for and left out, or made coarser, for the limit on one request's work.
+    """
 
     labels: tuple[LabelScore, ...]
     multi_label: bool
     abstained: bool
+    evidence_cut: bool = False
 
 
 @value
 class Judgement:
-    """The three NLI probabilities of one hypothesis given the text."""
+    """The three NLI probabilities of one hypothesis given the text. ``window``: see `LabelScore`."""
 
     hypothesis: str
     entailment: float
     neutral: float
     contradiction: float
+    window: Span | None = None
 
 
 @value

@@ -39,7 +39,7 @@ from worker.pipeline.admit import RequestReader
 
 BATCH = 256  # messages, as batch.max_messages has it by default
 STEPS = ("read", "tokenise", "run", "write")
-DEFAULTS = Defaults(TEMPLATE, LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets={})
+DEFAULTS = Defaults(TEMPLATE, LongText.TRUNCATE, Pooling.MEAN, normalize=True)
 LIMITS = Limits(max_text_chars=100_000, max_labels=256, max_label_chars=1_000, max_message_bytes=1 << 20)
 
 

@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
 
 from tests.brokers.kafka import Kafka
+from tests.builders import followed_sets
 from tests.delivery.doubles import Codec, Engine, answered, encode
 from worker.http.health import Health
 from worker.kafka import client_config
@@ -28,7 +29,6 @@ from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
 from worker.kafka.transactional import TransactionalPublisher
 from worker.kafka.trial import Trial
-from worker.label_sets.topic import LabelSets
 from worker.messages import Output, OutputKind
 from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
 from worker.pipeline.infer import InferenceThread
@@ -352,15 +352,20 @@ def test_label_sets_are_read_to_the_end_and_followed(bench: Bench) -> None:
     write("gone", b'["a"]')
     write("gone", None)
     admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
-    sets = LabelSets({"bootstrap.servers": bench.bootstrap_servers}, admin, topic)
+    sets = followed_sets(bench.bootstrap_servers, admin, topic)
     sets.load(lambda: False)
-    assert sets.sets == {"moods": ("happy", "sad")}
+
+    def labels() -> dict[str, tuple[str, ...]]:
+        found = {name: sets.stored.find(name, None) for name in sets.stored}
+        return {name: label_set.labels for name, label_set in found.items() if label_set is not None}
+
+    assert labels() == {"moods": ("happy", "sad")}
     write("moods", json.dumps(["glad"]).encode())
     deadline_s = time.monotonic() + LIMIT_S
-    while sets.sets["moods"] != ("glad",) and time.monotonic() < deadline_s:
+    while labels()["moods"] != ("glad",) and time.monotonic() < deadline_s:
         sets.refresh()
         time.sleep(0.01)
-    assert sets.sets == {"moods": ("glad",)}
+    assert labels() == {"moods": ("glad",)}
     sets.close()
 
 

@@ -10,6 +10,7 @@ The value of a record is a word of command, and its position is its name: result
 - ``large``: its result has `LARGE_BYTES` that no codec compresses.
 - ``long``: it has `LONG_TOKENS`.
 - ``mute``: its result cannot be written.
+- ``set NAME``: it names a label set.
 - ``kill``: the process dies while the model has it.
 """
 
@@ -22,11 +23,12 @@ from dataclasses import replace
 from typing import Final
 
 from tests import builders
-from worker.errors import DeviceAway, Reason, RegistryAway, Rejection
+from worker.errors import DeviceAway, Reason, RegistryAway, Rejection, UnknownLabelSet
 from worker.messages import (
     Classification,
     Encoded,
     Job,
+    LabelSetVersion,
     Outcome,
     Output,
     OutputKind,
@@ -71,12 +73,37 @@ def job(offset: int = 0, text: str = "ok", *, tokens: int = 1, number: int = 0, 
     return Job(read, request(text), Encoded((), 1, False, tokens))
 
 
+class Sets:
+    """Label sets: names and versions. What is put arrives with the next `refresh`."""
+
+    def __init__(self) -> None:
+        self.versions: dict[str, int] = {}
+        self.arriving: list[tuple[str, int | None]] = []
+        self.changes = 0
+
+    def put(self, name: str, version: int | None) -> None:
+        """``version`` None takes the set away."""
+        self.arriving.append((name, version))
+
+    def refresh(self) -> None:
+        for name, version in self.arriving:
+            self.changes += 1
+            self.versions.pop(name, None)
+            if version is not None:
+                self.versions[name] = version
+        self.arriving.clear()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.versions
+
+
 class Codec:
     """Reads the words of command; ``away`` makes the registry unreachable."""
 
     def __init__(self, output: str = OUTPUT) -> None:
         self._output = output
         self.away = False
+        self.sets = Sets()
 
     def read(self, record: Record) -> Request:
         if self.away:
@@ -84,7 +111,14 @@ class Codec:
         if record.value == b"garbage":
             raise Rejection(Reason.MALFORMED, "decode", "garbage")
         # The name goes along in the text: what the engine sees of a job is its request.
-        return request(f"{(record.value or b'').decode()}\n{name(record.position)}")
+        text = (record.value or b"").decode()
+        found = request(f"{text}\n{name(record.position)}")
+        return replace(found, label_set=self._version(text[4:])) if text.startswith("set ") else found
+
+    def _version(self, name: str) -> LabelSetVersion:
+        if name not in self.sets:
+            raise UnknownLabelSet(name, f"label_set = {name!r}: there is no set of this name")
+        return LabelSetVersion(name, str(self.sets.versions[name]))
 
     def write(self, job: Job, outcome: Outcome) -> Output:
         if word(job.request) == "mute":
@@ -107,10 +141,14 @@ def encode(request: Request) -> Encoded:
 
 
 class Engine:
-    """Answers as the words say. ``runs`` keeps the size of every pass, ``away`` fails so many passes to come."""
+    """Answers as the words say. ``runs`` keeps the size of every pass, ``away`` fails so many passes to come.
+
+    ``label_sets`` keeps the versions that each pass saw.
+    """
 
     def __init__(self) -> None:
         self.runs: list[int] = []
+        self.label_sets: list[tuple[LabelSetVersion, ...]] = []
         self.away = 0
         self.failures_before: Counter[str] = Counter()  # of each word: so often it fails when it is alone
         self._failures: Counter[str] = Counter()
@@ -118,6 +156,7 @@ class Engine:
     def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
         beat()
         self.runs.append(len(requests))
+        self.label_sets.append(tuple(asked.label_set for asked, _ in requests if asked.label_set is not None))
         if self.away:
             self.away -= 1
             raise DeviceAway("the device is away")

@@ -59,6 +59,8 @@ class Worker:
     refusal: Refusal = field(default=lambda *_: None)
     # What tells which topic is there; it needs no real one.
     topic_ids: Any = None
+    # How long a request waits for a label set of the codec's; None: there are none.
+    wait_s: float | None = None
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -106,6 +108,7 @@ class Worker:
             metrics=Metrics(self.registry),
             health=self.health,
             topic_ids=self.topic_ids,
+            label_sets=None if self.wait_s is None else (self.codec.sets, self.wait_s),
             clocks=Clocks(clock, lambda: clock() + self.wall_ahead_s, self.wait),
             seed=0,
         )

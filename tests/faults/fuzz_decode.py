@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from tests.builders import label_sets
 from worker.avro import binary, json_request, request, schema_walk
 from worker.avro.codec import Codecs
 from worker.avro.request import Defaults, Limits
@@ -21,7 +22,9 @@ from worker.errors import Rejection
 from worker.messages import Headers, LongText, Pooling
 
 LIMIT_S = 0.1
-DEFAULTS = Defaults("This is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets={"set": ("x", "y")})
+DEFAULTS = Defaults(
+    "This is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets=label_sets(set=["x", "y"])
+)
 LIMITS = Limits(max_text_chars=100_000, max_labels=256, max_label_chars=500, max_message_bytes=1_048_576)
 CODECS = Codecs()
 FRAME = CODECS.encode_request(json_request.request({"id": "", "text": ""}))[0][:10]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.builders import label_sets
 from tests.examples import examples
 from worker.avro import binary, framing, json_request, request, schema_walk
 from worker.avro.codec import Codecs
@@ -21,7 +22,7 @@ CODECS = Codecs()
 REQUEST = CODECS.writer_schema(
     framing.frame(CODECS.encode_request(json_request.request({"id": "", "text": ""}))[0], ())
 )
-DEFAULTS = Defaults("This is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets={"a": ("x", "y")})
+DEFAULTS = Defaults("This is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets=label_sets(a=["x", "y"]))
 LIMITS = Limits(max_text_chars=50, max_labels=5, max_label_chars=10, max_message_bytes=500)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -17,13 +17,16 @@ FILES = sorted(path for path in WORKER.rglob("*.py"))
 _NOUNS = {"messages", "errors", "redaction", "terminal"}
 _ENGINE = _NOUNS | {"rules", "inference"}  # importable with neither confluent_kafka nor fastavro installed
 _EDGES = _NOUNS | {"rules", "settings", "telemetry", "kafka"}
-_RUNNING = _EDGES | {"avro", "inference", "http", "label_sets", "pipeline", "process", "streams", "__version__"}
+_RUNNING = _EDGES | {
+    *("avro", "inference", "http", "label_sets", "language_detection", "pipeline", "process", "streams", "__version__")
+}
 ALLOWED = {
     "messages": set[str](),
     "errors": {"messages", "redaction"},  # Unpublishable tells which output was refused; no message holds a secret
     "redaction": set[str](),
     "terminal": set[str](),
     "process": set[str](),
+    "language_detection": _NOUNS,
     "streams": {"redaction", "terminal"},
     "rules": _NOUNS,
     "telemetry": _NOUNS | {"streams"},

@@ -41,6 +41,8 @@ class _JsonRequest(BaseModel):
     long_text: LongText | None = None
     pooling: Pooling | None = None
     normalize: Annotated[bool, Strict()] | None = None
+    abstain_on_neutral: Annotated[float, Strict()] | None = None
+    evidence: Annotated[int, Strict(), Field(ge=-(2**31), lt=2**31)] = 0
     attributes: dict[Text, Text] = Field(default_factory=dict)
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.messages import Classification, Embedding, Entailment, Job, ModelIdentity, Outcome
+from worker.messages import (
+    Classification,
+    Embedding,
+    Entailment,
+    Job,
+    Judgement,
+    LabelScore,
+    ModelIdentity,
+    Outcome,
+    Span,
+)
 from worker.rules.retry_headers import origin_of
 
 
@@ -16,7 +26,7 @@ def result(job: Job, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
     """
     asked, record = job.request, job.record
     partition, offset = origin_of(record)  # as it was before any retry topic
-    return {
+    datum: dict[str, Any] = {
         "id": asked.id,
         "task": asked.task.value,
         "attributes": asked.attributes,
@@ -31,37 +41,28 @@ def result(job: Job, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
             "timestamp": None if record.timestamp_ms < 0 else record.timestamp_ms,
         },
     }
+    # What few requests ask for is left to the schema's defaults, which costs less than to write it out.
+    if asked.label_set is not None:
+        datum["label_set"] = {"name": asked.label_set.name, "version": asked.label_set.version}
+    if asked.detected is not None:
+        datum["language"] = asked.detected
+    if isinstance(outcome, Classification) and outcome.labels and (window := outcome.labels[0].window) is not None:
+        datum["window"] = _span(window)
+    return datum
 
 
 def _outcome(outcome: Outcome) -> tuple[str, dict[str, Any]]:
     match outcome:
         case Classification():
-            labels = [
-                {
-                    "label": scored.label,
-                    "score": scored.score,
-                    "entailment": scored.entailment,
-                    "neutral": scored.neutral,
-                    "contradiction": scored.contradiction,
-                }
-                for scored in outcome.labels
-            ]
-            return "xnli.Classification", {
-                "labels": labels,
+            datum = {
+                "labels": [_label(scored) for scored in outcome.labels],
                 "multi_label": outcome.multi_label,
                 "abstained": outcome.abstained,
+                "evidence_cut": outcome.evidence_cut,
             }
+            return "xnli.Classification", datum
         case Entailment():
-            judgements = [
-                {
-                    "hypothesis": judged.hypothesis,
-                    "entailment": judged.entailment,
-                    "neutral": judged.neutral,
-                    "contradiction": judged.contradiction,
-                }
-                for judged in outcome.judgements
-            ]
-            return "xnli.Entailment", {"judgements": judgements}
+            return "xnli.Entailment", {"judgements": [_judgement(judged) for judged in outcome.judgements]}
         case Embedding():
             return "xnli.Embedding", {
                 "vector": outcome.vector.tolist(),
@@ -69,3 +70,36 @@ def _outcome(outcome: Outcome) -> tuple[str, dict[str, Any]]:
                 "pooling": outcome.pooling.value,
                 "normalized": outcome.normalized,
             }
+
+
+def _label(scored: LabelScore) -> dict[str, Any]:
+    datum: dict[str, Any] = {
+        "label": scored.label,
+        "score": scored.score,
+        "entailment": scored.entailment,
+        "neutral": scored.neutral,
+        "contradiction": scored.contradiction,
+    }
+    if scored.path:
+        datum["path"] = [{"label": step.label, "score": step.score} for step in scored.path]
+    if scored.evidence:
+        datum["evidence"] = [_span(found.span) | {"drop": found.drop} for found in scored.evidence]
+    if scored.window is not None:
+        datum["window"] = _span(scored.window)
+    return datum
+
+
+def _judgement(judged: Judgement) -> dict[str, Any]:
+    datum: dict[str, Any] = {
+        "hypothesis": judged.hypothesis,
+        "entailment": judged.entailment,
+        "neutral": judged.neutral,
+        "contradiction": judged.contradiction,
+    }
+    if judged.window is not None:
+        datum["window"] = _span(judged.window)
+    return datum
+
+
+def _span(span: Span) -> dict[str, Any]:
+    return {"start": span.start, "end": span.end}

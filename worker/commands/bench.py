@@ -102,8 +102,9 @@ def _configured(config: Path | None) -> tuple[dict[str, Any], int]:
 
     presets = {"kafka": {"bootstrap_servers": "none"}, "model": {"name": str(DEMO_CHECKPOINT)}}
     loaded = settings.load(config, defaults=presets)
-    names = ("name", "revision", "device", "precision", "max_length", "labels", "default_language", "threads")
-    return {name: getattr(loaded.model, name) for name in names}, loaded.batch.max_tokens
+    names = ("name", "revision", "device", "precision", "max_length", "labels", "threads")
+    chosen = {name: getattr(loaded.model, name) for name in names} | {"default_language": loaded.model.fixed_language}
+    return chosen, loaded.batch.max_tokens
 
 
 def _measure(

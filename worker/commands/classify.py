@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from worker import screen, terminal
+from worker import language_detection, screen, terminal
 from worker import settings as settings_module
 from worker.avro import json_request
-from worker.avro.request import Defaults, Limits
+from worker.avro.request import AUTO, Defaults, Limits
 from worker.avro.request import request as checked_request
 from worker.commands.connection import say
 from worker.commands.json_lines import is_wanted
@@ -96,10 +96,18 @@ def _lines() -> Iterator[str]:
 def _request(datum: dict[str, Any], settings: Settings) -> Request:
     """The request that a message with these fields would be. Raises SettingsError."""
     model, limits = settings.model, settings.limits
+    detect = language_detection.detector(is_needed=model.detects_language)
     try:
         return checked_request(
             json_request.request(datum),
-            Defaults(model.hypothesis_template, model.long_text, Pooling.MEAN, model.normalize, {}),
+            Defaults(
+                model.hypothesis_template,
+                model.long_text,
+                Pooling.MEAN,
+                model.normalize,
+                detect=detect,
+                language=AUTO if model.detects_language else None,
+            ),
             Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
         )
     except Rejection as refused:

@@ -1,17 +1,15 @@
-"""Registered label sets: a compacted topic whose keys are names and whose values are JSON arrays of labels.
+"""Label sets in a compacted topic: the keys are names, and a value is what `worker.label_sets.record` says.
 
 A producer of requests then names a set instead of repeating forty labels in every message. The whole topic is read
 before the first request is, and followed from there; a tombstone takes a set away. Every worker reads every partition,
-those added later too, outside any group, and keeps at most `MAX_SETS`. A topic that was made again is read again.
+those added later too, outside any group. A topic that was made again is read again.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -24,22 +22,41 @@ from worker.kafka.client_config import Properties
 from worker.kafka.client_errors import ErrorLog
 from worker.kafka.reader import Reader
 from worker.kafka.topic_ids import TopicIds, TopicState
+from worker.label_sets.record import RefusedError
+from worker.label_sets.stored_sets import StoredSets
 from worker.messages import Record
-from worker.rules.blank import is_blank
+from worker.settings import LabelSetSettings
+from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger("worker.kafka")
 
-MAX_SETS: Final = 10_000
 _TIMEOUT_S: Final = 5.0
 
 
-class LabelSets:
-    """The label sets of a topic. ``sets`` is a live view: it changes with `refresh`, on the thread that calls it."""
+class FollowedSets:
+    """The label sets of a topic, in ``stored``. They change with `refresh`, on the thread that calls it.
 
-    def __init__(self, config: Properties, admin: AdminClient, topic: str) -> None:
+    Args:
+        config: Properties of the client.
+        admin: A connected client, which others may use too.
+        topic: The topic.
+        limits: What the sets may take.
+        template: The worker's own, for sets that have none.
+        metrics: Count them.
+    """
+
+    def __init__(
+        self,
+        config: Properties,
+        admin: AdminClient,
+        topic: str,
+        limits: LabelSetSettings,
+        template: str,
+        metrics: Metrics,
+    ) -> None:
         self._topic = topic
-        self._sets: dict[str, tuple[str, ...]] = {}
-        self.sets: Mapping[str, tuple[str, ...]] = MappingProxyType(self._sets)
+        self._metrics = metrics
+        self.stored = StoredSets(limits.max_bytes, template)
         client = client_config.open_client(Consumer, client_config.reader(config, group="xnli-worker-label-sets"))
         self._reader = Reader(client, topic, ErrorLog("label sets"))
         self._ids = TopicIds(admin, [topic])
@@ -62,12 +79,25 @@ class LabelSets:
             record = self._reader.poll(0.1)
             if record is not None:
                 self._take(record)
-        log.info("label_sets_loaded", topic=self._topic, sets=len(self._sets))
+        self._loaded()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.stored
+
+    @property
+    def changes(self) -> int:
+        """A number that grows with each change."""
+        return self.stored.changes
+
+    def _loaded(self) -> None:
+        log.info("label_sets_loaded", topic=self._topic, sets=len(self.stored), bytes=self.stored.bytes)
+        self._metrics.label_sets(len(self.stored), self.stored.bytes)
 
     def refresh(self, most: int = 100) -> None:
         """Take in what has arrived since, at most ``most`` changes, without waiting."""
         if not self._ids.ask(time.monotonic()) and (state := (self._ids.answer() or {}).get(self._topic)):
             self._compare(state)
+        before = self.stored.changes
         for _ in range(most):
             record = self._reader.poll(0)
             if record is None:
@@ -75,10 +105,12 @@ class LabelSets:
             self._take(record)
         if self._again is not None and self._reader.is_caught_up:
             # Until now the former topic's sets served: requests that name one need not fail meanwhile.
-            for name in self._sets.keys() - self._again:
-                del self._sets[name]
+            for name in set(self.stored) - self._again:
+                self.stored.remove(name)
             self._again = None
-            log.info("label_sets_loaded", topic=self._topic, sets=len(self._sets))
+            self._loaded()
+        elif self.stored.changes != before:
+            self._metrics.label_sets(len(self.stored), self.stored.bytes)
 
     def _compare(self, current: TopicState) -> None:
         former, self._state = self._state, current
@@ -120,51 +152,32 @@ class LabelSets:
         if self._again is not None:
             self._again.add(name)
         if record.value is None:
-            self._sets.pop(name, None)
+            self.stored.remove(name)
             return
-        why = f"there are {MAX_SETS} sets already; take some away with tombstones"
+        partition, offset = record.position.partition.number, record.position.offset
         try:
-            labels = _labels(name, record.value)
-        except _RefusedError as refused:
+            is_repeated = self.stored.put(name, record.value, partition, offset)
+        except RefusedError as refused:
             why = str(refused)
         else:
-            if name in self._sets or len(self._sets) < MAX_SETS:
-                self._sets[name] = labels
-                return
+            if is_repeated:
+                log.warning(
+                    "label_set_version_repeated",
+                    topic=self._topic,
+                    partition=partition,
+                    offset=offset,
+                    name=name,
+                    mend="results cannot tell it from the former set: give it a version of its own, or none",
+                )
+            return
+        self._metrics.label_set_refused()
         log.error(
             "label_set_refused",
             topic=self._topic,
-            partition=record.position.partition.number,
-            offset=record.position.offset,
+            partition=partition,
+            offset=offset,
             name=name.encode("utf-8", "backslashreplace").decode(),
             why=why,
-            mend='write key = name and value = a JSON array of strings, ["a", "b"]',
-            stays="the former set" if name in self._sets else "no set of this name",
+            mend="xnli-worker label-sets put checks what it writes, by schemas/label-set.schema.json",
+            stays="the former set" if name in self.stored else "no set of this name",
         )
-
-
-class _RefusedError(Exception):
-    """A record holds no label set; the text says why."""
-
-
-def _labels(name: str, value: bytes) -> tuple[str, ...]:
-    _check(name, "the key")
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
-        raise _RefusedError(f"the value is no JSON: {str(error)[:100]}") from None
-    if not isinstance(parsed, list) or not parsed:
-        raise _RefusedError(f"the value is {'an empty' if parsed == [] else 'no'} array")
-    for index, label in enumerate(parsed):
-        _check(label, f"entry {index}")
-    return tuple(parsed)
-
-
-def _check(text: object, where: str) -> None:
-    """Only what can be written and seen: what would fail each request that names the set is refused here, once."""
-    if not isinstance(text, str):
-        raise _RefusedError(f"{where} is no string")
-    if is_blank(text):
-        raise _RefusedError(f"{where} is blank: nothing of it can be seen")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise _RefusedError(f"{where} is no valid Unicode, or has half a surrogate pair: write UTF-8")

@@ -15,6 +15,6 @@ Read the files in this order:
       report.py    metrics, and the log line of each batch
 
 ``partition.py`` is what is known of one assigned partition. ``quarantine.py`` is for records that kill the process.
-``topic_watch.py`` notices topics that were made again. ``clocks.py`` is time. ``wiring.py`` gives the steps to each
-other.
+``set_wait.py`` is where requests wait for their label sets. ``topic_watch.py`` notices topics that were made again.
+``clocks.py`` is time. ``wiring.py`` gives the steps to each other.
 """

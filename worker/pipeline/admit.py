@@ -1,7 +1,7 @@
 """Admit: bytes become a request, a request becomes tokens, and the job waits for a batch.
 
 What cannot be read goes to `worker.pipeline.resolve`. While the registry is away, records wait here undecoded: an
-outage is not poison.
+outage is not poison. A request whose label set is not there yet waits in `worker.pipeline.set_wait`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import structlog
 from worker.avro.codec import Codecs
 from worker.avro.request import Defaults, Limits
 from worker.avro.request import request as read_request
-from worker.errors import FatalError, Reason, RegistryAway, Rejection
+from worker.errors import FatalError, Reason, RegistryAway, Rejection, UnknownLabelSet
 from worker.messages import Encoded, Job, Record, Request
 from worker.pipeline.batch import BATCHES_IN_HAND, BatchPolicy
 from worker.pipeline.clocks import Clocks
 from worker.pipeline.handoff import Handoff
 from worker.pipeline.partition import Partitions
 from worker.pipeline.resolve import Resolver
+from worker.pipeline.set_wait import SetWait
 from worker.rules.retry import RetryPolicy
 from worker.telemetry.metrics import Metrics, Stage
 
@@ -57,6 +58,7 @@ class Admission:
         read: makes a request of a record (`RequestReader`).
         encode: makes tokens of a request; raises Rejection.
         max_age_s: a request older than this is rejected; None: requests do not expire.
+        set_wait: where requests wait for their label sets; None: there are no sets.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Admission:
         metrics: Metrics,
         clocks: Clocks,
         jitter: random.Random,
+        set_wait: SetWait | None,
     ) -> None:
         self._read = read
         self._encode = encode
@@ -86,6 +89,7 @@ class Admission:
         self._metrics = metrics
         self._clocks = clocks
         self._random = jitter
+        self._set_wait = set_wait
         # More than one step's only while the registry is away, or more work is in hand than may be.
         self._undecoded: deque[Record] = deque()
         self._resume_at_s = 0.0
@@ -113,6 +117,11 @@ class Admission:
                 self._add_job(due)
             else:
                 self._undecoded.appendleft(due)
+        if self._set_wait is not None:
+            self._undecoded.extendleft(reversed(self._set_wait.released()))
+            for record, refused in self._set_wait.expired():
+                if self._partitions.is_live(record.position):
+                    self._resolver.unreadable(record, refused)
         if not self._undecoded or self.is_waiting:
             return
         while self._undecoded and self._handoff.tokens < self._most_tokens:
@@ -143,11 +152,20 @@ class Admission:
             job = Job(record, request, self._encode(request))
         except (RegistryAway, FatalError):
             raise
+        except UnknownLabelSet as unknown:
+            refused = unknown if self._set_wait is None else self._set_wait.begin(record, unknown)
+            if refused is not None:
+                self._resolver.unreadable(record, refused)
         except Exception as error:  # noqa: BLE001 (whatever else reading a record raises concerns that record only)
             self._resolver.unreadable(record, error)
         else:
             self._add_job(job)
         self._attempts = 0
+
+    @property
+    def deadline_s(self) -> float:
+        """When a request has waited long enough for its label set, by the monotonic clock; infinity if none waits."""
+        return self._set_wait.deadline_s if self._set_wait is not None else float("inf")
 
     def wait(self) -> None:
         """Leave a dependency alone for a while that grows with each call, until a record is admitted."""

@@ -107,7 +107,9 @@ class Loop:
         soon_s = self.clocks.monotonic_s() + BUSY_POLL_S
         if self.handoff.is_computing:
             return soon_s
-        deadline_s = min(self.handoff.deadline_s, self.resolver.deadline_s, self.publication.deadline_s)
+        deadline_s = min(
+            self.handoff.deadline_s, self.resolver.deadline_s, self.publication.deadline_s, self.admission.deadline_s
+        )
         if self.quarantine:
             # A batch that is due may have to wait for a quarantined record.
             deadline_s = max(soon_s, min(deadline_s, self.quarantine.deadline_s))

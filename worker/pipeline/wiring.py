@@ -20,6 +20,7 @@ from worker.pipeline.publish import Publication
 from worker.pipeline.quarantine import WINDOW_BATCHES, OneAtATime, Quarantine
 from worker.pipeline.report import Report
 from worker.pipeline.resolve import Policy, Refusal, Resolver, WriteResult
+from worker.pipeline.set_wait import KnownSets, SetWait
 from worker.pipeline.topic_watch import TopicWatch
 from worker.telemetry.metrics import Metrics
 
@@ -40,10 +41,11 @@ def open_loop(
     metrics: Metrics,
     health: Health,
     topic_ids: TopicIds | None = None,
+    label_sets: tuple[KnownSets, float] | None = None,
     clocks: Clocks | None = None,
     seed: int | None = None,
 ) -> Loop:
-    """The steps of the pipeline, wired together."""
+    """The steps of the pipeline, wired together. ``label_sets``: those known, and how long requests wait for others."""
     clocks = clocks or Clocks()
     jitter = random.Random(seed)  # noqa: S311 (back-off, not a secret)
     partitions = Partitions()
@@ -69,6 +71,7 @@ def open_loop(
         metrics=metrics,
         clocks=clocks,
         jitter=jitter,
+        set_wait=None if label_sets is None else SetWait(*label_sets, metrics, clocks),
     )
     quarantine = Quarantine(
         consumer,

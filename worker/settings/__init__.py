@@ -3,12 +3,13 @@
 Unknown keys are errors in both places, because a misspelt limit that is silently ignored is worse than no limit.
 
 `root` is the table of all sections: `brokers` (kafka), `topic_names`, `schema_registry`, `checkpoint` (model),
-`processing` and `observation`, each a `section`. `reading` reads them, `secret_files` those that are files, and
-`findings` says what is wrong with them.
+`processing`, `label_set_limits` and `observation`, each a `section`. `reading` reads them, `secret_files` those that
+are files, and `findings` says what is wrong with them.
 """
 
 from worker.settings.brokers import KafkaSettings
 from worker.settings.checkpoint import ModelSettings
+from worker.settings.label_set_limits import LabelSetSettings
 from worker.settings.reading import Source, given, load
 from worker.settings.root import PREFIX, Settings
 from worker.settings.schema_registry import SchemaRegistrySettings, SubjectStrategy, WireFraming
@@ -17,6 +18,7 @@ from worker.settings.section import Section
 __all__ = [
     "PREFIX",
     "KafkaSettings",
+    "LabelSetSettings",
     "ModelSettings",
     "SchemaRegistrySettings",
     "Section",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
@@ -10,6 +10,8 @@ from pydantic_settings import NoDecode
 from worker.messages import LongText
 from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template
 from worker.settings.section import Section, listed
+
+_AUTO: Final = "auto"
 
 
 class ModelSettings(Section):
@@ -30,7 +32,7 @@ class ModelSettings(Section):
     labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(listed)] = None
     """Class names in the order of the logits, for checkpoints that do not say."""
     default_language: str | None = None
-    """For XLM: the language of requests that name none."""
+    """The language of requests that name none; "auto" detects it. (A model with language embeddings needs one.)"""
     long_text: LongText = LongText.TRUNCATE
     """What becomes of texts longer than the window: TRUNCATE, WINDOW_MAX or WINDOW_MEAN."""
     pooling: Literal["auto", "CLS", "MEAN"] = "auto"
@@ -44,6 +46,16 @@ class ModelSettings(Section):
     # A forward that takes longer means a device that hangs: the worker ends, for a supervisor to restart.
     timeout_s: float = Field(default=300.0, gt=0)
     """Longest time of one forward, in seconds; then the worker ends, for a supervisor to restart."""
+
+    @property
+    def detects_language(self) -> bool:
+        """Whether the language of requests that name none is detected."""
+        return self.default_language == _AUTO
+
+    @property
+    def fixed_language(self) -> str | None:
+        """The language that the checkpoint is given for requests that name none."""
+        return None if self.detects_language else self.default_language
 
     @field_validator("hypothesis_template")
     @classmethod

@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from worker.rules import names
 from worker.settings.brokers import KafkaSettings
 from worker.settings.checkpoint import ModelSettings
+from worker.settings.label_set_limits import LabelSetSettings
 from worker.settings.observation import HttpSettings, LogSettings
 from worker.settings.processing import (
     BatchSettings,
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     retry: RetrySettings = Field(default_factory=RetrySettings)
     dead_letter: DeadLetterSettings = Field(default_factory=DeadLetterSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    label_sets: LabelSetSettings = Field(default_factory=LabelSetSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     log: LogSettings = Field(default_factory=LogSettings)

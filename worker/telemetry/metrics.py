@@ -1,7 +1,8 @@
 """Every Prometheus metric of the worker, and the plain methods by which the pipeline feeds them.
 
-`_Records`, `_Batches`, `_Inference`, `_Time`, `_Flow` and `_Broker` are the table: name, help, labels and buckets of
-each metric, in the order in which ``/metrics`` lists them. `Metrics` is what the other modules call. How to read them:
+`_Records`, `_Batches`, `_Inference`, `_Time`, `_Flow`, `_Broker` and `_LabelSets` are the table: name, help, labels and
+buckets of each metric, in the order in which ``/metrics`` lists them. `Metrics` is what the other modules call. How to
+read them:
 
 - padding share = ``padding_tokens / (padding_tokens + computed_tokens)``, as rates. Two counters rather than a gauge:
   they add up over workers and over any stretch of time.
@@ -17,6 +18,8 @@ a partition ends with its assignment, or each rebalance would leave one behind t
 Cost: everything is counted per poll, per batch or per publish. Any thread may call any method, except ``consumed``,
 ``lag`` and ``rebalanced``, which belong to the Kafka thread.
 """
+
+# size: the one table of all metrics, and a method for each; to part them would hide what there is.
 
 from __future__ import annotations
 
@@ -244,6 +247,21 @@ class _Broker:
         self.errors = declare.counter("xnli_worker_broker_errors_total", "Errors reported by the Kafka clients.")
 
 
+class _LabelSets:
+    """The sets that requests may name."""
+
+    def __init__(self, declare: _Declare) -> None:
+        self.known = declare.gauge("xnli_worker_label_sets", "Label sets that requests may name.")
+        self.bytes = declare.gauge("xnli_worker_label_sets_bytes", "Bytes of label_sets.max_bytes that they take.")
+        self.refused = declare.counter(
+            "xnli_worker_label_sets_refused_total", "Records of the label sets' topic that were refused: see the log."
+        )
+        # Where it grows all the time, a producer names a set that nobody writes: its requests become dead letters.
+        self.waits = declare.counter(
+            "xnli_worker_label_set_waits_total", "Requests that waited for the label set that they name."
+        )
+
+
 class Metrics:
     """The worker's metrics in ``registry``; one object per process, given to whoever has something to count.
 
@@ -258,6 +276,7 @@ class Metrics:
         self._time = _Time(declare)
         self._flow = _Flow(declare)
         self._broker = _Broker(declare)
+        self._label_sets = _LabelSets(declare)
         self._build = Info(
             "xnli_worker_build", "Version of the worker, checkpoint and device in use.", registry=registry
         )
@@ -385,6 +404,19 @@ class Metrics:
     def broker_error(self) -> None:
         """A Kafka client reported an error, by its callback or by an exception."""
         self._broker.errors.inc()
+
+    def label_sets(self, known: int, taken_bytes: int) -> None:
+        """How many label sets are known now, and what they take."""
+        self._label_sets.known.set(known)
+        self._label_sets.bytes.set(taken_bytes)
+
+    def label_set_refused(self) -> None:
+        """A record of the label sets' topic was refused."""
+        self._label_sets.refused.inc()
+
+    def label_set_waited_for(self) -> None:
+        """A request begins to wait for its label set."""
+        self._label_sets.waits.inc()
 
     def identify(self, *, version: str, model: str, revision: str, device: str, precision: str) -> None:
         """What runs here, as labels of ``xnli_worker_build_info``; once, when the model is loaded."""

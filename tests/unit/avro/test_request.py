@@ -1,16 +1,42 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tests.builders import label_sets
 from worker.avro import json_request
 from worker.avro.request import Defaults, Limits, request
-from worker.errors import Reason, Rejection
-from worker.messages import LongText, Pooling, Task
+from worker.errors import Reason, Rejection, UnknownLabelSet
+from worker.messages import LabelSetVersion, LongText, Pooling, Request, Task, Taxonomy
 
+POLICY = {
+    "version": "2026-11",
+    "labels": [
+        "praise",
+        {
+            "label": "abuse",
+            "threshold": 0.9,
+            "hypothesis": {"default": "This text attacks somebody.", "de": "Hier geht es um {}."},
+            "children": ["insult", {"label": "threat", "threshold": 0.5}],
+        },
+    ],
+    "hypothesis_template": {"default": "About {}.", "de": "Über {}.", "pt-br": "Sobre {}."},
+    "multi_label": True,
+    "top_k": 3,
+    "threshold": 0.7,
+    "beam": 2,
+    "abstain_on_neutral": 0.8,
+    "long_text": "WINDOW_MAX",
+    "evidence": 2,
+}
 DEFAULTS = Defaults(
-    "This example is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True, label_sets={"moods": ("glad", "sad")}
+    "This example is {}.",
+    LongText.TRUNCATE,
+    Pooling.MEAN,
+    normalize=True,
+    label_sets=label_sets(moods=["glad", "sad"], policy=POLICY, many=[f"l{i}" for i in range(9)], long=["x" * 31]),
 )
 LIMITS = Limits(max_text_chars=100, max_labels=4, max_label_chars=30, max_message_bytes=1000)
 
@@ -19,9 +45,12 @@ def datum(**fields: Any) -> dict[str, Any]:
     return json_request.request({"id": "1", "text": "hello", "labels": ["a"], **fields})
 
 
-def rejected(reason: Reason, **fields: Any) -> str:
+NO_SETS = Defaults("This example is {}.", LongText.TRUNCATE, Pooling.MEAN, normalize=True)
+
+
+def rejected(reason: Reason, *, _defaults: Defaults = DEFAULTS, **fields: Any) -> str:
     with pytest.raises(Rejection) as caught:
-        request(datum(**fields), DEFAULTS, LIMITS)
+        request(datum(**fields), _defaults, LIMITS)
     assert caught.value.reason is reason
     assert caught.value.stage == "validate"
     return str(caught.value)
@@ -49,8 +78,80 @@ def test_what_the_request_says_wins() -> None:
 def test_a_label_set_is_looked_up() -> None:
     got = request(datum(labels=[], label_set="moods"), DEFAULTS, LIMITS)
     assert got.labels == ("glad", "sad")
-    assert "registered are moods" in rejected(Reason.INVALID, labels=[], label_set="mods")
+    assert got.label_set == LabelSetVersion("moods", "0/0")
+    assert (got.taxonomy, got.thresholds, got.threshold) == (None, (), None)
     assert "one of the two" in rejected(Reason.INVALID, label_set="moods")
+    assert "topics.label_sets" in rejected(Reason.INVALID, labels=[], label_set="moods", _defaults=NO_SETS)
+
+
+def test_an_unknown_set_is_named_so_that_it_can_be_waited_for() -> None:
+    with pytest.raises(UnknownLabelSet, match="label_set = 'mods': there is no set of this name") as caught:
+        request(datum(labels=[], label_set="mods"), DEFAULTS, LIMITS)
+    assert caught.value.label_set == "mods"
+    assert "no set has such a name" in rejected(Reason.INVALID, labels=[], label_set="\u200b")
+
+
+def test_a_set_has_limits_of_its_own_but_for_the_length_of_a_text() -> None:
+    assert len(request(datum(labels=[], label_set="many"), DEFAULTS, LIMITS).labels) == 9 > LIMITS.max_labels
+    said = rejected(Reason.TOO_LARGE, labels=[], label_set="long")
+    assert "label_set 'long' has a label, hypothesis or template of 31 characters" in said
+
+
+def of_policy(**fields: Any) -> Request:
+    return request(datum(labels=[], label_set="policy", **fields), DEFAULTS, LIMITS)
+
+
+def test_what_a_set_says_completes_a_request() -> None:
+    got = of_policy()
+    assert got.labels == ("praise", "abuse", "insult", "threat")
+    assert got.taxonomy == Taxonomy((-1, -1, 1, 1), 2)
+    assert got.thresholds == (0.7, 0.9, 0.7, 0.5)
+    assert (got.threshold, got.top_k, got.multi_label, got.evidence) == (0.7, 3, True, 2)
+    assert (got.abstain_on_neutral, got.long_text) == (0.8, LongText.WINDOW_MAX)
+    assert got.label_set == LabelSetVersion("policy", "2026-11")
+    assert got.hypotheses == ("About praise.", "This text attacks somebody.", "About insult.", "About threat.")
+
+
+def test_the_request_goes_before_its_set() -> None:
+    got = of_policy(threshold=0.1, top_k=1, abstain_on_neutral=0.2, long_text="TRUNCATE", evidence=1)
+    assert (got.threshold, got.thresholds) == (0.1, ())
+    assert (got.top_k, got.abstain_on_neutral, got.long_text, got.evidence) == (1, 0.2, LongText.TRUNCATE, 1)
+    assert got.multi_label, "a plain boolean cannot say no: it can only ask for it too"
+    assert of_policy(hypothesis_template="Is it {}?").hypotheses == (
+        *("Is it praise?", "Is it abuse?", "Is it insult?", "Is it threat?"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("language", "worded"),
+    [
+        ("de", ("Über praise.", "Hier geht es um abuse.", "Über insult.", "Über threat.")),
+        ("de-AT", ("Über praise.", "Hier geht es um abuse.", "Über insult.", "Über threat.")),
+        ("PT_br", ("Sobre praise.", "This text attacks somebody.", "Sobre insult.", "Sobre threat.")),
+        ("pt", ("About praise.", "This text attacks somebody.", "About insult.", "About threat.")),
+    ],
+)
+def test_a_language_picks_the_wording_by_its_code_then_by_its_first_part(
+    language: str, worded: tuple[str, ...]
+) -> None:
+    got = of_policy(language=language)
+    assert got.hypotheses == worded
+    assert (got.language, got.detected) == (language, None)
+
+
+def test_a_language_is_detected_where_that_is_asked_for() -> None:
+    told = {"hallo": "de"}
+    defaults = replace(DEFAULTS, detect=told.get)
+    asked = datum(labels=[], label_set="policy", language="auto")
+    got = request(asked | {"text": "hallo"}, defaults, LIMITS)
+    assert (got.language, got.detected, got.hypotheses[0]) == ("de", "de", "Über praise.")
+    unclear = request(asked | {"text": "123"}, defaults, LIMITS)
+    assert (unclear.language, unclear.detected, unclear.hypotheses[0]) == ("und", "und", "About praise.")
+    named = request(datum(language="fr"), replace(defaults, language="auto"), LIMITS)
+    assert (named.language, named.detected) == ("fr", None)
+    silent = request(datum(text="hallo"), replace(defaults, language="auto"), LIMITS)
+    assert (silent.language, silent.detected) == ("de", "de")
+    assert "xnli-worker[language]" in rejected(Reason.INVALID, language="auto")
 
 
 def test_entail_takes_hypotheses_as_they_are() -> None:

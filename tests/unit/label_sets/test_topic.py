@@ -11,18 +11,19 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from structlog.testing import capture_logs
 
+from tests.builders import followed_sets
 from worker.kafka.client_config import Properties
 from worker.kafka.embedded import EmbeddedBroker
-from worker.label_sets.topic import LabelSets
 
 BAD = {
     b"[" + b"9" * 5000 + b"]": "the value is no JSON: Exceeds the limit",
     b"[" * 100_000: "the value is no JSON: maximum recursion depth",
-    b'["a", "\\ud800"]': "entry 1 is no valid Unicode",
-    b'["a", "\xe2\x80\x8b"]': "entry 1 is blank",
-    b'["a", ""]': "entry 1 is blank",
-    b'["a", 1]': "entry 1 is no string",
-    b'{"a": 1}': "the value is no array",
+    b'["a", "\\ud800"]': "[1] = '\\ud800': ",
+    b'["a", "\xe2\x80\x8b"]': "[1] = '\\u200b': is blank",
+    b'["a", ""]': "[1] = '': is blank",
+    b'["a", 1]': "[1] = 1: Input should be a valid string",
+    b'{"a": 1}': "labels is missing; a is no field; fields are name, version",
+    b'"a"': "the value is no object with labels, and no array of them",
     b"[]": "the value is an empty array",
     b"\xff": "the value is no JSON",
     b"": "the value is no JSON",
@@ -48,11 +49,13 @@ def test_one_bad_value_is_refused_with_its_place_and_reason_and_the_former_set_s
     assert producer.flush(10) == 0
 
     servers: Properties = {"bootstrap.servers": broker.bootstrap_servers}
-    sets = LabelSets(servers, AdminClient(servers), topic)
+    sets = followed_sets(broker.bootstrap_servers, AdminClient(servers), topic)
     with capture_logs() as told:
         sets.load(lambda: False)
     sets.close()
-    assert sets.sets == {"kept": ("a", "b"), "later": ("c",)}
+    assert set(sets.stored) == {"kept", "later"}
+    assert (kept := sets.stored.find("kept", None)) is not None
+    assert kept.labels == ("a", "b")
     refused = [line for line in told if line["event"] == "label_set_refused"]
     assert [line["offset"] for line in refused] == list(range(1, len(BAD) + 4))
     for line, why in zip(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.delivery.doubles import job, partition
-from worker.messages import Job, Trigger
+from worker.messages import Job, LabelSetVersion, Trigger
 from worker.pipeline.batch import Batcher, BatchPolicy
 
 policies = st.builds(
@@ -80,3 +82,54 @@ def test_what_is_forgotten_costs_nothing_any_more() -> None:
     assert batcher.due(0.0) is Trigger.TOKENS
     batcher.forget(partition(0))
     assert (len(batcher), batcher.tokens, batcher.due(0.0)) == (1, 60, None)
+
+
+named = st.lists(
+    st.none() | st.builds(LabelSetVersion, st.sampled_from("ab"), st.sampled_from("123")), min_size=1, max_size=30
+)
+
+
+def naming(offset: int, version: LabelSetVersion | None) -> Job:
+    made = job(offset, tokens=1)
+    return replace(made, request=replace(made.request, label_set=version))
+
+
+@given(policies, named, st.integers(0, 5))
+def test_no_batch_has_two_versions_of_a_label_set(
+    policy: BatchPolicy, versions: list[LabelSetVersion | None], late: int
+) -> None:
+    """The last ones join the batch that is cut already, as they do while it waits for the device."""
+    batcher = Batcher(policy)
+    early, late_ones = versions[: max(1, len(versions) - late)], versions[max(1, len(versions) - late) :]
+    for offset, version in enumerate(early):
+        batcher.add(naming(offset, version), now_s=0.0)
+    first = batcher.take(Trigger.DRAIN)
+    for offset, version in enumerate(late_ones, len(early)):
+        batcher.add(naming(offset, version), now_s=0.0)
+    batches = [batcher.fill(first)]
+    while len(batcher):
+        batches.append(batcher.take(Trigger.DRAIN))
+    assert [j.record.position.offset for batch in batches for j in batch.jobs] == list(range(len(versions)))
+    for batch in batches:
+        found = {j.request.label_set for j in batch.jobs if j.request.label_set is not None}
+        assert len(found) == len({version.name for version in found})
+    assert not batcher._versions.differ
+    assert batcher.due(0.0) is None
+
+
+def test_a_newer_version_in_line_closes_the_batch_before_it_at_once() -> None:
+    batcher = Batcher(BatchPolicy(max_messages=3, max_tokens=100, max_wait_s=1.0))
+    old, new, other = LabelSetVersion("a", "1"), LabelSetVersion("a", "2"), LabelSetVersion("b", "1")
+    batcher.add(naming(0, old), now_s=0.0)
+    batcher.add(naming(1, other), now_s=0.0)
+    assert batcher.due(0.0) is None
+    batcher.forget(partition())
+    batcher.add(naming(2, old), now_s=0.0)
+    batcher.add(naming(3, new), now_s=0.0)
+    assert batcher.due(0.0) is Trigger.LABEL_SET
+    batcher.add(naming(4, new), now_s=0.0)
+    assert batcher.due(0.0) is Trigger.MESSAGES
+    cut = batcher.take(Trigger.MESSAGES)
+    assert ([j.record.position.offset for j in cut.jobs], cut.trigger) == ([2], Trigger.LABEL_SET)
+    assert batcher.due(0.0) is None
+    assert len(batcher.take(Trigger.WAIT).jobs) == 2
