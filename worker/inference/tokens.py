@@ -19,39 +19,42 @@ Windows: with WINDOW_MAX or WINDOW_MEAN a long text is read through windows. A w
 the longest hypothesis of the request, so that all hypotheses see the same windows. It begins three quarters of a window
 after the one before, so a quarter is seen twice; the last one ends with the text. Each carries the whole hypothesis.
 
+A window's place in the text, and what of a text that is cut was seen, is told by the tokenizer's offsets (`Segmenter`),
+which are asked for only then.
+
+With a taxonomy only its top level is encoded at once. The other levels' rows are made by `Tokens.rows` when they are
+wanted, over the same windows: those beside the longest hypothesis of the whole taxonomy.
+
 A prompt, which some checkpoints were trained to see before each text to embed, is tokenised together with the text, as
 sentence-transformers does, and neither truncated nor left out of a window.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from worker.errors import CheckpointError, Reason, Rejection
 from worker.inference.checkpoint_files import is_failure
 from worker.inference.model import Checkpoint
-from worker.messages import Encoded, LongText, Request, Row, Task
+from worker.inference.segmenter import Places, TokenIds, as_ids, segmenter
+from worker.inference.tree import Tree
+from worker.messages import Encoded, LongText, Request, Row, Span, Task, Taxonomy
 
-TokenIds = npt.NDArray[np.int32]
+_Number = TypeVar("_Number", np.int32, np.int64)
 
 _STRANGE = "ß 文 \U0001f40d \u0378"  # of these some vocabulary lacks each; the last is no character at all
-_WORDS_OF_PYTHON_TOKENIZER = 50_000  # XLM's tokenizer caches every word without limit; past this the cache is emptied
+_TREES: Final = 32  # taxonomies remembered with the tokens of their hypotheses: a megabyte each at 4,096 labels
 
 
 class Tokens:
-    """Encodes requests for one checkpoint.
-
-    It shares no mutable state with the engine, so that one thread may encode while another computes.
+    """Encodes requests for one checkpoint. Several threads may use it at once.
 
     Args:
         checkpoint: whose tokenizer, window and languages apply.
@@ -63,7 +66,8 @@ class Tokens:
         self, checkpoint: Checkpoint, *, max_request_tokens: int | None = None, cache_hypotheses: int = 10_000
     ) -> None:
         self._max_request_tokens = max_request_tokens
-        self._segment = _segmenter(checkpoint.tokenizer)
+        self._segmenter = segmenter(checkpoint.tokenizer)
+        self._segment = self._segmenter.ids
         self._max_length = checkpoint.max_length
         self._left = checkpoint.tokenizer.truncation_side == "left"
         self._languages = checkpoint.languages
@@ -83,6 +87,12 @@ class Tokens:
             ) from error
         # functools' cache keeps no exception, so it holds no hypothesis longer than the window.
         self._tail = functools.lru_cache(maxsize=cache_hypotheses)(self._encode_hypothesis)
+        self._unfold = functools.lru_cache(maxsize=_TREES)(self._unfolded)
+
+    @property
+    def max_request_tokens(self) -> int | None:
+        """How many tokens the rows of one request may have together; None: any number."""
+        return self._max_request_tokens
 
     def encode(self, request: Request) -> Encoded:
         """Tokenise a request.
@@ -97,6 +107,9 @@ class Tokens:
         if request.task is not Task.EMBED and not self._classifies:
             _reject(f"{self._name} has no classification head: it serves EMBED, not {request.task}")
         language_id = self._language_id(request.language)
+        if request.taxonomy is not None and request.task is Task.CLASSIFY:
+            return self._encode_top(request, request.taxonomy)
+        spans: tuple[Span, ...] = ()
         if request.task is Task.EMBED:
             frame, tails = self._single, [self._single.after]
         else:
@@ -114,22 +127,105 @@ class Tokens:
         elif request.long_text is LongText.TRUNCATE:
             self._require_room(request, rooms, 1)
             self._require_work(len(tails), around + sum(min(room, len(text)) for room in rooms))
-            cuts = [text[-room:] if self._left else text[:room] for room in rooms]
+            cuts = [self._cut(text, room) for room in rooms]
             heads, truncated = [[np.concatenate((before, cut))] for cut in cuts], True
         else:
             # Windows of fewer tokens than a quarter of the model's say little, and each costs a row of the forward.
             self._require_room(request, rooms, self._max_length // 4)
             starts = _window_starts(len(text), least)
             self._require_work(len(tails) * len(starts), len(starts) * (around + least * len(tails)))
+            if request.task is not Task.EMBED:
+                spans = self._spans(request, starts, least)
             windows = [text[start : start + least] for start in starts]
             heads, truncated = [[np.concatenate((before, window)) for window in windows]] * len(tails), False
-        rows = []
-        for tail, windows_of_tail in zip(tails, heads, strict=True):
-            for head in windows_of_tail:
-                ids = np.concatenate((head, tail))
-                at = len(ids) if frame.segment is None else len(head) + frame.segment
-                rows.append(Row(ids, at, language_id))
-        return Encoded(tuple(rows), len(heads[0]), truncated, sum(len(row.token_ids) for row in rows))
+        rows = [
+            _row(frame, head, tail, language_id)
+            for tail, windows_of_tail in zip(tails, heads, strict=True)
+            for head in windows_of_tail
+        ]
+        premise = text if request.evidence and request.task is Task.CLASSIFY else None
+        return Encoded(
+            tuple(rows), len(heads[0]), truncated, sum(len(row.token_ids) for row in rows), premise=premise, spans=spans
+        )
+
+    def _encode_top(self, request: Request, taxonomy: Taxonomy) -> Encoded:
+        """The rows of a taxonomy's top level, once the dearest way down it is known to be within the limit."""
+        tree, lengths = self._unfold(request.hypotheses, taxonomy)
+        before, text = len(self._pair.before), self._segment(request.text)
+        rooms = self._max_length - before - lengths
+        least = int(rooms.min())
+        windows, spans, is_cut = 1, (), False
+        read = np.minimum(rooms, len(text))
+        if len(text) > least:
+            is_cut = request.long_text is LongText.TRUNCATE
+            self._require_room(request, rooms.tolist(), 1 if is_cut else self._max_length // 4)
+            if not is_cut:
+                starts = _window_starts(len(text), least)
+                windows, read = len(starts), np.full_like(rooms, least)
+        most = tree.most(windows * (before + lengths + read), multi_label=request.multi_label)
+        self._require_work(tree.most(np.full_like(rooms, windows), multi_label=request.multi_label), most)
+        if windows > 1:
+            spans = self._spans(request, starts, least)
+        encoded = Encoded((), windows, is_cut, 0, premise=text, spans=spans)
+        rows = self.rows(request, taxonomy, encoded, tree.top)
+        return replace(encoded, rows=tuple(rows), tokens=sum(len(row.token_ids) for row in rows))
+
+    def tree(self, request: Request, taxonomy: Taxonomy) -> Tree:
+        """The taxonomy of a request, unfolded."""
+        return self._unfold(request.hypotheses, taxonomy)[0]
+
+    def rows(self, request: Request, taxonomy: Taxonomy, encoded: Encoded, nodes: Iterable[int]) -> list[Row]:
+        """Rows of some nodes of an encoded request's taxonomy, in the order [node][window]."""
+        before, text = self._pair.before, _premise(encoded)
+        language_id = self._language_id(request.language)
+        if encoded.windows == 1:
+            return [self.pair(text, request.hypotheses[node], language_id) for node in nodes]
+        _, lengths = self._unfold(request.hypotheses, taxonomy)
+        least = self._max_length - len(before) - int(lengths.max())
+        heads = [np.concatenate((before, text[start : start + least])) for start in _window_starts(len(text), least)]
+        tails = [self._tail(request.hypotheses[node]) for node in nodes]
+        return [_row(self._pair, head, tail, language_id) for tail in tails for head in heads]
+
+    def pair(self, text: TokenIds, hypothesis: str, language_id: int | None) -> Row:
+        """A text's own tokens with a hypothesis. Text that finds no room is cut."""
+        tail = self._tail(hypothesis)
+        head = np.concatenate((self._pair.before, self._cut(text, self._room(tail))))
+        return _row(self._pair, head, tail, language_id)
+
+    def seen(self, request: Request, encoded: Encoded, hypotheses: Sequence[str]) -> list[Span | None]:
+        """What of the text is read in one window beside each hypothesis. None where the tokenizer does not tell."""
+        length, whole = len(_premise(encoded)), Span(0, len(request.text))
+        rooms = [self._room(self._tail(hypothesis)) for hypothesis in hypotheses]
+        if min(rooms) >= length:
+            return [whole] * len(rooms)
+        places = self._segmenter.places(request.text)
+        if places is None:
+            return [whole if room >= length else None for room in rooms]
+        return [whole if room >= length else _extent(self._cut(places, room)) for room in rooms]
+
+    def _room(self, tail: TokenIds) -> int:
+        """Tokens of a text that find room before a hypothesis and what surrounds it."""
+        return self._max_length - len(self._pair.before) - len(tail)
+
+    def all_ids(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The tokens of each of several texts, without special ones."""
+        return self._segmenter.all_ids(texts)
+
+    def _spans(self, request: Request, starts: Sequence[int], size: int) -> tuple[Span, ...]:
+        """Where windows of ``size`` tokens stand in the text; empty where the tokenizer does not tell."""
+        places = self._segmenter.places(request.text)
+        if places is None:
+            return ()
+        return tuple(_extent(places[start : start + size]) for start in starts)
+
+    def _cut(self, tokens: npt.NDArray[_Number], room: int) -> npt.NDArray[_Number]:
+        """Tokens, or what belongs to each, of a text that finds no room: the side is the tokenizer's."""
+        return tokens[max(len(tokens) - room, 0) :] if self._left else tokens[:room]
+
+    def _unfolded(self, hypotheses: tuple[str, ...], taxonomy: Taxonomy) -> tuple[Tree, npt.NDArray[np.intp]]:
+        """A taxonomy's nodes, and how many tokens follow the premise for each."""
+        tails = [len(self._tail(hypothesis)) for hypothesis in hypotheses]
+        return Tree(taxonomy), np.array(tails, dtype=np.intp)
 
     def _after_prompt(self, before: TokenIds, text: str) -> tuple[TokenIds, TokenIds]:
         """What stands before a text to embed, the prompt's tokens with it, and the text's own."""
@@ -201,6 +297,23 @@ class _Frame:
     segment: int | None
 
 
+def _row(frame: _Frame, head: TokenIds, tail: TokenIds, language_id: int | None) -> Row:
+    ids = np.concatenate((head, tail))
+    return Row(ids, len(ids) if frame.segment is None else len(head) + frame.segment, language_id)
+
+
+def _premise(encoded: Encoded) -> TokenIds:
+    if encoded.premise is None:
+        raise ValueError("the tokens of the text are kept only for a taxonomy or for evidence")
+    return encoded.premise
+
+
+def _extent(places: Places) -> Span:
+    """From where the first of some tokens begins to where the last ends. Tokens that stand for nothing do not count."""
+    real = places[places[:, 1] > places[:, 0]]
+    return Span(int(real[:, 0].min()), int(real[:, 1].max())) if len(real) else Span(0, 0)
+
+
 def _reject(message: str) -> NoReturn:
     raise Rejection(Reason.INVALID, "encode", message)
 
@@ -209,66 +322,6 @@ def _window_starts(length: int, window: int) -> list[int]:
     """Where windows over ``length`` tokens begin: a quarter shared with the one before, the last ending at the end."""
     step = max(window - window // 4, 1)
     return [*range(0, length - window, step), length - window]
-
-
-def _ids(values: Sequence[int]) -> TokenIds:
-    return np.array(values, dtype=np.int32)
-
-
-def _segmenter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], TokenIds]:
-    """Text to ids, special tokens neither added nor recognised."""
-    if not tokenizer.is_fast:
-        return functools.partial(_segment_in_python, tokenizer)
-    backend = _plain_backend(tokenizer)
-
-    def segment(text: str) -> TokenIds:
-        # The batch call releases the GIL, so that another thread computes meanwhile; encode() keeps it.
-        return _ids(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
-
-    return segment
-
-
-def _segment_in_python(tokenizer: Any, text: str) -> TokenIds:
-    if len(tokenizer.cache) > _WORDS_OF_PYTHON_TOKENIZER:
-        tokenizer.cache.clear()
-    return _ids(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text, split_special_tokens=True)))
-
-
-def _plain_backend(tokenizer: Any) -> tokenizers.Tokenizer:
-    """A copy of a fast tokenizer's backend that does not recognise special tokens in a text.
-
-    ``encode_special_tokens`` keeps them from being cut out of the text beforehand. A unigram model would still find
-    them, because they are among its pieces with the best scores (SentencePiece marks them as control symbols that no
-    text matches). So a unigram model is built anew, with special tokens renamed to what cannot occur: a piece with a
-    blank.
-    """
-    original: tokenizers.Tokenizer = tokenizer.backend_tokenizer
-    if not isinstance(original.model, tokenizers.models.Unigram):
-        backend = copy.deepcopy(original)
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
-        return backend
-    model = json.loads(original.to_str())["model"]
-    added = sorted(original.get_added_tokens_decoder().items())
-    special = {token.content for _, token in added if token.special}
-    pieces = [(f" {piece} " if piece in special else piece, score) for piece, score in model["vocab"]]
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.Unigram(pieces, model["unk_id"], model.get("byte_fallback", False))
-    )
-    backend.normalizer = original.normalizer
-    backend.pre_tokenizer = original.pre_tokenizer
-    backend.encode_special_tokens = True
-    for number, token in added:
-        if token.special and number < len(pieces):
-            continue  # renamed above
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-        if backend.token_to_id(token.content) != number:
-            raise CheckpointError(
-                f"the tokenizer's added token {token.content!r} has the id {number}, which leaves a gap after the "
-                f"{len(pieces)} pieces of its vocabulary; use a checkpoint whose added tokens follow one another"
-            )
-    return backend
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> _Frame:
@@ -283,7 +336,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> _Frame:
     second = _find(ids, text, first_end) if pair else first_end
     second_end = second + len(text) if pair else first_end
     segment = types.index(1) - first_end if 1 in types else None
-    return _Frame(_ids(ids[:first]), _ids(ids[first_end:second]), _ids(ids[second_end:]), segment)
+    return _Frame(as_ids(ids[:first]), as_ids(ids[first_end:second]), as_ids(ids[second_end:]), segment)
 
 
 def _find(ids: list[int], text: list[int], start: int) -> int:
