@@ -260,7 +260,8 @@ class LabelScore:
 class Classification:
     """Labels by falling score, after top_k and threshold. ``abstained``: no label passed.
 
-    ``evidence_cut``: evidence was asked for and left out, or made coarser, for the limit on one request's work.
+    ``evidence_cut``: evidence was asked for and left out, or made coarser, for the limit on one request's work; or the
+    tokenizer does not tell which part of a long text was read.
     """
 
     labels: tuple[LabelScore, ...]

@@ -12,8 +12,8 @@ From coarse to fine (`search`):
    with the largest drop takes its place while it keeps `KEPT` of what the whole passage drops, down to `PHRASE` words.
    So a span is a few words that a reviewer can read, or a whole sentence where no part of it says the same.
 
-That is some 16 rows and six more for each span, whatever the length of the text. Spans without a drop are no evidence:
-where a text says the same thing several times, leaving one out changes little, and there may be none.
+That is some 16 rows and six more for each span, whatever the length of the text. Spans below `LEAST` are no
+evidence: where a text says the same thing several times, leaving one out changes little, and there may be none.
 
 Of a text that is cut, the part that the model read is searched. With several windows it is the window that entails the
 label most, and the drop is of that window's probability; so under WINDOW_MAX it is the label's own.
@@ -38,6 +38,9 @@ FANOUT: Final = 16
 """How many parts a passage is divided into at once."""
 KEPT: Final = 0.7
 """The share of a passage's drop that a part of it must keep to stand for it."""
+
+LEAST: Final = 0.001
+"""The smallest drop that is told. Arithmetic in another batch makes smaller ones, which mean nothing."""
 
 Drops = list[float]
 Spot = tuple[Part, float]  # words of a text, and the drop without them
@@ -69,7 +72,7 @@ def _locate(parts: list[Part], wanted: int) -> Search:
         # A group that speaks for the label though no part of it does alone counts as a whole.
         silent = [one for one in best if len(one[0]) > 1 and not _any_within(one[0], tried)]
         tried += [([_whole(group)], drop) for group, drop in silent]
-        best = sorted((one for one in tried if one[1] > 0), key=lambda one: -one[1])[:wanted]
+        best = sorted((one for one in tried if one[1] >= LEAST), key=lambda one: -one[1])[:wanted]
         settled = [(group[0], drop) for group, drop in best if len(group) == 1]
         divided = [group for group, _ in best if len(group) > 1]
     return [(_whole(group), drop) for group, drop in best]
@@ -77,7 +80,7 @@ def _locate(parts: list[Part], wanted: int) -> Search:
 
 def _any_within(group: list[Part], tried: Sequence[tuple[list[Part], float]]) -> bool:
     whole = _whole(group)
-    return any(drop > 0 and whole.first <= one[0].first < whole.last for one, drop in tried)
+    return any(drop >= LEAST and whole.first <= one[0].first < whole.last for one, drop in tried)
 
 
 def _narrow(spots: list[Spot]) -> Search:

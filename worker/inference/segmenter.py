@@ -62,9 +62,7 @@ class _Fast:
     def places(self, text: str) -> Places:
         # Where a normaliser removes what a text begins with, tokenizers 0.23 tells all places too small by as much.
         begin = _UNSEEN.match(text).end()
-        whole, seen, gone = self._backend.encode_batch(
-            [text, text[begin:], text[:begin]], add_special_tokens=False
-        )
+        whole, seen, gone = self._backend.encode_batch([text, text[begin:], text[:begin]], add_special_tokens=False)
         made, shift = (seen, begin) if seen.ids == whole.ids and not gone.ids else (whole, 0)
         return np.array(made.offsets, dtype=np.int64).reshape(-1, 2) + shift
 

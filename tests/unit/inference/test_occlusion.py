@@ -18,7 +18,7 @@ from tests.builders import classify, entail
 from worker.inference.engine import Engine
 from worker.inference.loading import load
 from worker.inference.model import Checkpoint
-from worker.inference.occlusion import FANOUT, Spot, search
+from worker.inference.occlusion import FANOUT, LEAST, Spot, search
 from worker.inference.passages import PHRASE, Part, Passages
 from worker.messages import Classification, LongText, Pooling, Request, Row, Span, Taxonomy, Work
 
@@ -91,6 +91,7 @@ def test_several_are_told_strongest_first() -> None:
 def test_what_makes_no_difference_is_no_evidence() -> None:
     text = " ".join([FILLER] * 5)
     assert look(passages(text), 3, lambda _: 0.5)[0] == []
+    assert look(passages(text), 3, lambda given: 0.5 + 0.9 * LEAST * (given == "\0"))[0] == []
     assert look(passages(""), 3, lambda _: 0.5) == ([], 0)
     assert look(passages("word"), 3, having("word", "word"))[0] == [(Part(0, 1), 1.0)]
 
@@ -121,7 +122,7 @@ def test_spans_are_apart_and_dropping(told: list[str], wanted: int, rows: int, s
     found, asked = look(made, wanted, lambda _: float(rng.random()), rows)
     assert asked <= rows
     assert len(found) <= wanted
-    assert [drop for _, drop in found] == sorted((drop for _, drop in found if drop > 0), reverse=True)
+    assert [drop for _, drop in found] == sorted((drop for _, drop in found if drop >= LEAST), reverse=True)
     taken = sorted(part for part, _ in found)
     assert all(one.last <= other.first for one, other in itertools.pairwise(taken))
 
