@@ -128,8 +128,6 @@ class Engine:
     ) -> tuple[list[Outcome], Work]:
         """Compute the outcomes of a batch, in its order. ``beat`` is called before each forward.
 
-        The work tells the rows of all rounds.
-
         Raises:
             OutOfDeviceMemory: One row alone does not fit into the device's memory.
             Rejection: A message makes the model give infinities or NaN.
@@ -143,15 +141,14 @@ class Engine:
             groups.setdefault(request.pooling if request.task is Task.EMBED else None, []).append(i)
         for pooling, members in groups.items():
             rows = [requests[i][1].rows for i in members]
-            results = self._classes(rows, tally) if pooling is None else self._vectors(rows, pooling, tally)
-            for i, own in zip(members, results, strict=True):
+            for i, own in zip(members, self._results(rows, pooling, tally), strict=True):
                 request, encoded = requests[i]
                 if encoded.premise is None:
                     outcomes[i] = self._outcome(request, encoded, own)
                 else:  # a taxonomy or evidence
-                    asking[i] = classified(request, encoded, own, self._tokens, self._order(request))
+                    asking[i] = classified(request, encoded, own, self._tokens, _order(self._checkpoint))
         if asking:
-            outcomes |= in_lockstep(asking, partial(self._classes, tally=tally))
+            outcomes |= in_lockstep(asking, partial(self._results, pooling=None, tally=tally))
         tally.shrinks, self._shrinks = self._shrinks, 0
         return [outcomes[i] for i in range(len(requests))], tally.close(self._budget.tokens)
 
@@ -199,23 +196,16 @@ class Engine:
     def _outcome(self, request: Request, encoded: Encoded, results: npt.NDArray[np.float32]) -> Outcome:
         if request.task is Task.EMBED:
             return embed(request, results, _lengths(encoded.rows))
-        return score(request, results, encoded.windows, self._order(request), encoded.spans)
+        return score(request, results, encoded.windows, _order(self._checkpoint), encoded.spans)
 
-    def _order(self, request: Request) -> LabelOrder:
-        if self._checkpoint.order is None:  # `encode` refuses such a request
-            raise FatalError(f"{self.identity.name} has no classification head, yet {request.task} was encoded")
-        return self._checkpoint.order
-
-    def _classes(self, rows: Sequence[Sequence[Row]], tally: _Tally) -> list[npt.NDArray[np.float32]]:
-        """The logits of the rows of several requests."""
+    def _results(
+        self, rows: Sequence[Sequence[Row]], pooling: Pooling | None, tally: _Tally
+    ) -> list[npt.NDArray[np.float32]]:
+        """Logits, or pooled vectors, of the rows of several requests."""
         flat = flatten(rows)
         tally.rows += len(flat.which)
-        return flat.restore(self._logits(flat.rows, flat.keys, tally))
-
-    def _vectors(self, rows: Sequence[Sequence[Row]], pooling: Pooling, tally: _Tally) -> list[npt.NDArray[np.float32]]:
-        """The pooled vectors of the rows of several requests."""
-        flat = flatten(rows)
-        tally.rows += len(flat.which)
+        if pooling is None:
+            return flat.restore(self._logits(flat.rows, flat.keys, tally))
         return flat.restore(_after_pooling(self._checkpoint, self._slices(flat.rows, pooling, tally)))
 
     def _logits(self, rows: Sequence[Row], keys: Sequence[bytes], tally: _Tally) -> npt.NDArray[np.float32]:
@@ -286,6 +276,12 @@ def _room(checkpoint: Checkpoint, max_tokens: int) -> int:
     if checkpoint.device.type != "cpu":
         return max_tokens
     return min(max_tokens, 6 * 1024**2 // (4 * checkpoint.hidden_size))
+
+
+def _order(checkpoint: Checkpoint) -> LabelOrder:
+    if checkpoint.order is None:  # `encode` refuses such a request
+        raise FatalError(f"{checkpoint.identity.name} has no classification head, yet a request for one was encoded")
+    return checkpoint.order
 
 
 def _open_forward(checkpoint: Checkpoint) -> Forward:

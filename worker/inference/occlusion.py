@@ -228,7 +228,7 @@ def _open(request: Request, encoded: Encoded, found: Sequence[Found], tokens: To
     for i, (one, place) in enumerate(zip(found, places, strict=True)):
         if place is None:
             continue
-        length = len(tokens.pair(ids[place], hypotheses[i], None).token_ids)
+        length = len(tokens.pairs.row(ids[place], hypotheses[i], None).token_ids)
         known = one.label.entailment if place == whole else None
         look = search(passages[place], request.evidence)
         quests[i] = _Quest(hypotheses[i], passages[place], ids[place], length, known, look)
@@ -243,10 +243,10 @@ def _rows(quests: Sequence[_Quest], tokens: Tokens, language_id: int | None) -> 
     rows: list[Row] = []
     for quest in quests:
         if quest.whole is None:
-            rows.append(tokens.pair(quest.ids, quest.hypothesis, language_id))
+            rows.append(tokens.pairs.row(quest.ids, quest.hypothesis, language_id))
         # Tokenised anew, what lacks some words could in theory be longer than the whole.
         rows += [
-            tokens.pair(ids[id(quest.passages), part][: len(quest.ids)], quest.hypothesis, language_id)
+            tokens.pairs.row(ids[id(quest.passages), part][: len(quest.ids)], quest.hypothesis, language_id)
             for part in quest.parts
         ]
     return rows

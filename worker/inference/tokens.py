@@ -33,21 +33,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, NoReturn, TypeVar
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
 
 from worker.errors import CheckpointError, Reason, Rejection
 from worker.inference.checkpoint_files import is_failure
 from worker.inference.model import Checkpoint
-from worker.inference.segmenter import Places, TokenIds, as_ids, segmenter
+from worker.inference.pairs import Pairs, frame_of, reject, row_of
+from worker.inference.segmenter import Places, TokenIds, segmenter
 from worker.inference.tree import Tree
 from worker.messages import Encoded, LongText, Request, Row, Span, Task, Taxonomy
-
-_Number = TypeVar("_Number", np.int32, np.int64)
 
 _STRANGE = "ß 文 \U0001f40d \u0378"  # of these some vocabulary lacks each; the last is no character at all
 _TREES: Final = 32  # taxonomies remembered with the tokens of their hypotheses: a megabyte each at 4,096 labels
@@ -69,13 +67,12 @@ class Tokens:
         self._segmenter = segmenter(checkpoint.tokenizer)
         self._segment = self._segmenter.ids
         self._max_length = checkpoint.max_length
-        self._left = checkpoint.tokenizer.truncation_side == "left"
         self._languages = checkpoint.languages
         self._default_language = checkpoint.default_language
         self._classifies = checkpoint.order is not None
         self._name = checkpoint.identity.name
         try:
-            self._single, self._pair = (_frame(checkpoint.tokenizer, pair=pair) for pair in (False, True))
+            self._single, self._pair = (frame_of(checkpoint.tokenizer, pair=pair) for pair in (False, True))
             self._segment(_STRANGE)  # a vocabulary without its token for the unknown fails here, and not at a message
             self._prompt, self._prompt_ids = checkpoint.prompt, self._segment(checkpoint.prompt)
         except BaseException as error:
@@ -85,9 +82,20 @@ class Tokens:
                 f"the tokenizer of {self._name} cannot read a text ({type(error).__name__}: {error}): it is damaged, "
                 "or not the one that belongs to the model; copy or download it again"
             ) from error
-        # functools' cache keeps no exception, so it holds no hypothesis longer than the window.
-        self._tail = functools.lru_cache(maxsize=cache_hypotheses)(self._encode_hypothesis)
+        self._pairs = Pairs(
+            self._pair,
+            self._segment,
+            self._max_length,
+            keeps_end=checkpoint.tokenizer.truncation_side == "left",
+            cache_hypotheses=cache_hypotheses,
+        )
+        self._tail = self._pairs.tail
         self._unfold = functools.lru_cache(maxsize=_TREES)(self._unfolded)
+
+    @property
+    def pairs(self) -> Pairs:
+        """How a text's tokens and a hypothesis become a row."""
+        return self._pairs
 
     @property
     def max_request_tokens(self) -> int | None:
@@ -105,7 +113,7 @@ class Tokens:
                 leaves no room for the text; (too_large) its rows together have more tokens than one request may have.
         """
         if request.task is not Task.EMBED and not self._classifies:
-            _reject(f"{self._name} has no classification head: it serves EMBED, not {request.task}")
+            reject(f"{self._name} has no classification head: it serves EMBED, not {request.task}")
         language_id = self._language_id(request.language)
         if request.taxonomy is not None and request.task is Task.CLASSIFY:
             return self._encode_top(request, request.taxonomy)
@@ -125,13 +133,13 @@ class Tokens:
             self._require_work(len(tails), around + len(text) * len(tails))
             heads, truncated = [[np.concatenate((before, text))]] * len(tails), False
         elif request.long_text is LongText.TRUNCATE:
-            self._require_room(request, rooms, 1)
+            self._pairs.require_room(request, rooms, 1)
             self._require_work(len(tails), around + sum(min(room, len(text)) for room in rooms))
-            cuts = [self._cut(text, room) for room in rooms]
+            cuts = [self._pairs.cut(text, room) for room in rooms]
             heads, truncated = [[np.concatenate((before, cut))] for cut in cuts], True
         else:
             # Windows of fewer tokens than a quarter of the model's say little, and each costs a row of the forward.
-            self._require_room(request, rooms, self._max_length // 4)
+            self._pairs.require_room(request, rooms, self._max_length // 4)
             starts = _window_starts(len(text), least)
             self._require_work(len(tails) * len(starts), len(starts) * (around + least * len(tails)))
             if request.task is not Task.EMBED:
@@ -139,7 +147,7 @@ class Tokens:
             windows = [text[start : start + least] for start in starts]
             heads, truncated = [[np.concatenate((before, window)) for window in windows]] * len(tails), False
         rows = [
-            _row(frame, head, tail, language_id)
+            row_of(frame, head, tail, language_id)
             for tail, windows_of_tail in zip(tails, heads, strict=True)
             for head in windows_of_tail
         ]
@@ -158,7 +166,7 @@ class Tokens:
         read = np.minimum(rooms, len(text))
         if len(text) > least:
             is_cut = request.long_text is LongText.TRUNCATE
-            self._require_room(request, rooms.tolist(), 1 if is_cut else self._max_length // 4)
+            self._pairs.require_room(request, rooms.tolist(), 1 if is_cut else self._max_length // 4)
             if not is_cut:
                 starts = _window_starts(len(text), least)
                 windows, read = len(starts), np.full_like(rooms, least)
@@ -179,33 +187,23 @@ class Tokens:
         before, text = self._pair.before, _premise(encoded)
         language_id = self._language_id(request.language)
         if encoded.windows == 1:
-            return [self.pair(text, request.hypotheses[node], language_id) for node in nodes]
+            return [self._pairs.row(text, request.hypotheses[node], language_id) for node in nodes]
         _, lengths = self._unfold(request.hypotheses, taxonomy)
         least = self._max_length - len(before) - int(lengths.max())
         heads = [np.concatenate((before, text[start : start + least])) for start in _window_starts(len(text), least)]
         tails = [self._tail(request.hypotheses[node]) for node in nodes]
-        return [_row(self._pair, head, tail, language_id) for tail in tails for head in heads]
-
-    def pair(self, text: TokenIds, hypothesis: str, language_id: int | None) -> Row:
-        """A text's own tokens with a hypothesis. Text that finds no room is cut."""
-        tail = self._tail(hypothesis)
-        head = np.concatenate((self._pair.before, self._cut(text, self._room(tail))))
-        return _row(self._pair, head, tail, language_id)
+        return [row_of(self._pair, head, tail, language_id) for tail in tails for head in heads]
 
     def seen(self, request: Request, encoded: Encoded, hypotheses: Sequence[str]) -> list[Span | None]:
         """What of the text is read in one window beside each hypothesis. None where the tokenizer does not tell."""
         length, whole = len(_premise(encoded)), Span(0, len(request.text))
-        rooms = [self._room(self._tail(hypothesis)) for hypothesis in hypotheses]
+        rooms = [self._pairs.room(self._tail(hypothesis)) for hypothesis in hypotheses]
         if min(rooms) >= length:
             return [whole] * len(rooms)
         places = self._segmenter.places(request.text)
         if places is None:
             return [whole if room >= length else None for room in rooms]
-        return [whole if room >= length else _extent(self._cut(places, room)) for room in rooms]
-
-    def _room(self, tail: TokenIds) -> int:
-        """Tokens of a text that find room before a hypothesis and what surrounds it."""
-        return self._max_length - len(self._pair.before) - len(tail)
+        return [whole if room >= length else _extent(self._pairs.cut(places, room)) for room in rooms]
 
     def all_ids(self, texts: Sequence[str]) -> list[TokenIds]:
         """The tokens of each of several texts, without special ones."""
@@ -217,10 +215,6 @@ class Tokens:
         if places is None:
             return ()
         return tuple(_extent(places[start : start + size]) for start in starts)
-
-    def _cut(self, tokens: npt.NDArray[_Number], room: int) -> npt.NDArray[_Number]:
-        """Tokens, or what belongs to each, of a text that finds no room: the side is the tokenizer's."""
-        return tokens[max(len(tokens) - room, 0) :] if self._left else tokens[:room]
 
     def _unfolded(self, hypotheses: tuple[str, ...], taxonomy: Taxonomy) -> tuple[Tree, npt.NDArray[np.intp]]:
         """A taxonomy's nodes, and how many tokens follow the premise for each."""
@@ -236,24 +230,6 @@ class Tokens:
         own = int(differs[0]) if len(differs) else most
         return np.concatenate((before, ids[:own])), ids[own:]
 
-    def _encode_hypothesis(self, hypothesis: str) -> TokenIds:
-        """Everything that follows the premise: separator, hypothesis, end."""
-        ids = self._segment(hypothesis)
-        tail = np.concatenate((self._pair.between, ids, self._pair.after))
-        if len(self._pair.before) + len(tail) > self._max_length:
-            self._reject_hypothesis(hypothesis, len(tail))
-        return tail
-
-    def _require_room(self, request: Request, rooms: Sequence[int], least: int) -> None:
-        for index, room in enumerate(rooms):
-            if room < least:
-                if not request.hypotheses:
-                    _reject(
-                        f"a window of {self._max_length} tokens leaves {room} for the text; at least {least} needed"
-                    )
-                hypothesis = request.hypotheses[index]
-                self._reject_hypothesis(hypothesis, len(self._tail(hypothesis)), least)
-
     def _require_work(self, rows: int, tokens: int) -> None:
         """Refuse too much work, before any of the rows is made: they may be gigabytes."""
         limit = self._max_request_tokens
@@ -265,41 +241,16 @@ class Tokens:
                 "send a shorter text or fewer labels, let it be truncated, or raise the limit",
             )
 
-    def _reject_hypothesis(self, hypothesis: str, tail: int, least: int = 1) -> NoReturn:
-        special = len(self._pair.between) + len(self._pair.after)
-        room = self._max_length - len(self._pair.before) - tail
-        shown = hypothesis if len(hypothesis) <= 80 else hypothesis[:80] + "…"
-        _reject(
-            f"hypothesis {shown!r} has {tail - special} tokens, which with {special + len(self._pair.before)} special "
-            f"ones leaves {max(room, 0)} of the model's {self._max_length} for the text; at least {least} needed: "
-            "shorten the label, the hypothesis or the template"
-        )
-
     def _language_id(self, language: str | None) -> int | None:
         if not self._languages:
             return None
         wanted = language if language is not None else self._default_language
         known = ", ".join(sorted(self._languages))
         if wanted is None:
-            _reject(f"{self._name} has language embeddings and the request names no language; it knows {known}")
+            reject(f"{self._name} has language embeddings and the request names no language; it knows {known}")
         if wanted not in self._languages:
-            _reject(f"{self._name} does not know the language {wanted!r}; it knows {known}")
+            reject(f"{self._name} does not know the language {wanted!r}; it knows {known}")
         return self._languages[wanted]
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """The special tokens around one text or two. ``segment``: where token type 1 begins, counted from ``between``."""
-
-    before: TokenIds
-    between: TokenIds
-    after: TokenIds
-    segment: int | None
-
-
-def _row(frame: _Frame, head: TokenIds, tail: TokenIds, language_id: int | None) -> Row:
-    ids = np.concatenate((head, tail))
-    return Row(ids, len(ids) if frame.segment is None else len(head) + frame.segment, language_id)
 
 
 def _premise(encoded: Encoded) -> TokenIds:
@@ -314,36 +265,7 @@ def _extent(places: Places) -> Span:
     return Span(int(real[:, 0].min()), int(real[:, 1].max())) if len(real) else Span(0, 0)
 
 
-def _reject(message: str) -> NoReturn:
-    raise Rejection(Reason.INVALID, "encode", message)
-
-
 def _window_starts(length: int, window: int) -> list[int]:
     """Where windows over ``length`` tokens begin: a quarter shared with the one before, the last ending at the end."""
     step = max(window - window // 4, 1)
     return [*range(0, length - window, step), length - window]
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> _Frame:
-    """Learn from the tokenizer itself which special tokens it sets around texts, and which token types."""
-    texts = (["a"], ["a"]) if pair else (["a"],)
-    encoded = tokenizer(*texts)
-    ids: list[int] = encoded["input_ids"][0]
-    types: list[int] = encoded.get("token_type_ids", [[0] * len(ids)])[0]
-    text: list[int] = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
-    first = _find(ids, text, 0)
-    first_end = first + len(text)
-    second = _find(ids, text, first_end) if pair else first_end
-    second_end = second + len(text) if pair else first_end
-    segment = types.index(1) - first_end if 1 in types else None
-    return _Frame(as_ids(ids[:first]), as_ids(ids[first_end:second]), as_ids(ids[second_end:]), segment)
-
-
-def _find(ids: list[int], text: list[int], start: int) -> int:
-    for at in range(start, len(ids) - len(text) + 1):
-        if text and ids[at : at + len(text)] == text:
-            return at
-    raise CheckpointError(
-        f"the tokenizer turns 'a' into {text} but a text or pair made of it into {ids}: its special tokens cannot be "
-        "told from the text; use a checkpoint whose tokenizer transformers supports"
-    )
