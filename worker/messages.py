@@ -133,10 +133,10 @@ class Request:
     the request gave them; for EMBED empty. ``labels`` is empty unless CLASSIFY.
 
     ``label_set`` is what the labels come from, or None where the request has its own. With a ``taxonomy`` ``labels``
-    are all of its nodes. ``thresholds`` has one for each label where a set gives labels their own, after precedence
-    (None: that label has none), and is empty otherwise: then ``threshold`` is that of every label. A label whose
-    neutral probability reaches ``abstain_on_neutral`` does not pass either. ``evidence`` is how many spans of the text
-    are wanted for each label that passes. ``detected`` is the language that was found where the request asked for that.
+    are all of its nodes. ``thresholds`` has one for each label where a set gives labels their own, after precedence;
+    for a label with None, and where it is empty, ``threshold`` holds. A label whose neutral probability reaches
+    ``abstain_on_neutral`` does not pass either. ``evidence`` is how many spans of the text are wanted for each label
+    that passes. ``detected`` is the language that was found where the request asked for that.
     """
 
     id: str
@@ -178,13 +178,18 @@ class Row:
 class Encoded:
     """A request as the model sees it: ``rows[h * windows + w]`` is hypothesis ``h`` over window ``w`` of the text.
 
-    For EMBED there is one row per window. ``tokens`` is the sum of the rows' lengths: the request's cost.
+    For EMBED there is one row per window. ``tokens`` is the sum of the rows' lengths: what the request costs at once.
+    What a taxonomy's lower levels and evidence cost later nobody knows before, so ``rows`` are those of the top level;
+    ``premise`` is then the text's own tokens, uncut. ``spans`` are the windows' places in the text, where there are
+    several and the tokenizer tells.
     """
 
     rows: tuple[Row, ...]
     windows: int
     truncated: bool
     tokens: int
+    premise: npt.NDArray[np.int32] | None = None
+    spans: tuple[Span, ...] = ()
 
 
 @value
@@ -211,7 +216,8 @@ class Trigger(StrEnum):
 class Batch:
     """Jobs that go through the model together, in the order they were admitted.
 
-    ``tokens`` is the sum of their costs, ``opened_at_s`` the monotonic time of the first admission.
+    ``tokens`` is the sum of what they cost at once (see `Encoded`): taxonomies and evidence may cost a multiple.
+    ``opened_at_s`` is the monotonic time of the first admission.
     """
 
     jobs: tuple[Job, ...]
@@ -257,7 +263,8 @@ class LabelScore:
 class Classification:
     """Labels by falling score, after top_k and threshold. ``abstained``: no label passed.
 
-    ``evidence_cut``: evidence was asked for and left out, or made coarser, for the limit on one request's work.
+    ``evidence_cut``: evidence was asked for and left out, or made coarser, for the limit on one request's work; or the
+    tokenizer does not tell which part of a long text was read.
     """
 
     labels: tuple[LabelScore, ...]

@@ -119,6 +119,11 @@ class Screen:
                 line += f"\x1b[{begin + 1}G" if self._can_steer else " " * (columns + GAP - width(shown))
         sys.stdout.write(line.rstrip(" ") + "\n")
 
+    def marked(self, before: str, found: str, after: str, style: str) -> str:
+        """A passage in its surroundings: in a style, or in brackets where there are no colours."""
+        passage = self._styled(found, style) if self._has_colour else f"[{found}]"
+        return isolated(f"{before}{passage}{after}")
+
     def line(self, text: str, style: str = "") -> None:
         """A line that is not cut: a terminal breaks it."""
         sys.stdout.write(self._styled(text, style) + "\n")

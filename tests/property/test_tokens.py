@@ -208,6 +208,46 @@ def test_windows_cover_the_text_and_carry_the_hypothesis(family: str, text: str,
 
 @every_family
 @checked
+@given(TEXT, st.integers(1, 40))
+@example("👩🏽\u200d🚀 𝕏 e\u0301\u0302 文字𠜎 ", 30)
+@example("ﬁ ﬀ ㎏ ½ İ ß ", 30)
+def test_windows_are_found_again_in_the_text(family: str, text: str, copies: int) -> None:
+    premise = (text + " ") * copies
+    request = entail(premise, "short.", long_text=LongText.WINDOW_MAX)
+    encoded = tokens(family).encode(request)
+    if encoded.windows == 1 or family == "xlm":
+        assert encoded.spans == ()
+        return
+    assert len(encoded.spans) == encoded.windows
+    assert all(0 <= start <= end <= len(premise) for start, end in encoded.spans)
+    read = [
+        i
+        for i, letter in enumerate(premise)
+        if len(tokens(family).encode(embed(letter)).rows[0].token_ids) > 2 and not letter.isspace()
+    ]
+    covered = set().union(*(range(start, end) for start, end in encoded.spans))
+    ordered = all(one.start <= other.start for one, other in itertools.pairwise(encoded.spans))
+    assert ordered
+    unread = [premise[i] for i in read if i not in covered]
+    assert not unread, "what a tokenizer reads lies in a window"
+
+
+@every_family
+def test_a_window_says_the_words_that_it_was_made_of(family: str) -> None:
+    if family == "xlm":
+        return  # it tells no places
+    premise = " ".join(f"{sentence} 👩🏽\u200d🚀 𝕏 e\u0301 文" for sentence in SENTENCES)
+    encoded = tokens(family).encode(entail(premise, "Yes.", long_text=LongText.WINDOW_MAX))
+    alone = Tokens(replace(checkpoint(family), max_length=100_000))
+    for row, (start, end) in zip(encoded.rows, encoded.spans, strict=True):
+        found = alone.encode(entail(premise[start:end], "Yes.")).rows[0].token_ids.tolist()
+        # A window that begins or ends within a word is tokenised otherwise there, and nowhere else.
+        inner = row.token_ids.tolist()[4:-8]
+        assert any(found[at : at + len(inner) - 8] == inner[4:-4] for at in range(len(found))), premise[start:end]
+
+
+@every_family
+@checked
 @given(TEXT, st.integers(0, 60))
 def test_a_hypothesis_without_room_for_the_premise_is_invalid(family: str, premise: str, words: int) -> None:
     assume(not any(word in premise for word in special_words(family)))
@@ -297,7 +337,7 @@ def test_the_python_tokenizers_memory_is_bounded() -> None:
     fresh = Tokens(replace(checkpoint("xlm"), tokenizer=tokenizers.xlm()))
     for start in range(0, 110_000, 10_000):
         fresh.encode(embed(" ".join(str(number) for number in range(start, start + 10_000))))
-    assert len(fresh._segment.args[0].cache) <= 60_000  # type: ignore[attr-defined]
+    assert len(fresh._segmenter.own.cache) <= 60_000  # type: ignore[attr-defined]
 
 
 def test_hypotheses_are_remembered_up_to_a_bound() -> None:

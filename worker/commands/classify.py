@@ -17,7 +17,7 @@ from worker.commands.connection import say
 from worker.commands.json_lines import is_wanted
 from worker.commands.request_source import labels_of
 from worker.errors import Rejection, SettingsError
-from worker.messages import Classification, Encoded, ModelIdentity, Pooling, Request
+from worker.messages import Classification, Encoded, Evidence, LabelScore, ModelIdentity, Pooling, Request
 from worker.screen import Cell, Screen
 from worker.settings import Settings
 from worker.telemetry import log
@@ -25,6 +25,7 @@ from worker.telemetry import log
 _BAR_COLUMNS: Final = 30
 _LABEL_COLUMNS: Final = 32
 _DEMO: Final = "demo"
+_CONTEXT: Final = 40  # letters of the text that are shown on either side of evidence
 
 
 def classify(
@@ -34,6 +35,7 @@ def classify(
     labels: str,
     multi_label: bool,
     template: str | None,
+    evidence: int = 0,
     as_json: bool,
 ) -> bool:
     """Score labels for a text, or for each line of stdin. False if one of several could not be scored.
@@ -44,6 +46,7 @@ def classify(
         labels: With commas between, or a JSON array.
         multi_label: Score each label by itself.
         template: In place of ``model.hypothesis_template``.
+        evidence: How many spans of the text to show for each label.
         as_json: JSON on a terminal too.
 
     Raises:
@@ -58,6 +61,7 @@ def classify(
         "labels": labels_of(labels),
         "multi_label": multi_label,
         "hypothesis_template": template,
+        "evidence": evidence,
     }
     texts = _lines() if text in {None, "-"} else iter([str(text)])
     only = None if text in {None, "-"} else _request(wanted | {"text": str(text)}, settings)
@@ -125,10 +129,12 @@ def _show(request: Request, encoded: Encoded, outcome: Classification, model: Mo
                     "entailment": round(score.entailment, 6),
                     "neutral": round(score.neutral, 6),
                     "contradiction": round(score.contradiction, 6),
+                    **({"evidence": _quoted(request.text, score)} if request.evidence else {}),
                 }
                 for score in outcome.labels
             ],
             "multi_label": outcome.multi_label,
+            **({"evidence_cut": outcome.evidence_cut} if request.evidence else {}),
             "truncated": encoded.truncated,
             "model": {"name": model.name, "revision": model.revision},
         }
@@ -144,8 +150,36 @@ def _show(request: Request, encoded: Encoded, outcome: Classification, model: Mo
         style = screen.GREEN if likely else ""
         bar = out.bar(score.score, _BAR_COLUMNS)
         out.row(["", Cell(label, style), f"{score.score:.3f}", Cell(bar, style)], [0, columns, 5])
+        for found in score.evidence:
+            out.line(f"{'':{screen.GAP + columns}}  {-found.drop:+.3f}  {_in_context(out, request.text, found, style)}")
     notes = ["each label by itself: the scores need not add up to 1"] if outcome.multi_label else []
+    notes += ["not all evidence was looked for"] if outcome.evidence_cut else []
     notes += ["the text is longer than the model's window: its end was not read"] if encoded.truncated else []
     for note in notes:
         out.line(f"  {note}", screen.DIM)
     sys.stdout.flush()
+
+
+def _quoted(text: str, score: LabelScore) -> list[dict[str, Any]]:
+    """The evidence of a label in JSON, with the words that it means."""
+    return [
+        {
+            "start": found.span.start,
+            "end": found.span.end,
+            "drop": round(found.drop, 6),
+            "text": text[slice(*found.span)],
+        }
+        for found in score.evidence
+    ]
+
+
+def _in_context(out: Screen, text: str, found: Evidence, style: str) -> str:
+    """Evidence with what stands around it, in one line."""
+    start, end = found.span
+    before, after = text[max(0, start - _CONTEXT) : start], text[end : end + _CONTEXT]
+    return out.marked(
+        ("…" if start > _CONTEXT else "") + terminal.harmless(before),
+        terminal.harmless(text[start:end]),
+        terminal.harmless(after) + ("…" if end + _CONTEXT < len(text) else ""),
+        style or screen.BOLD,
+    )

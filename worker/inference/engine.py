@@ -1,7 +1,8 @@
 """The engine: requests in, outcomes out, on one device.
 
 It computes each distinct row once (`worker.inference.rows`), orders rows by length, cuts them into slices that the
-token budget allows, and runs each slice through a `Forward`. A slice mixes pairs of many messages.
+token budget allows, and runs each slice through a `Forward`. A slice mixes pairs of many messages. The rows that some
+requests need later share forwards too, round by round (`worker.inference.rounds`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import torch
 from worker.errors import CheckpointError, FatalError, OutOfDeviceMemory, WorkerError
 from worker.inference.budget import TokenBudget
 from worker.inference.checkpoint_files import first_line
+from worker.inference.classification import classified
 from worker.inference.forwards import families
 from worker.inference.forwards.families import Forward
 from worker.inference.model import Checkpoint
+from worker.inference.rounds import Asking, in_lockstep
 from worker.inference.rows import flatten
-from worker.inference.scores import embed, score
+from worker.inference.scores import LabelOrder, embed, score
 from worker.inference.tokens import Tokens
 from worker.messages import Encoded, LongText, ModelIdentity, Outcome, Pooling, Request, Row, Task, Work
 
@@ -132,18 +135,20 @@ class Engine:
         """
         tally = _Tally(beat)
         outcomes: dict[int, Outcome] = {}
+        asking: dict[int, Asking[Outcome]] = {}
         groups: dict[Pooling | None, list[int]] = {}
         for i, (request, _) in enumerate(requests):
             groups.setdefault(request.pooling if request.task is Task.EMBED else None, []).append(i)
         for pooling, members in groups.items():
-            flat = flatten(requests[i][1].rows for i in members)
-            tally.rows += len(flat.which)
-            if pooling is None:
-                results = self._logits(flat.rows, flat.keys, tally)
-            else:
-                results = _after_pooling(self._checkpoint, self._slices(flat.rows, pooling, tally))
-            for i, own in zip(members, flat.restore(results), strict=True):
-                outcomes[i] = self._outcome(*requests[i], own)
+            rows = [requests[i][1].rows for i in members]
+            for i, own in zip(members, self._results(rows, pooling, tally), strict=True):
+                request, encoded = requests[i]
+                if encoded.premise is None:
+                    outcomes[i] = self._outcome(request, encoded, own)
+                else:  # a taxonomy or evidence
+                    asking[i] = classified(request, encoded, own, self._tokens, _order(self._checkpoint))
+        if asking:
+            outcomes |= in_lockstep(asking, partial(self._results, pooling=None, tally=tally))
         tally.shrinks, self._shrinks = self._shrinks, 0
         return [outcomes[i] for i in range(len(requests))], tally.close(self._budget.tokens)
 
@@ -191,9 +196,17 @@ class Engine:
     def _outcome(self, request: Request, encoded: Encoded, results: npt.NDArray[np.float32]) -> Outcome:
         if request.task is Task.EMBED:
             return embed(request, results, _lengths(encoded.rows))
-        if self._checkpoint.order is None:  # `encode` refuses such a request
-            raise FatalError(f"{self.identity.name} has no classification head, yet {request.task} was encoded")
-        return score(request, results, encoded.windows, self._checkpoint.order)
+        return score(request, results, encoded.windows, _order(self._checkpoint), encoded.spans)
+
+    def _results(
+        self, rows: Sequence[Sequence[Row]], pooling: Pooling | None, tally: _Tally
+    ) -> list[npt.NDArray[np.float32]]:
+        """Logits, or pooled vectors, of the rows of several requests."""
+        flat = flatten(rows)
+        tally.rows += len(flat.which)
+        if pooling is None:
+            return flat.restore(self._logits(flat.rows, flat.keys, tally))
+        return flat.restore(_after_pooling(self._checkpoint, self._slices(flat.rows, pooling, tally)))
 
     def _logits(self, rows: Sequence[Row], keys: Sequence[bytes], tally: _Tally) -> npt.NDArray[np.float32]:
         """Logits of distinct rows; those in the cache need no forward."""
@@ -263,6 +276,12 @@ def _room(checkpoint: Checkpoint, max_tokens: int) -> int:
     if checkpoint.device.type != "cpu":
         return max_tokens
     return min(max_tokens, 6 * 1024**2 // (4 * checkpoint.hidden_size))
+
+
+def _order(checkpoint: Checkpoint) -> LabelOrder:
+    if checkpoint.order is None:  # `encode` refuses such a request
+        raise FatalError(f"{checkpoint.identity.name} has no classification head, yet a request for one was encoded")
+    return checkpoint.order
 
 
 def _open_forward(checkpoint: Checkpoint) -> Forward:

@@ -10,6 +10,8 @@ The pipeline guesses the contradiction class by its position; here all classes a
 arithmetic is float64 with the maximum subtracted first, so that no logit overflows. Equal scores keep the request's
 order.
 
+A label passes if its score reaches its threshold and its neutral probability stays below ``abstain_on_neutral``.
+
 Several windows of a long text become one row of logits per hypothesis *before* any rule is applied, so that the score
 and the three probabilities of a label always describe the same logits:
 
@@ -26,7 +28,9 @@ value of each component.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +44,7 @@ from worker.messages import (
     LabelScore,
     LongText,
     Request,
+    Span,
     Task,
 )
 
@@ -61,15 +66,27 @@ def softmax(logits: Floats) -> Floats:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
 
 
-def score(
-    request: Request, logits: npt.NDArray[np.float32], windows: int, order: LabelOrder
-) -> Classification | Entailment:
-    """Turn a request's logits into its outcome.
+class Judged(NamedTuple):
+    """What the model says of several hypotheses, each about the whole text or the windows that count.
+
+    Attributes:
+        logits: (hypotheses, 2 or 3), those of entailment first and of contradiction last.
+        probabilities: (hypotheses, 3), of entailment, neutral and contradiction.
+        windows: (hypotheses,), the window that entails each the most; None where the text has one window.
+    """
+
+    logits: Floats
+    probabilities: Floats
+    windows: npt.NDArray[np.intp] | None
+
+
+def judge(logits: npt.NDArray[np.float32], windows: int, long_text: LongText, order: LabelOrder) -> Judged:
+    """Name the classes and put a text's windows together.
 
     Args:
-        request: A CLASSIFY or ENTAIL request with at least one hypothesis.
         logits: (hypotheses * windows, classes); row ``h * windows + w`` is hypothesis ``h`` over window ``w``.
         windows: Number of windows the text was cut into, at least 1.
+        long_text: How windows become one.
         order: Which class is which.
 
     Raises:
@@ -79,30 +96,94 @@ def score(
     named = [order.entailment, order.contradiction]
     if order.neutral is not None:
         named.insert(1, order.neutral)
-    classes = _finite(logits).reshape(len(request.hypotheses), windows, -1)[:, :, named]
-    evidence = _combine(classes, request.long_text)
-    probabilities = softmax(evidence)
+    classes = _finite(logits).reshape(-1, windows, logits.shape[1])[:, :, named]
+    best: npt.NDArray[np.intp] | None = None
+    if windows == 1:
+        combined = classes[:, 0]
+    else:
+        best = softmax(classes)[:, :, 0].argmax(axis=1)
+        is_mean = long_text is LongText.WINDOW_MEAN
+        combined = np.asarray(classes.mean(axis=1)) if is_mean else classes[np.arange(len(classes)), best]
+    probabilities = softmax(combined)
     if order.neutral is None:
         probabilities = np.insert(probabilities, 1, 0.0, axis=-1)
-    entailment, neutral, contradiction = probabilities.T.tolist()
+    return Judged(combined, probabilities, best)
 
+
+def competing(logits: Floats) -> Floats:
+    """Scores of labels of which one holds, (hypotheses,), of `Judged.logits`. One alone is scored `apart`."""
+    return apart(logits) if len(logits) == 1 else softmax(logits[:, 0])
+
+
+def apart(logits: Floats) -> Floats:
+    """Scores of labels each by itself, (hypotheses,), of `Judged.logits`."""
+    return np.asarray(softmax(logits[:, [0, -1]])[:, 0])
+
+
+def passes(request: Request, index: int, score: float, neutral: float, otherwise: float = 0.0) -> bool:
+    """Whether label ``index`` of a request passes: by its own threshold, else the request's, else ``otherwise``."""
+    threshold = request.thresholds[index] if request.thresholds else None
+    if threshold is None:
+        threshold = otherwise if request.threshold is None else request.threshold
+    if score < threshold:
+        return False
+    return request.abstain_on_neutral is None or neutral < request.abstain_on_neutral
+
+
+def ranked(request: Request, scores: Floats, neutral: Sequence[float]) -> list[int]:
+    """The labels that pass, by falling score; equal scores in the request's order. ``top_k`` is not applied yet."""
+    order: list[int] = np.argsort(-scores, kind="stable").tolist()
+    if request.threshold is None and not request.thresholds and request.abstain_on_neutral is None:
+        return order
+    return [i for i in order if passes(request, i, scores[i], neutral[i])]
+
+
+def window_of(request: Request, judged: Judged, spans: Sequence[Span], index: int) -> Span | None:
+    """The place of the window that decided for a hypothesis; None where that is the whole text, or not known."""
+    if judged.windows is None or not spans or request.long_text is not LongText.WINDOW_MAX:
+        return None
+    return spans[judged.windows[index]]
+
+
+def score(
+    request: Request,
+    logits: npt.NDArray[np.float32],
+    windows: int,
+    order: LabelOrder,
+    spans: Sequence[Span] = (),
+) -> Classification | Entailment:
+    """Turn a request's logits into its outcome, where it needs no others.
+
+    Args:
+        request: A CLASSIFY or ENTAIL request with at least one hypothesis.
+        logits: As `judge` takes them.
+        windows: Likewise.
+        order: Likewise.
+        spans: The windows' places in the text, where they are known.
+
+    Raises:
+        Rejection: The model gave infinities or NaN for this request; a result must not carry them.
+    """
+    judged = judge(logits, windows, request.long_text, order)
+    entailment, neutral, contradiction = judged.probabilities.T.tolist()
     if request.task is Task.ENTAIL:
-        return Entailment(tuple(map(Judgement, request.hypotheses, entailment, neutral, contradiction)))
-
-    if request.multi_label or len(request.labels) == 1:
-        scores = softmax(evidence[:, [0, -1]])[:, 0]
-    else:
-        scores = softmax(evidence[:, 0])
-    ranked = np.argsort(-scores, kind="stable").tolist()
-    kept = [i for i in ranked if request.threshold is None or scores[i] >= request.threshold]
-    return Classification(
-        labels=tuple(
-            LabelScore(request.labels[i], float(scores[i]), entailment[i], neutral[i], contradiction[i])
-            for i in kept[: request.top_k]
-        ),
-        multi_label=request.multi_label,
-        abstained=not kept,
+        judgements = tuple(map(Judgement, request.hypotheses, entailment, neutral, contradiction))
+        if spans:
+            judgements = tuple(
+                replace(one, window=window_of(request, judged, spans, i)) for i, one in enumerate(judgements)
+            )
+        return Entailment(judgements)
+    scores = (apart if request.multi_label else competing)(judged.logits)
+    kept = ranked(request, scores, neutral)
+    shown = kept[: request.top_k]
+    labels = tuple(
+        LabelScore(request.labels[i], float(scores[i]), entailment[i], neutral[i], contradiction[i]) for i in shown
     )
+    if spans:
+        labels = tuple(
+            replace(label, window=window_of(request, judged, spans, i)) for i, label in zip(shown, labels, strict=True)
+        )
+    return Classification(labels, multi_label=request.multi_label, abstained=not kept)
 
 
 def embed(request: Request, vectors: npt.NDArray[np.float32], lengths: npt.NDArray[np.intp]) -> Embedding:
@@ -125,16 +206,6 @@ def embed(request: Request, vectors: npt.NDArray[np.float32], lengths: npt.NDArr
         # A zero vector has no direction: it stays zero.
         vector /= max(float(np.linalg.norm(vector)), np.finfo(np.float32).tiny)
     return Embedding(vector.astype(np.float32), request.pooling, normalized=request.normalize)
-
-
-def _combine(classes: Floats, long_text: LongText) -> Floats:
-    """(hypotheses, windows, classes) to (hypotheses, classes)."""
-    if classes.shape[1] == 1:
-        return classes[:, 0]
-    if long_text is LongText.WINDOW_MEAN:
-        return np.asarray(classes.mean(axis=1))
-    best = softmax(classes)[:, :, 0].argmax(axis=1)
-    return np.asarray(classes[np.arange(len(classes)), best])
 
 
 def _finite(values: npt.NDArray[np.float32]) -> Floats:

@@ -41,6 +41,7 @@ def demo(
     examples=[
         'xnli-worker classify "Interest rates were raised." --labels finance,sport',
         "xnli-worker classify --labels spam,harmless --json < texts.txt",
+        'xnli-worker classify "We like it here. You fool!" --labels insult,praise --multi-label --evidence 1',
     ],
 )
 def classify(
@@ -54,6 +55,9 @@ def classify(
     template: Annotated[
         str | None, typer.Option(metavar="T", help='the hypothesis of a label, as in "This text is about {}."')
     ] = None,
+    evidence: Annotated[
+        int, typer.Option(metavar="N", min=0, help="show the N parts of the text that speak most for each label")
+    ] = 0,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> int:
@@ -61,7 +65,15 @@ def classify(
     StopFlag(interrupt=True)
     from worker.commands.classify import classify as score  # noqa: PLC0415
 
-    done = score(text, config, labels=labels, multi_label=multi_label, template=template, as_json=as_json)
+    done = score(
+        text,
+        config,
+        labels=labels,
+        multi_label=multi_label,
+        template=template,
+        evidence=evidence,
+        as_json=as_json,
+    )
     return 0 if done else 1
 
 

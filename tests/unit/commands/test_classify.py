@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker.commands.classify import classify
+from worker import screen
+from worker.commands.classify import _in_context, classify
 from worker.errors import SettingsError
+from worker.messages import Evidence, Span
+from worker.screen import Screen
 
 
 def test_texts_of_stdin_are_scored_one_by_one_and_a_bad_one_costs_itself_alone(
@@ -46,3 +49,30 @@ def test_what_will_not_do_is_told_before_a_model_is_loaded(
 ) -> None:
     with pytest.raises(SettingsError, match=said):
         classify(text, None, labels=labels, multi_label=False, template=template, as_json=False)
+
+
+def test_evidence_is_quoted_in_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XNLI_MODEL__DEVICE", "cpu")
+    text = "We like it here \U0001f40d. You are a fool!"
+    assert classify(text, None, labels="insult", multi_label=True, template=None, evidence=1, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    (label,) = shown["labels"]
+    (found,) = label["evidence"]
+    assert found["text"] == text[found["start"] : found["end"]] == "You are a fool!"
+    assert 0 < found["drop"] <= label["entailment"]
+    assert shown["evidence_cut"] is False
+
+
+@pytest.mark.parametrize(("has_colour", "found"), [(True, "\x1b[1;32mfool\x1b[0m"), (False, "[fool]")])
+def test_evidence_stands_out_in_its_surroundings(
+    monkeypatch: pytest.MonkeyPatch, *, has_colour: bool, found: str
+) -> None:
+    text = "a" * 50 + "\x1b[2Jfool\nb"
+    out = Screen()
+    monkeypatch.setattr(out, "_has_colour", has_colour)
+    start = text.index("fool")
+    shown = _in_context(out, text, Evidence(Span(start, start + 4), 0.5), screen.GREEN)
+    assert shown == f"…{'a' * 36}\\x1b[2J{found} b"

@@ -10,7 +10,7 @@ import pytest
 from tests import builders
 from worker.errors import Reason, Rejection
 from worker.inference.scores import LabelOrder, embed, score
-from worker.messages import Classification, Entailment, LongText, Request
+from worker.messages import Classification, Entailment, LongText, Request, Span
 
 THREE = LabelOrder(entailment=2, neutral=1, contradiction=0)
 TWO = LabelOrder(entailment=0, neutral=None, contradiction=1)
@@ -93,6 +93,45 @@ def test_no_label_over_the_threshold_is_to_abstain() -> None:
     outcome = classify(request("a", "b", threshold=0.9), [[0.0, 0.0, 1.0], [0.0, 0.0, 1.5]])
     assert outcome.abstained
     assert outcome.labels == ()
+
+
+def test_a_label_has_a_threshold_of_its_own_else_that_of_the_request() -> None:
+    logits = [[0.0, 0.0, 1.0], [0.0, 0.0, 2.0], [0.0, 0.0, 3.0]]
+    made = request("a", "b", "c", multi_label=True, thresholds=(0.5, 0.95, None))
+    assert [label.label for label in classify(made, logits).labels] == ["c", "a"]
+    assert [label.label for label in classify(replace(made, threshold=0.96), logits).labels] == ["a"]
+    assert classify(replace(made, thresholds=(0.9, 0.9, None), threshold=0.96), logits).abstained
+
+
+def test_a_label_of_which_the_text_says_nothing_does_not_pass() -> None:
+    logits = [[0.0, 0.0, 1.0], [0.0, 5.0, 2.0]]
+    made = request("a", "b", abstain_on_neutral=0.8)
+    assert [label.label for label in classify(made, logits).labels] == ["a"]
+    assert classify(made, logits).labels == classify(request("a", "b"), logits).labels[1:]
+    neutral = classify(request("b"), logits[1:]).labels[0].neutral
+    assert classify(request("b", abstain_on_neutral=neutral), logits[1:]).abstained, "it reaches it"
+    assert not classify(request("a", abstain_on_neutral=1e-9), [[2.0, -1.0]], order=TWO).abstained
+
+
+def test_the_window_that_decided_is_named_for_each_label() -> None:
+    logits = [[0.0, 0.0, 4.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 3.0]]
+    spans = (Span(0, 10), Span(7, 15))
+    for made, expected in (
+        (request("a", "b", long_text=LongText.WINDOW_MAX), {"a": spans[0], "b": spans[1]}),
+        (request("a", "b", long_text=LongText.WINDOW_MEAN), {"a": None, "b": None}),
+    ):
+        outcome = score(made, np.array(logits, dtype=np.float32), 2, THREE, spans)
+        assert isinstance(outcome, Classification)
+        assert {label.label: label.window for label in outcome.labels} == expected
+    judged = score(
+        builders.entail("text", "x", "y", long_text=LongText.WINDOW_MAX),
+        np.array(logits, dtype=np.float32),
+        2,
+        THREE,
+        spans,
+    )
+    assert isinstance(judged, Entailment)
+    assert [one.window for one in judged.judgements] == list(spans)
 
 
 def test_entailment_keeps_the_order_of_the_hypotheses() -> None:
