@@ -40,6 +40,7 @@ class DeliveryReports:
         self.sent: list[tuple[Position, Output]] = []
         self.failed: dict[Position, KafkaError] = {}
         self.unpublishable: Unpublishable | None = None
+        self.has_gap = False  # see LostRequests
 
     def take(self, position: Position, output: Output, is_alone: bool, error: KafkaError | None, _: Message) -> None:
         """One record failed, or, where a client reports everything, did not."""
@@ -62,6 +63,8 @@ class DeliveryReports:
     @property
     def why(self) -> str:
         """Why not everything was delivered."""
+        if self.has_gap:
+            return "the client had skipped the sequence numbers of records that were refused before"
         output_of = dict(self.sent)
         failed = ((output_of[position].topic, error.str()) for position, error in self.failed.items())
         return next((f"{topic}: {error}" for topic, error in failed), "time ran out")
@@ -72,6 +75,7 @@ class ProducerConnection:
 
     def __init__(self, config: Properties, clock: Clock, lost: LostRequests | None = None) -> None:
         self.clock = clock
+        self._lost = lost
         self.errors = ErrorLog("producer")
         # librdkafka puts nothing into a batch with a record that is larger than a batch may be.
         self.batch_bytes = int(config.get("batch.size", client_config.BATCH_BYTES))
@@ -128,7 +132,8 @@ class ProducerConnection:
         """As `flush`, but a transaction sends nothing more once a record has failed: who waits then, waits in vain."""
         has_failed = False
         while left := self.flush(min(deadline_s, self.clock() + _FLUSH_S)):
-            if reports.unpublishable is not None or reports.suspects:
+            reports.has_gap = self._lost is not None and self._lost.has_gap
+            if reports.unpublishable is not None or reports.suspects or (reports.failed and reports.has_gap):
                 return 0
             # What was not sent fails at once, and what was refused a moment later: that tells why.
             if reports.failed and not has_failed:
