@@ -19,6 +19,10 @@ from worker.messages import Output, Position
 
 _FLUSH_S: Final = 0.05
 _CAUSE_S: Final = 0.5
+# An abort drops what is queued once, as it begins. What the broker sends back after that (what was under way behind a
+# record that it refused) is queued for another attempt that no aborted transaction makes, and librdkafka (2.16) waits
+# for it until the time is up. The next call drops it, and goes on where the last one was: it asks for no second end.
+_ABORT_S: Final = 0.1
 
 
 class DeliveryReports:
@@ -141,6 +145,28 @@ class ProducerConnection:
             if self.clock() >= deadline_s:
                 return 0 if has_failed else left
         return 0
+
+    def begin(self) -> None:
+        """Begin a transaction. Raises KafkaException."""
+        if self._lost is not None:
+            self._lost.has_gap = False
+        self.client.begin_transaction()
+
+    def abort(self, deadline_s: float) -> None:
+        """Abort the transaction that is open.
+
+        Raises:
+            KafkaException: it cannot be; or, retriable, it was not by the deadline.
+        """
+        while True:
+            try:
+                self.client.abort_transaction(min(_ABORT_S, max(0.01, deadline_s - self.clock())))
+            except KafkaException as error:
+                if not client_errors.is_retriable(error.args[0]) or self.clock() >= deadline_s:
+                    raise
+                self.client.poll(0.01)  # an error that comes at once must not make this a loop without rest
+            else:
+                return
 
     def check(self) -> None:
         """Raise FatalError if librdkafka has said that this client cannot go on, after hearing what it has to say."""

@@ -22,10 +22,6 @@ log = structlog.get_logger("worker.kafka")
 
 # A call that is asked to return in time gets so much more of it.
 _GRACE_S: Final = 1.0
-# An abort drops what is queued once, as it begins. What the broker sends back after that (what was under way behind a
-# record that it refused) is queued for another attempt that no aborted transaction makes, and librdkafka (2.16) waits
-# for it until the time is up. The next call drops it, and goes on where the last one was: it asks for no second end.
-_ABORT_S: Final = 0.1
 
 
 class OffsetOwner(Protocol):
@@ -116,10 +112,9 @@ class TransactionalPublisher:
     def _produce(self, outputs: Iterable[tuple[Position, Output]], deadline_s: float) -> None:
         """Begin a transaction and queue these outputs. If one is refused unsent, the others are looked at too."""
         self._reports = reports = DeliveryReports()
-        self._lost.has_gap = False
         self._deadline_s = deadline_s
         try:
-            self._connection.client.begin_transaction()
+            self._connection.begin()
             self._state = _State.OPEN
             for position, output in outputs:
                 try:
@@ -206,26 +201,16 @@ class TransactionalPublisher:
             log.warning("transaction_left", why=why)
             return
         self._state = _State.ABORTING
-        # At least a second: an abort that has no time would leave readers waiting for the transaction's time-out.
-        deadline_s = max(deadline_s, self._clock() + 1.0)
-        while not self._is_aborted(deadline_s):
-            pass
-        self._state = _State.IDLE
-        log.warning("transaction_aborted", why=why)
-
-    def _is_aborted(self, deadline_s: float) -> bool:
-        """Ask for the abort, or go on asking; False if there is no answer yet."""
         try:
-            self._connection.client.abort_transaction(min(_ABORT_S, self._left_s(deadline_s)))
+            # At least a second: an abort that has no time would leave readers waiting for the transaction's time-out.
+            self._connection.abort(max(deadline_s, self._clock() + 1.0))
         except KafkaException as error:
             found: KafkaError = error.args[0]
-            if not client_errors.is_retriable(found):
-                raise client_errors.cannot_go_on("transactional producer", found) from error
-            if self._clock() >= deadline_s:
+            if client_errors.is_retriable(found):
                 raise BrokerAway(f"abort not answered: {found.str()}") from error
-            self._connection.client.poll(0.01)  # an error that comes at once must not make this a loop without rest
-            return False
-        return True
+            raise client_errors.cannot_go_on("transactional producer", found) from error
+        self._state = _State.IDLE
+        log.warning("transaction_aborted", why=why)
 
     def _left_s(self, deadline_s: float) -> float:
         return max(0.1, deadline_s - self._clock())
