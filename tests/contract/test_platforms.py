@@ -248,14 +248,15 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
     return Ended(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
-TABLE: list[tuple[str, ...]] = []
+def show(*cells: str) -> None:
+    """A row of the table, at once: a run that is broken off has shown what it found."""
+    print(f"| {' | '.join(cells)} |", flush=True)  # noqa: T201 (what the run is for; -s shows it)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    yield
-    rows = [("command", "condition", "exit code", "last line"), ("---", "---", "---", "---"), *TABLE]
-    print("", *(f"| {' | '.join(row)} |" for row in rows), sep="\n")  # noqa: T201 (what the run is for; -s shows it)
+def table() -> None:
+    show("command", "condition", "exit code", "last line")
+    show(*["---"] * 4)
 
 
 @pytest.mark.acceptance
@@ -268,7 +269,7 @@ def test_a_command_does_its_work_wherever_it_runs(
     if not condition.needs():
         pytest.skip("needs root, setpriv and unshare, or cgroups that may be written to")
     ended = run(command, condition, settings, tmp_path)
-    TABLE.append((command, condition.name, str(ended.code), ended.last.replace("|", "\\|")))
+    show(command, condition.name, str(ended.code), ended.last.replace("|", "\\|"))
     everything = ended.out + ended.err
     assert "Traceback" not in everything, everything
     assert "Exception ignored" not in everything, everything
