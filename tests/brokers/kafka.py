@@ -146,16 +146,23 @@ class KafkaCluster(Kafka):
 
     What a broker does by default is kept, except where it costs a test seconds: groups rebalance at once, a dead node
     is noticed after 3 s, expired transactions are aborted within 5 s, sessions may be as short as a second.
+
+    With ``users``, names and passwords, one node listens at ``secured_servers`` too, where it asks for them
+    (SASL_PLAINTEXT, PLAIN).
     """
 
-    def __init__(self, nodes: int = 1, properties: Mapping[str, str] | None = None) -> None:
-        ports = free_ports(2 * nodes)
+    def __init__(
+        self, nodes: int = 1, properties: Mapping[str, str] | None = None, users: Mapping[str, str] | None = None
+    ) -> None:
+        ports = free_ports(2 * nodes + 1)
         super().__init__(",".join(f"127.0.0.1:{port}" for port in ports[:nodes]))
         self.directory = Path(tempfile.mkdtemp(prefix="xnli-kafka-"))
         self._nodes = {
             i + 1: _Node(i + 1, ports[i], ports[nodes + i], self.directory / f"node-{i + 1}") for i in range(nodes)
         }
         self._properties = dict(properties or {})
+        self.secured_servers = f"127.0.0.1:{ports[-1]}"
+        self._users = dict(users or {})
 
     def __enter__(self) -> Self:
         self.start()
@@ -305,16 +312,31 @@ class KafkaCluster(Kafka):
         tails = [f"--- node {n.id} ({n.process.log})\n{n.process.tail()}" for n in self._nodes.values() if n.process]
         return BrokerFailed("\n".join([f"Kafka {what}", *tails]))
 
+    def _doors(self, node: _Node) -> dict[str, str]:
+        plain = f"PLAINTEXT://127.0.0.1:{node.port},CONTROLLER://127.0.0.1:{node.controller_port}"
+        protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"
+        names = {"controller.listener.names": "CONTROLLER"}
+        if not self._users:
+            return {"listeners": plain, "listener.security.protocol.map": protocols, **names}
+        users = " ".join(f'user_{name}="{password}"' for name, password in self._users.items())
+        return {
+            "listeners": f"{plain},SECURED://{self.secured_servers}",
+            "listener.security.protocol.map": f"{protocols},SECURED:SASL_PLAINTEXT",
+            "listener.name.secured.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.secured.plain.sasl.jaas.config": (
+                f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
+            ),
+            **names,
+        }
+
     def _configuration(self, node: _Node) -> dict[str, str]:
         replicas = min(3, len(self._nodes))
         in_sync = max(1, replicas - 1)
         return {
+            **self._doors(node),
             "process.roles": "broker,controller",
             "node.id": str(node.id),
             "controller.quorum.voters": ",".join(f"{n.id}@127.0.0.1:{n.controller_port}" for n in self._nodes.values()),
-            "listeners": f"PLAINTEXT://127.0.0.1:{node.port},CONTROLLER://127.0.0.1:{node.controller_port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "controller.listener.names": "CONTROLLER",
             "log.dirs": str(node.directory / "data"),
             # Replication as far as the nodes go: with three, one may die and acks=all still succeeds.
             "default.replication.factor": str(replicas),

@@ -1,5 +1,7 @@
 """Every command under what a platform may do to it: streams that are closed, full or of another encoding, a home that
-is read-only, a user without a name, a folder of hostile modules, half a core. Prints what came of each.
+is read-only, a user without a name, a folder of hostile modules, half a core.
+
+Prints what came of each, as a table in Markdown: ``pytest -m "" -s tests/contract/test_platforms.py -k send``.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -94,30 +97,47 @@ CONDITIONS = [
         needs=_has_cpu_groups,
     ),
 ]
-PRINTS = {"tail", "list", "show", "bench", "help", "rehearse"}  # whose work is what they print
+# Whose work is what they print.
+PRINTS = {"version", "help", "classify", "tail", "list", "show", "rehearse", "bench"}
+PRINTS |= {"schemas", "config show", "config schema"}
+READS_STDIN = {"send", "classify"}
+# {port} is a free one; {folder} is what $D is above.
 COMMANDS = {
+    "version": ("--version",),
     "help": ("--help",),
+    "no command": ("dead-letters",),
+    "wrong settings": ("run", "--config", "nö-such.toml"),
     "run": ("run",),
     "demo": ("demo", "--count", "8"),
+    "broker": ("broker", "--port", "{port}"),
+    "classify": ("classify", "--labels", "weather,sport"),
     "send": ("send",),
     "tail": ("tail", "--dead-letters", "--from-beginning", "--count", "1"),
     "list": ("dead-letters", "list"),
     "show": ("dead-letters", "show", "0:0"),
     "rehearse": ("dead-letters", "replay", "--dry-run"),
     "replay": ("dead-letters", "replay"),
+    "topics create": ("topics", "create"),
+    "topics check": ("topics", "check"),
+    "schemas": ("schemas", "show"),
+    "config init": ("config", "init", "{folder}/worker.toml"),
+    "config show": ("config", "show"),
+    "config schema": ("config", "schema"),
     "check": ("check",),
     "bench": ("bench", "--no-pipeline", "--runs", "1", "--messages", "16"),
-    "wrong settings": ("run", "--config", "nö-such.toml"),
 }
+SERVES = {"run", "broker"}  # until they are told to stop
 
 
 def expected(command: str, condition: Condition) -> int:
-    if command == "wrong settings" or (command, condition.name) == ("send", "stdin closed"):
+    if command in {"no command", "wrong settings"}:
         return 2
+    if command == "config init":  # the home is where it would write, and the folder is another user's
+        return 2 if condition.name in {"read-only home", "nameless user"} else 0
     if command == "replay":  # the embedded broker only pretends to have transactions
         return 1
-    if command == "send" and condition.lost == "stdin":
-        return 1
+    if command in READS_STDIN and condition.lost == "stdin":
+        return 2 if condition.name == "stdin closed" else 1
     return int(condition.lost == "stdout" and command in PRINTS)
 
 
@@ -169,9 +189,17 @@ def is_ready(port: int) -> bool:
         return False
 
 
-def stopped_when_ready(process: subprocess.Popen[bytes], port: int) -> None:
+def listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def stopped_when(process: subprocess.Popen[bytes], serves: Callable[[int], bool], port: int) -> None:
     deadline_s = time.monotonic() + TIMEOUT_S - 60
-    while process.poll() is None and not is_ready(port) and time.monotonic() < deadline_s:
+    while process.poll() is None and not serves(port) and time.monotonic() < deadline_s:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
 
@@ -182,21 +210,23 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
     hostile.mkdir()
     for name in HOSTILE:
         (hostile / f"{name}.py").write_text(f"raise SystemExit('hostile {name}.py was executed')\n")
-    (port,) = free_ports(1)
+    port, other = free_ports(2)
+    arguments = [argument.format(port=other, folder=folder) for argument in COMMANDS[command]]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
     mine = {"PYTHONPATH": str(ROOT), "D": str(folder), "XNLI_HTTP__PORT": str(port), "OMP_NUM_THREADS": "2"}
     environment = kept | settings | mine | dict(condition.environment)
     terminal, side = pty.openpty() if condition.terminal else (-1, subprocess.PIPE)
     process = subprocess.Popen(
-        ["sh", "-c", condition.around, "sh", *PROGRAM, *COMMANDS[command]],
+        ["sh", "-c", condition.around, "sh", *PROGRAM, *arguments],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,
         stdout=side,
         stderr=side,
     )
-    if command == "run":
-        threading.Thread(target=stopped_when_ready, args=(process, port), daemon=True).start()
+    if command in SERVES:
+        how = (is_ready, port) if command == "run" else (listens, other)
+        threading.Thread(target=stopped_when, args=(process, *how), daemon=True).start()
     if condition.terminal:
         os.close(side)
         if process.stdin is not None:
@@ -218,13 +248,15 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
     return Ended(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
-TABLE: list[str] = []
+def show(*cells: str) -> None:
+    """A row of the table, at once: a run that is broken off has shown what it found."""
+    print(f"| {' | '.join(cells)} |", flush=True)  # noqa: T201 (what the run is for; -s shows it)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    yield
-    print("\n".join(["", *TABLE]))  # noqa: T201 (what the run is for; -s shows it)
+def table() -> None:
+    show("command", "condition", "exit code", "last line")
+    show(*["---"] * 4)
 
 
 @pytest.mark.acceptance
@@ -237,7 +269,7 @@ def test_a_command_does_its_work_wherever_it_runs(
     if not condition.needs():
         pytest.skip("needs root, setpriv and unshare, or cgroups that may be written to")
     ended = run(command, condition, settings, tmp_path)
-    TABLE.append(f"{command:<15}{condition.name:<18}{ended.code:>3}  {ended.last[:110]}")
+    show(command, condition.name, str(ended.code), ended.last.replace("|", "\\|"))
     everything = ended.out + ended.err
     assert "Traceback" not in everything, everything
     assert "Exception ignored" not in everything, everything

@@ -12,12 +12,15 @@ from __future__ import annotations
 import os
 import random
 import re
+import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from confluent_kafka import Consumer
 
 from tests.brokers.proxy import Api, Fault, Hold, ProxiedKafka, Request, Swallow
 from tests.conftest import running
@@ -25,6 +28,9 @@ from tests.faults.requests_at_risk import STEPS, RequestsAtRisk
 from tests.faults.verifier import Account, Topics, account, group_lag, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
 from tests.integration.test_dead_letters import Scene, once
+from worker.errors import Unpublishable
+from worker.kafka.transactional import TransactionalPublisher
+from worker.messages import CommitBatch, Output, OutputKind, Partition, Position
 
 pytestmark = pytest.mark.kafka
 
@@ -248,3 +254,57 @@ def test_nothing_is_lost_or_doubled_whatever_becomes_of_requests(
     found = _play(proxied, topics, tmp_path, at_risk, records, batch=max(10, MESSAGES // 400))
     assert len(proxied.proxy.resent) > arrived
     assert found.buried == {f"huge{i}" for i in refused}
+
+
+class Owner:
+    """Of the offsets of a group that has no members."""
+
+    def __init__(self, servers: str, group: str) -> None:
+        self._consumer = Consumer({"bootstrap.servers": servers, "group.id": group, "log_level": 0})
+
+    def group_metadata(self) -> Any:
+        return self._consumer.consumer_group_metadata()
+
+    def owns(self, generations: Mapping[Partition, int]) -> bool:
+        return bool(generations)
+
+
+def test_an_abort_drops_what_comes_back_behind_a_refusal_and_is_asked_for_once(
+    proxied: ProxiedKafka, topics: Topics
+) -> None:
+    ends: list[Request] = []
+
+    def decide(request: Request) -> Fault | None:
+        if request.aborts:
+            ends.append(request)
+            return Delay(0.5)
+        # What was sent behind the refused record comes back when the abort has begun.
+        produced.extend([request] if request.api == Api.PRODUCE else [])
+        return Delay(0.4) if request.api == Api.PRODUCE and len(produced) > 1 else None
+
+    produced: list[Request] = []
+    config = {"bootstrap.servers": proxied.proxied_servers, "transactional.id": topics.results, "batch.size": 1}
+    publisher = TransactionalPublisher(
+        config | {"enable.idempotence": True, "log_level": 0},
+        Owner(proxied.bootstrap_servers, topics.requests),
+        time.monotonic,
+    )
+    publisher.start(30)
+    partition = Partition(topics.requests, 0)
+
+    def answered(*values: bytes) -> None:
+        outputs = [Output(OutputKind.RESULT, topics.results, b"one key", value, ()) for value in values]
+        positions = [Position(partition, offset, 1) for offset in range(len(values))]
+        release = CommitBatch(tuple(zip(positions, outputs, strict=True)), {partition: len(values)}, {partition: 1})
+        while not publisher.publish(release, PUBLISH_TIMEOUT_S):
+            time.sleep(0.01)
+
+    proxied.proxy.decide = decide
+    with pytest.raises(Unpublishable):
+        answered(random.Random(0).randbytes(30_000), b"1", b"2", b"3")
+    assert len(produced) > 1
+    assert len(ends) == 1
+    proxied.proxy.decide = lambda _: None
+    answered(b"1", b"2", b"3")
+    publisher.close()
+    assert [m.value() for m in read_all(proxied.bootstrap_servers, topics.results)] == [b"1", b"2", b"3"]

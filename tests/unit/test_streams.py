@@ -44,6 +44,7 @@ def shell(redirect: str, *arguments: str, **environment: str) -> subprocess.Comp
         ),
         ("2>/dev/full", ["run", "--nonsense"], 2, "xnli-worker: No such option: --nonsense", ""),
         pytest.param("<&- >&- 2>&-", ["run"], 2, "", "", marks=pytest.mark.acceptance),
+        ("2>/dev/full", ["topics"], 2, "Usage: xnli-worker topics", ""),
         ("<&-", ["send"], 2, "", "xnli-worker: stdin is closed; name a file"),
     ],
 )

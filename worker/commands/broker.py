@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from worker import settings as settings_module
+from worker import streams
 from worker.commands.connection import say
 from worker.errors import SettingsError
 from worker.kafka.embedded import EmbeddedBroker
@@ -40,8 +40,7 @@ def broker(config: Path | None, port: int, stop_requested: Callable[[], bool]) -
     made += [topics.label_sets] if topics.label_sets else []
     with EmbeddedBroker() as embedded, _Entrance(port, embedded.bootstrap_servers) as entrance:
         embedded.create(*made)
-        sys.stdout.write(_told(entrance.port, made))
-        sys.stdout.flush()
+        streams.last_words(_told(entrance.port, made), otherwise=f"the broker listens on {_HOST}:{entrance.port}")
         while not stop_requested():
             time.sleep(_POLL_S)
     say("the broker has ended, and what it held is gone")

@@ -16,7 +16,7 @@ from worker.avro.request import request as checked_request
 from worker.commands.connection import say
 from worker.commands.json_lines import is_wanted
 from worker.commands.request_source import labels_of
-from worker.errors import Rejection, SettingsError
+from worker.errors import FatalError, Rejection, SettingsError
 from worker.messages import Classification, Encoded, Evidence, LabelScore, ModelIdentity, Pooling, Request
 from worker.screen import Cell, Screen
 from worker.settings import Settings
@@ -26,6 +26,8 @@ _BAR_COLUMNS: Final = 30
 _LABEL_COLUMNS: Final = 32
 _DEMO: Final = "demo"
 _CONTEXT: Final = 40  # letters of the text that are shown on either side of evidence
+# Longer than any limit on texts. Without an end of its own a line would fill the memory: /dev/zero has none.
+_LINE_BYTES: Final = 64 * 1024 * 1024
 
 
 def classify(
@@ -51,6 +53,7 @@ def classify(
 
     Raises:
         SettingsError: the settings, the checkpoint or the only text will not do.
+        FatalError: stdin holds a line without end.
     """
     presets = {"kafka": {"bootstrap_servers": "none"}, "model": {"name": _DEMO}}
     settings = settings_module.load(config, defaults=presets)
@@ -63,7 +66,6 @@ def classify(
         "hypothesis_template": template,
         "evidence": evidence,
     }
-    texts = _lines() if text in {None, "-"} else iter([str(text)])
     only = None if text in {None, "-"} else _request(wanted | {"text": str(text)}, settings)
     if is_preset:
         say("model.name is not set: the demo's small checkpoint answers")
@@ -71,9 +73,9 @@ def classify(
 
     engine = load_engine(settings)
     is_whole = True
-    for given in texts:
+    for number, given in _lines() if only is None else [(1, b"")]:
         try:
-            request = only or _request(wanted | {"text": given}, settings)
+            request = only or _request(wanted | {"text": _decoded(number, given)}, settings)
             encoded = engine.encode(request)
             outcome = engine.run([(request, encoded)])[0][0]
         except (Rejection, SettingsError) as refused:
@@ -87,14 +89,26 @@ def classify(
     return is_whole
 
 
-def _lines() -> Iterator[str]:
+def _lines() -> Iterator[tuple[int, bytes]]:
+    """The lines of stdin that hold something, and their numbers."""
     if sys.stdin is None:
         raise SettingsError("stdin is closed; give the text as an argument, or a text a line on stdin")
     if sys.stdin.isatty():
         say("reading texts from the terminal, one a line; end with Ctrl-D")
-    for line in sys.stdin.buffer:
+    number = 0
+    while line := sys.stdin.buffer.readline(_LINE_BYTES + 1):
+        number += 1
+        if len(line) > _LINE_BYTES:
+            raise FatalError(f"stdin:{number}: a line of more than {_LINE_BYTES:,} bytes is no text")
         if line.strip():
-            yield line.decode("utf-8-sig", "replace").strip()
+            yield number, line
+
+
+def _decoded(number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"stdin:{number}: no UTF-8 ({error.reason} at byte {error.start}); convert it") from None
 
 
 def _request(datum: dict[str, Any], settings: Settings) -> Request:

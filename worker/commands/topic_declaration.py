@@ -7,7 +7,6 @@ retention deletes. With ``--schemas`` the schemas of requests and results are re
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
+from worker import streams
 from worker.avro.codec import open_codecs, schema_folder
 from worker.commands import connection
 from worker.commands.connection import Reports
@@ -119,24 +119,30 @@ def _compare(
     kafka, reports = settings.kafka, Reports()
     admin = connection.connect(AdminClient, client_config.producer(kafka, None), reports)
     cluster = connection.metadata(admin, kafka, reports, _TIMEOUT_S)
-    all_well = True
+    lines = ""
+    states: dict[str, str] = {}
     # Results and retries have as many partitions as the requests that are there: keys lie where a join expects them.
     present = [len(cluster.topics[name].partitions) for name in settings.topics.input if name in cluster.topics]
-    for wanted in declared(settings, partitions or max(present, default=None)):
-        if is_embedded(cluster.cluster_id):
-            state, said = _in_embedded(kafka, wanted.name, reports)
-        elif wanted.name in cluster.topics:
-            differences = list(
-                _differences(admin, wanted.on(len(cluster.brokers)), len(cluster.topics[wanted.name].partitions))
-            )
-            state, said = ("differs", "; ".join(differences)) if differences else ("ok", "as declared")
-        elif may_create:
-            state, said = "created", _create(admin, wanted.on(len(cluster.brokers)))
-        else:
-            state, said = "missing", "create it: xnli-worker topics create" + (f" --config {config}" if config else "")
-        _write(wanted, state, said, as_json=as_json)
-        all_well = all_well and state in {"ok", "created"}
-    return all_well
+    try:
+        for wanted in declared(settings, partitions or max(present, default=None)):
+            if is_embedded(cluster.cluster_id):
+                state, said = _in_embedded(kafka, wanted.name, reports)
+            elif wanted.name in cluster.topics:
+                differences = list(
+                    _differences(admin, wanted.on(len(cluster.brokers)), len(cluster.topics[wanted.name].partitions))
+                )
+                state, said = ("differs", "; ".join(differences)) if differences else ("ok", "as declared")
+            elif may_create:
+                state, said = "created", _create(admin, wanted.on(len(cluster.brokers)))
+            else:
+                mend = "xnli-worker topics create" + (f" --config {config}" if config else "")
+                state, said = "missing", f"create it: {mend}"
+            states[wanted.name] = state
+            shown = {"topic": wanted.name, "setting": wanted.setting, "status": state, "message": said}
+            lines += json.dumps(shown) + "\n" if is_wanted(as_json) else f"{state:<8} {wanted.name}: {said}\n"
+    finally:  # what was created before one is refused is told, and stdout decides nothing
+        streams.last_words(lines, otherwise=", ".join(f"{name}: {state}" for name, state in states.items()))
+    return set(states.values()) <= {"ok", "created"}
 
 
 def _write(topic: Declared, state: str, said: str, *, as_json: bool) -> None:

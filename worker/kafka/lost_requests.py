@@ -33,7 +33,9 @@ _MENDED: Final = frozenset({"FATAL", "TXNERR"})
 class LostRequests:
     """Reads the log of one producer. Give the client `properties`, and `poll` it before asking.
 
-    ``why`` is the line that tells of the first loss, or empty.
+    ``why`` is the line that tells of the first loss, or empty. ``has_gap`` says, once it is set to False, whether the
+    transaction has failed for the sequence numbers of records that were refused in an earlier one: the client goes on
+    behind them (it asks for a new epoch only if something accepted was under way behind them), and the broker does not.
 
     Args:
         config: Of the producer. An operator's own ``debug`` and ``log_level`` decide what goes on to our log.
@@ -41,6 +43,7 @@ class LostRequests:
 
     def __init__(self, config: Properties) -> None:
         self.why = ""
+        self.has_gap = False
         self._has_seen_end = False
         self._has_warned = False
         self._logger = logging.getLogger("librdkafka")
@@ -60,6 +63,9 @@ class LostRequests:
             self._logger.log(level, form, *arguments)
 
     def _read(self, facility: str, text: str) -> None:
+        if facility == "TXNERR":
+            self.has_gap = self.has_gap or ("transaction failed" in text and "skipped sequence numbers" in text)
+            return
         if facility == "ENDTXN":
             self._has_seen_end = True
             is_lost = "returned NO_ERROR" not in text

@@ -19,6 +19,10 @@ from worker.messages import Output, Position
 
 _FLUSH_S: Final = 0.05
 _CAUSE_S: Final = 0.5
+# An abort drops what is queued once, as it begins. What the broker sends back after that (what was under way behind a
+# record that it refused) is queued for another attempt that no aborted transaction makes, and librdkafka (2.16) waits
+# for it until the time is up. The next call drops it, and goes on where the last one was: it asks for no second end.
+_ABORT_S: Final = 0.1
 
 
 class DeliveryReports:
@@ -40,6 +44,7 @@ class DeliveryReports:
         self.sent: list[tuple[Position, Output]] = []
         self.failed: dict[Position, KafkaError] = {}
         self.unpublishable: Unpublishable | None = None
+        self.has_gap = False  # see LostRequests
 
     def take(self, position: Position, output: Output, is_alone: bool, error: KafkaError | None, _: Message) -> None:
         """One record failed, or, where a client reports everything, did not."""
@@ -62,6 +67,8 @@ class DeliveryReports:
     @property
     def why(self) -> str:
         """Why not everything was delivered."""
+        if self.has_gap:
+            return "the client had skipped the sequence numbers of records that were refused before"
         output_of = dict(self.sent)
         failed = ((output_of[position].topic, error.str()) for position, error in self.failed.items())
         return next((f"{topic}: {error}" for topic, error in failed), "time ran out")
@@ -72,6 +79,7 @@ class ProducerConnection:
 
     def __init__(self, config: Properties, clock: Clock, lost: LostRequests | None = None) -> None:
         self.clock = clock
+        self._lost = lost
         self.errors = ErrorLog("producer")
         # librdkafka puts nothing into a batch with a record that is larger than a batch may be.
         self.batch_bytes = int(config.get("batch.size", client_config.BATCH_BYTES))
@@ -128,7 +136,8 @@ class ProducerConnection:
         """As `flush`, but a transaction sends nothing more once a record has failed: who waits then, waits in vain."""
         has_failed = False
         while left := self.flush(min(deadline_s, self.clock() + _FLUSH_S)):
-            if reports.unpublishable is not None or reports.suspects:
+            reports.has_gap = self._lost is not None and self._lost.has_gap
+            if reports.unpublishable is not None or reports.suspects or (reports.failed and reports.has_gap):
                 return 0
             # What was not sent fails at once, and what was refused a moment later: that tells why.
             if reports.failed and not has_failed:
@@ -136,6 +145,28 @@ class ProducerConnection:
             if self.clock() >= deadline_s:
                 return 0 if has_failed else left
         return 0
+
+    def begin(self) -> None:
+        """Begin a transaction. Raises KafkaException."""
+        if self._lost is not None:
+            self._lost.has_gap = False
+        self.client.begin_transaction()
+
+    def abort(self, deadline_s: float) -> None:
+        """Abort the transaction that is open.
+
+        Raises:
+            KafkaException: it cannot be; or, retriable, it was not by the deadline.
+        """
+        while True:
+            try:
+                self.client.abort_transaction(min(_ABORT_S, max(0.01, deadline_s - self.clock())))
+            except KafkaException as error:
+                if not client_errors.is_retriable(error.args[0]) or self.clock() >= deadline_s:
+                    raise
+                self.client.poll(0.01)  # an error that comes at once must not make this a loop without rest
+            else:
+                return
 
     def check(self) -> None:
         """Raise FatalError if librdkafka has said that this client cannot go on, after hearing what it has to say."""

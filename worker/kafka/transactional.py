@@ -114,7 +114,7 @@ class TransactionalPublisher:
         self._reports = reports = DeliveryReports()
         self._deadline_s = deadline_s
         try:
-            self._connection.client.begin_transaction()
+            self._connection.begin()
             self._state = _State.OPEN
             for position, output in outputs:
                 try:
@@ -203,7 +203,7 @@ class TransactionalPublisher:
         self._state = _State.ABORTING
         try:
             # At least a second: an abort that has no time would leave readers waiting for the transaction's time-out.
-            self._connection.client.abort_transaction(max(1.0, self._left_s(deadline_s)))
+            self._connection.abort(max(deadline_s, self._clock() + 1.0))
         except KafkaException as error:
             found: KafkaError = error.args[0]
             if client_errors.is_retriable(found):

@@ -177,6 +177,7 @@ class Publication:
             self._failed(error)
         except Unpublishable as error:
             self._ended()
+            self._attempts = 0  # the broker has answered, and what is refused does not come again
             self._report.aborted()
             for refused in (error, *error.others):
                 self._resolver.refused(refused)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 import typer
 from typer.core import TyperGroup
+
+from worker import streams
 
 WRONG_USAGE: Final = 2
 
@@ -94,6 +97,8 @@ def show_help_if_alone(context: typer.Context) -> None:
     """List the commands where none was named."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
+        if streams.is_lost(sys.stderr):  # a failure without a word helps nobody
+            typer.echo(context.get_help())
         raise typer.Exit(WRONG_USAGE)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from worker import screen
 from worker.commands.classify import _in_context, classify
-from worker.errors import SettingsError
+from worker.errors import FatalError, SettingsError
 from worker.messages import Evidence, Span
 from worker.screen import Screen
 
@@ -21,8 +21,12 @@ def test_texts_of_stdin_are_scored_one_by_one_and_a_bad_one_costs_itself_alone(
     monkeypatch.chdir(tmp_path)  # "demo" is no folder here
     monkeypatch.setenv("XNLI_MODEL__DEVICE", "cpu")
     monkeypatch.setenv("XNLI_LIMITS__MAX_TEXT_CHARS", "100")
-    given = "The room was beautiful and breakfast was perfect.\n\n" + "x" * 101 + "\nA terrible hotel, never again.\n"
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given.encode()), isatty=lambda: False))
+    given = (
+        b"The room was beautiful and breakfast was perfect.\n\n"
+        + b"x" * 101
+        + b"\na caf\xe9\nA terrible hotel, never again.\n"
+    )
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(given), isatty=lambda: False))
     assert not classify(None, None, labels="positive, negative", multi_label=False, template=None, as_json=False)
     out, err = capsys.readouterr()
     first, second = [json.loads(line) for line in out.splitlines()]
@@ -32,6 +36,16 @@ def test_texts_of_stdin_are_scored_one_by_one_and_a_bad_one_costs_itself_alone(
     assert sum(label["score"] for label in first["labels"]) == pytest.approx(1, abs=1e-4)
     assert "model.name is not set" in err
     assert "text has 101 characters" in err
+    assert "stdin:4: no UTF-8 (invalid continuation byte at byte 5)" in err
+
+
+def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XNLI_MODEL__DEVICE", "cpu")
+    with Path("/dev/zero").open("rb") as endless:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=endless, isatty=lambda: False))
+        with pytest.raises(FatalError, match="stdin:1: a line of more than 67,108,864 bytes is no text"):
+            classify(None, None, labels="a", multi_label=False, template=None, as_json=False)
 
 
 @pytest.mark.parametrize(

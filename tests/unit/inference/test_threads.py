@@ -1,12 +1,16 @@
-"""Threads follow the CPU time there is. The trees of files are as Linux shows them."""
+"""Threads follow the CPU time there is. The trees of files are as Linux shows them; real cgroups come last."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -93,29 +97,43 @@ def test_the_least_limit_holds_and_the_setting_over_all(tmp_path: Path, monkeypa
     assert threads.choose(None, more) == (2, "this process may run on 2 CPUs")
 
 
-@pytest.fixture
-def half_a_core() -> Iterator[Path]:
-    """A real cgroup of half a core, of whichever version is here."""
-    quotas = {"/sys/fs/cgroup/cpu": ("cpu.cfs_quota_us", "50000"), "/sys/fs/cgroup": ("cpu.max", "50000 100000")}
-    for top, (file, quota) in quotas.items():
-        folder = Path(top) / f"xnli-test-{os.getpid()}"
-        try:
-            folder.mkdir()
-            (folder / file).write_text(quota)
-        except OSError:
-            continue
+# How the kernel itself tells of it: real cgroups, of both versions where they are there.
+
+QUOTAS = {"cgroup": ("cpu.cfs_quota_us", "50000"), "cgroup2": ("cpu.max", "50000 100000")}
+
+
+def without(why: str) -> NoReturn:
+    warnings.warn(f"tests left out: {why}", stacklevel=2)  # in the summary even where skips are not listed
+    pytest.skip(why)
+
+
+def hierarchy(kind: str) -> Path:
+    """Where the hierarchy is mounted whose version this is; of version 1 the one that limits CPU time."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        found, _, options = right.split(" ", 2)
+        if found == kind and (kind == "cgroup2" or "cpu" in options.split(",")):
+            return Path(left.split()[4])
+    without(f"no file system of type {kind} is mounted")
+
+
+@contextmanager
+def group_in(top: Path) -> Iterator[Path]:
+    folder = top / f"xnli-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        without(f"{folder} cannot be made: {error.strerror}")
+    try:
         yield folder
+    finally:
         folder.rmdir()
-        return
-    pytest.skip("needs a cgroup that may be written to")
 
 
-@pytest.mark.acceptance
-def test_in_a_real_cgroup(half_a_core: Path) -> None:
-    program = "from worker.inference import threads; print(threads.apply(None), end='')"
-    group = half_a_core / "cgroup.procs"
+def in_group(group: Path, program: str, *around: str) -> str:
+    """What a Python program prints whose process is in the group. ``around``: a command that runs it."""
     done = subprocess.run(
-        ["sh", "-c", f'echo $$ >{group} && exec "$@"', "sh", sys.executable, "-c", program],
+        ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh", *around, sys.executable, "-c", program],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         capture_output=True,
@@ -123,5 +141,42 @@ def test_in_a_real_cgroup(half_a_core: Path) -> None:
         check=True,
         timeout=100,
     )
-    assert done.stdout.startswith("1 thread (/sys/fs/cgroup/")
-    assert done.stdout.endswith("allows 0.5 CPUs)")
+    return done.stdout
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("kind", QUOTAS)
+def test_in_a_real_cgroup_of_half_a_core(kind: str) -> None:
+    top = hierarchy(kind)
+    if kind == "cgroup2" and "cpu" not in (top / "cgroup.subtree_control").read_text().split():
+        without(f"no group in {top} may limit CPU time: version 1 has that controller, or nobody has enabled it")
+    file, quota = QUOTAS[kind]
+    with group_in(top) as group:
+        (group / file).write_text(quota)
+        said = in_group(group, "from worker.inference import threads; print(threads.apply(None), end='')")
+        assert said == f"1 thread ({group / file} allows 0.5 CPUs)"
+
+
+FOLDERS = (
+    "from pathlib import Path; from worker.inference import threads; print(*threads._folders(Path('/')), sep='\\n')"
+)
+
+
+@pytest.mark.acceptance
+def test_a_real_group_of_version_2_is_found_whatever_it_may_limit() -> None:
+    top = hierarchy("cgroup2")
+    with group_in(top) as group:
+        assert {str(group), str(top)} <= set(in_group(group, FOLDERS).split())
+
+
+@pytest.mark.acceptance
+def test_a_container_sees_its_own_group_of_version_2_as_the_mount(tmp_path: Path) -> None:
+    top = hierarchy("cgroup2")
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        without("a namespace of cgroups needs root and unshare")
+    with group_in(top) as group:
+        mount = f'mount -t cgroup2 none {tmp_path} && cat /proc/self/cgroup {tmp_path}/cgroup.type && exec "$@"'
+        shown = in_group(group, FOLDERS, "unshare", "--cgroup", "--mount", "sh", "-c", mount, "sh")
+        assert "0::/\n" in shown
+        assert "domain\n" in shown  # a file that the hierarchy's root lacks
+        assert str(tmp_path) in shown.split()
