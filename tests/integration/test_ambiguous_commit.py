@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer
 
-from tests.brokers.proxy import Api, Fault, Hold, ProxiedKafka, Request, Swallow
+from tests.brokers.proxy import Api, Delay, Fault, Hold, ProxiedKafka, Request, Swallow
 from tests.conftest import running
-from tests.faults.requests_at_risk import STEPS, RequestsAtRisk
+from tests.faults.requests_at_risk import PUBLISH_TIMEOUT_S, STEPS, RequestsAtRisk
 from tests.faults.verifier import Account, Topics, account, group_lag, read_all, request, send
 from tests.faults.workers import WorkerProcess, wait_until
 from tests.integration.test_dead_letters import Scene, once

@@ -138,28 +138,30 @@ def _compare(
                 mend = "xnli-worker topics create" + (f" --config {config}" if config else "")
                 state, said = "missing", f"create it: {mend}"
             states[wanted.name] = state
-            shown = {"topic": wanted.name, "setting": wanted.setting, "status": state, "message": said}
-            lines += json.dumps(shown) + "\n" if is_wanted(as_json) else f"{state:<8} {wanted.name}: {said}\n"
+            lines += _line(wanted, state, said, as_json=as_json)
     finally:  # what was created before one is refused is told, and stdout decides nothing
         streams.last_words(lines, otherwise=", ".join(f"{name}: {state}" for name, state in states.items()))
     return set(states.values()) <= {"ok", "created"}
 
 
-def _write(topic: Declared, state: str, said: str, *, as_json: bool) -> None:
-    if is_wanted(as_json):
-        shown = {"topic": topic.name, "setting": topic.setting, "status": state, "message": said}
-        sys.stdout.write(json.dumps(shown) + "\n")
-    else:
-        sys.stdout.write(f"{state:<8} {topic.name}: {said}\n")
+def _line(topic: Declared, state: str, said: str, *, as_json: bool) -> str:
+    shown = {"topic": topic.name, "setting": topic.setting, "status": state, "message": said}
+    return json.dumps(shown) + "\n" if is_wanted(as_json) else f"{state:<8} {topic.name}: {said}\n"
 
 
 def _register(settings: Settings, *, as_json: bool) -> None:
     codecs = open_codecs(settings.schema_registry)
-    for topic in declared(settings, None):
-        if topic.schema is not None and topic.compatibility is not None:
-            subject = codecs.declare(topic.schema, topic.name, topic.compatibility)
-            said = f"its schema is registered under {subject!r}, compatibility {topic.compatibility}"
-            _write(topic, "ok", said, as_json=as_json)
+    lines = ""
+    subjects: list[str] = []
+    try:
+        for topic in declared(settings, None):
+            if topic.schema is not None and topic.compatibility is not None:
+                subject = codecs.declare(topic.schema, topic.name, topic.compatibility)
+                said = f"its schema is registered under {subject!r}, compatibility {topic.compatibility}"
+                lines += _line(topic, "ok", said, as_json=as_json)
+                subjects.append(subject)
+    finally:
+        streams.last_words(lines, otherwise=f"registered: {', '.join(subjects)}")
 
 
 def _create(admin: AdminClient, topic: Declared) -> str:
