@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry
 
 from worker import __version__, process
 from worker.avro.codec import Codecs, open_codecs
-from worker.avro.request import Defaults, Limits
+from worker.endpoint import Endpoint, defaults_of, limits_of
 from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
-from worker.http.health import Health, HealthServer
+from worker.http.health import Health
 from worker.http.readiness_log import ReadinessLog
 from worker.inference.stage import Tell, tell_nobody
 from worker.kafka import client_config, known_limits, reach
@@ -142,12 +142,16 @@ def load_engine(
     return engine
 
 
+def retry_policy(settings: Settings) -> RetryPolicy:
+    """How often and how patiently what failed is tried again."""
+    retry = settings.retry
+    return RetryPolicy(retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter)
+
+
 def _policy(settings: Settings, instance: str) -> Policy:
-    retry, dead_letter = settings.retry, settings.dead_letter
+    dead_letter = settings.dead_letter
     return Policy(
-        retry=RetryPolicy(
-            retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
-        ),
+        retry=retry_policy(settings),
         source=DeadLetterSource(settings.topics.dead_letter, settings.kafka.group_id, instance),
         limits=DeadLetterLimits(dead_letter.max_consecutive, dead_letter.max_ratio),
         retry_topics=names.retry_topics(settings.kafka.group_id, settings.topics.retry),
@@ -167,9 +171,7 @@ class App:
         self._registry = CollectorRegistry()
         self.metrics = Metrics(self._registry)
         self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=settings.model.timeout_s)
-        self.http = HealthServer(
-            settings.http.host, settings.http.port, health=self.health, registry=self._registry, clock=time.monotonic
-        )
+        self.http = Endpoint(settings, self.health, self.metrics, self._registry, is_asked=settings.http.inference)
         self._engine = engine
         self._loop: Loop | None = None
         self._inference: InferenceThread | None = None
@@ -192,8 +194,13 @@ class App:
             process.collect_rarely()
             while not stop_requested():
                 self._step(loop)
+            self.http.drain()
+            deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
             drained = loop.drain(DRAIN_TIMEOUT_S)
+            drained = self.http.await_drained(max(0.0, deadline_s - time.monotonic())) and drained
         except Stopped:
+            self.http.drain()
+            self.http.await_drained(DRAIN_TIMEOUT_S)
             log.info("stopped", started=False)
             return True
         except FatalError as error:
@@ -215,14 +222,25 @@ class App:
         now_s = time.monotonic()
         self._freed.give_back(now_s)
         self._readiness_log.step(now_s, self._topic_ids.missing if self._topic_ids is not None else frozenset())
-        verdict = self.health.healthy(now_s)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise what crashed a thread, or say that one hangs."""
+        self.http.check()
+        if self._inference is not None and self._loop is None:
+            self._inference.check()
+        verdict = self.health.healthy(time.monotonic())
         if not verdict.ok:
             raise Stalled("; ".join(verdict.problems))
 
     def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
         start = Start(stop_requested)
+        start.watch(self._check)
         engine = self._load(start)
+        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        policy = _policy(settings, instance)
+        self._inference = self._open_inference(engine, policy.retry)
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
         # One for all: each client costs threads, and connections to every broker.
@@ -232,16 +250,12 @@ class App:
             shared = client_config.common(settings.kafka, "label-sets")
             self._label_sets = LabelSets(shared, admin, settings.topics.label_sets)
             self._label_sets.load(stop_requested)
-        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+            self.http.open(engine, self._label_sets.sets)
         consumer = Consumer(client_config.consumer(settings.kafka))
-        policy = _policy(settings, instance)
         written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
         self._limits = limits = known_limits.load(settings.kafka, admin, written, self.health.topics_missing)
         self._publisher = self._open_publisher(consumer, instance, limits)
         self._await_broker(self._publisher, start)
-        self._inference = InferenceThread(
-            engine, policy.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
-        )
         batch = settings.batch
         topics = [*settings.topics.input, *(topic for _, topic in policy.retry_topics)]
         self._topic_ids = TopicIds(admin, topics)
@@ -259,8 +273,8 @@ class App:
             metrics=self.metrics,
             health=self.health,
             topic_ids=self._topic_ids,
+            gate=self.http.calls.gate if self.http.calls is not None else None,
         )
-        self._inference.start()
         self._loop.start(topics)
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return self._loop
@@ -281,19 +295,25 @@ class App:
         self.health.model_loaded()
         return engine
 
-    def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
-        model, limits = self._settings.model, self._settings.limits
-        return RequestReader(
-            codecs,
-            Defaults(
-                model.hypothesis_template,
-                model.long_text,
-                pooling,
-                model.normalize,
-                self._label_sets.sets if self._label_sets is not None else {},
-            ),
-            Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
+    def _open_inference(self, engine: Model, policy: RetryPolicy) -> InferenceThread:
+        """The inference thread, which answers calls over HTTP from now on, whatever is away."""
+        inference = InferenceThread(
+            engine,
+            policy,
+            time.monotonic,
+            self.health.inference_beat,
+            self.health.inference_idle,
+            self.http.calls,
+            self.http.share,
+            self.metrics.called,
         )
+        inference.start()
+        self.http.open(engine, {})
+        return inference
+
+    def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
+        label_sets = self._label_sets.sets if self._label_sets is not None else {}
+        return RequestReader(codecs, defaults_of(self._settings, pooling, label_sets), limits_of(self._settings))
 
     def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
         kafka = self._settings.kafka

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.messages import Classification, Embedding, Entailment, Job, ModelIdentity, Outcome
+from worker.messages import Classification, Embedding, Encoded, Entailment, Job, ModelIdentity, Outcome, Request
 from worker.rules.retry_headers import origin_of
 
 
@@ -14,22 +14,28 @@ def result(job: Job, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
     The outcome carries the name of its union branch (fastavro's tuple notation), which spares the writer the search for
     a branch that fits.
     """
-    asked, record = job.request, job.record
+    record = job.record
     partition, offset = origin_of(record)  # as it was before any retry topic
-    return {
-        "id": asked.id,
-        "task": asked.task.value,
-        "attributes": asked.attributes,
-        "outcome": _outcome(outcome),
-        "model": {"name": model.name, "revision": model.revision},
-        "truncated": job.encoded.truncated,
-        "windows": job.encoded.windows,
+    return answer(job.request, job.encoded, outcome, model) | {
         "source": {
             "topic": partition.topic,
             "partition": partition.number,
             "offset": offset,
             "timestamp": None if record.timestamp_ms < 0 else record.timestamp_ms,
         },
+    }
+
+
+def answer(request: Request, encoded: Encoded, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
+    """What a result says whatever way its request came: all but its source."""
+    return {
+        "id": request.id,
+        "task": request.task.value,
+        "attributes": request.attributes,
+        "outcome": _outcome(outcome),
+        "model": {"name": model.name, "revision": model.revision},
+        "truncated": encoded.truncated,
+        "windows": encoded.windows,
     }
 
 

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from worker.rules import names
 from worker.settings.brokers import KafkaSettings
 from worker.settings.checkpoint import ModelSettings
-from worker.settings.observation import HttpSettings, LogSettings
+from worker.settings.observation import LogSettings
 from worker.settings.processing import (
     BatchSettings,
     CacheSettings,
@@ -18,6 +18,7 @@ from worker.settings.processing import (
     RetrySettings,
 )
 from worker.settings.schema_registry import SchemaRegistrySettings
+from worker.settings.serving import HttpSettings
 from worker.settings.topic_names import TopicSettings
 
 PREFIX = "XNLI_"

@@ -97,6 +97,25 @@ def run(config: ConfigFile = None) -> int:
     return 0 if App(loaded).run(stop) else 1
 
 
+@grouping.command(
+    app, "serve", section=Section.WORK, examples=["xnli-worker serve", "xnli-worker serve --config worker.toml"]
+)
+def serve(config: ConfigFile = None) -> int:
+    """Answer requests over HTTP, without Kafka, until SIGTERM or SIGINT."""
+    stop = StopFlag("draining")
+    import structlog  # noqa: PLC0415
+
+    from worker.commands.served import served_settings  # noqa: PLC0415
+    from worker.telemetry import log  # noqa: PLC0415
+
+    loaded = served_settings(config)
+    log.configure(loaded.log.level, loaded.log.format, sys.stderr)
+    structlog.get_logger("worker").info("starting", version=__version__, model=loaded.model.name)
+    from worker.serve import Server  # noqa: PLC0415
+
+    return 0 if Server(loaded).run(stop) else 1
+
+
 @grouping.command(app, "check", section=Section.OPERATE, examples=["xnli-worker check --config worker.toml"])
 def check(config: ConfigFile = None, as_json: Json = False) -> int:
     """Try settings, broker, topics, registry, schemas, model and device, and say how to mend what fails."""

@@ -1,0 +1,134 @@
+"""The worker's HTTP side, made of settings: up from the beginning, asked for answers once the model is loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry
+
+from worker.avro.request import Defaults, Limits
+from worker.http.asked import Rules
+from worker.http.bearer import Bearer
+from worker.http.body import Bodies
+from worker.http.calls import CallQueue
+from worker.http.health import Health
+from worker.http.inference import Inference, Service
+from worker.http.page import Page
+from worker.http.server import HttpServer
+from worker.http.site import Site, Watched
+from worker.messages import Encoded, ModelIdentity, Pooling, Request
+from worker.pipeline.batch import BATCHES_IN_HAND
+from worker.rules.device_share import DeviceShare
+from worker.settings import Settings
+from worker.telemetry.metrics import Metrics
+
+# Of the open connections, those that may have a request for inference in hand. The rest is for probes, and for
+# newcomers whose request is not here yet.
+_ASKING: Final = 0.75
+_POLL_S: Final = 0.01
+
+
+class Answers(Protocol):
+    """What is asked of `worker.inference.engine.Engine` here."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name and revision, as results carry them."""
+
+    @property
+    def pooling(self) -> Pooling:
+        """How texts are embedded where the request does not say."""
+
+    def encode(self, request: Request) -> Encoded:
+        """Tokens of a request. Raises Rejection."""
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The bounds on one request."""
+    limits = settings.limits
+    return Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes)
+
+
+def defaults_of(settings: Settings, pooling: Pooling, label_sets: Mapping[str, tuple[str, ...]]) -> Defaults:
+    """What a request means that does not say."""
+    model = settings.model
+    return Defaults(model.hypothesis_template, model.long_text, pooling, model.normalize, label_sets)
+
+
+class Endpoint:
+    """The HTTP server and what it answers, from construction until `close`. Main thread only.
+
+    Args:
+        settings: Everything it goes by.
+        health: The worker's state.
+        metrics: Where requests are counted.
+        registry: The metrics to expose.
+        is_asked: Whether requests for inference are answered.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self, settings: Settings, health: Health, metrics: Metrics, registry: CollectorRegistry, *, is_asked: bool
+    ) -> None:
+        http = settings.http
+        self._settings = settings
+        self._is_asked = is_asked
+        self._inference = Inference(
+            is_on=is_asked,
+            bodies=Bodies(http.max_body_bytes, http.receive_timeout_s),
+            most=int(_ASKING * http.max_connections),
+            timeout_s=http.timeout_s,
+        )
+        bearer = Bearer([token.get_secret_value() for token in http.tokens], is_guarded=http.is_guarded)
+        site = Site(Watched(health, registry, metrics, time.monotonic), self._inference, bearer, Page())
+        self._server = HttpServer(
+            site.app,
+            http.host,
+            http.port,
+            most_connections=http.max_connections,
+            timeout_s=http.receive_timeout_s,
+        )
+        self.port = self._server.port
+        self.calls: CallQueue | None = None
+        if is_asked:
+            most_tokens = BATCHES_IN_HAND * settings.batch.max_tokens
+            self.calls = CallQueue(self._server.loop, most_calls=http.max_waiting, most_tokens=most_tokens)
+
+    @property
+    def share(self) -> DeviceShare:
+        """A new account of what of the device goes to HTTP."""
+        return DeviceShare(self._settings.http.share, self._settings.batch.max_tokens)
+
+    def open(self, engine: Answers, label_sets: Mapping[str, tuple[str, ...]]) -> None:
+        """The model is loaded: requests are answered from now on, by these label sets."""
+        if self.calls is None:
+            return
+        defaults = defaults_of(self._settings, engine.pooling, label_sets)
+        limits, most = limits_of(self._settings), self._settings.http.max_items
+        rules = Rules(defaults, limits, engine.encode, engine.identity, most)
+        self._inference.open(Service(self.calls, rules))
+
+    def check(self) -> None:
+        """Raise what ended the server's thread, if anything did."""
+        self._server.check()
+
+    def drain(self) -> None:
+        """Answer what is in hand, and nothing else from now on. Returns at once."""
+        self._inference.drain()
+
+    def await_drained(self, timeout_s: float) -> bool:
+        """Wait until what was in hand is answered. False if time ran out."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._inference.in_hand and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+        return not self._inference.in_hand
+
+    def close(self) -> None:
+        """Answer what is still in hand with 503, close connections and free the port."""
+        self._inference.drain()
+        self._server.loop.call_soon_threadsafe(self._inference.close)
+        self._server.close()
