@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from confluent_kafka.admin import AdminClient
@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from worker import __version__, process
 from worker.avro.codec import Codecs, open_codecs
-from worker.endpoint import Endpoint, defaults_of, limits_of
+from worker.endpoint import Endpoint, Model, defaults_of, limits_of
 from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
 from worker.http.health import Health
 from worker.http.readiness_log import ReadinessLog
@@ -34,10 +34,10 @@ from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
 from worker.kafka.trial import Trial
 from worker.label_sets.topic import LabelSets
-from worker.messages import Encoded, ModelIdentity, Pooling, Request
+from worker.messages import Pooling
 from worker.pipeline.admit import RequestReader
 from worker.pipeline.batch import BatchPolicy
-from worker.pipeline.infer import InferenceThread, Runs
+from worker.pipeline.infer import InferenceThread
 from worker.pipeline.loop import Loop
 from worker.pipeline.resolve import Policy, ResultWriter
 from worker.pipeline.wiring import open_loop
@@ -62,29 +62,6 @@ IMPORT_LIMIT_S: Final = 300.0
 # A step holds at most a publish and a revoke, each with its own deadline.
 LOOP_LIMIT_S: Final = 60.0
 REACH_TIMEOUT_S: Final = 2.0
-
-
-class Model(Runs, Protocol):
-    """What the worker asks of `worker.inference.engine.Engine`."""
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Name and revision, as results carry them."""
-
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-
-    @property
-    def precision(self) -> str:
-        """What it computes in."""
-
-    @property
-    def pooling(self) -> Pooling:
-        """How texts are embedded where the request does not say."""
-
-    def encode(self, request: Request) -> Encoded:
-        """Tokens of a request. Raises Rejection."""
 
 
 def load_engine(
@@ -140,6 +117,20 @@ def load_engine(
     )
     engine.warm_up()
     return engine
+
+
+def ready_engine(settings: Settings, engine: Model | None, start: Start, metrics: Metrics) -> Model:
+    """The model, once it is loaded, and told of in log and metrics. ``engine`` takes its place in tests."""
+    ready = engine or start.run(lambda tell: load_engine(settings, start.wait, tell, progress=False))
+    log.info("model_loaded", model=ready.identity.name, device=ready.device, precision=ready.precision)
+    metrics.identify(
+        version=__version__,
+        model=ready.identity.name,
+        revision=ready.identity.revision,
+        device=ready.device,
+        precision=ready.precision,
+    )
+    return ready
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
@@ -240,7 +231,7 @@ class App:
         engine = self._load(start)
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         policy = _policy(settings, instance)
-        self._inference = self._open_inference(engine, policy.retry)
+        self._inference = self.http.compute(engine, policy.retry)
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
         # One for all: each client costs threads, and connections to every broker.
@@ -283,33 +274,9 @@ class App:
         """The model, while the log says whether a broker is there to work for."""
         if why := self._unreachable():
             log.warning("broker_away", error=why, next="the model is loaded meanwhile")
-        engine = self._engine or start.run(lambda tell: load_engine(self._settings, start.wait, tell, progress=False))
-        log.info("model_loaded", model=engine.identity.name, device=engine.device, precision=engine.precision)
-        self.metrics.identify(
-            version=__version__,
-            model=engine.identity.name,
-            revision=engine.identity.revision,
-            device=engine.device,
-            precision=engine.precision,
-        )
+        engine = ready_engine(self._settings, self._engine, start, self.metrics)
         self.health.model_loaded()
         return engine
-
-    def _open_inference(self, engine: Model, policy: RetryPolicy) -> InferenceThread:
-        """The inference thread, which answers calls over HTTP from now on, whatever is away."""
-        inference = InferenceThread(
-            engine,
-            policy,
-            time.monotonic,
-            self.health.inference_beat,
-            self.health.inference_idle,
-            self.http.calls,
-            self.http.share,
-            self.metrics.called,
-        )
-        inference.start()
-        self.http.open(engine, {})
-        return inference
 
     def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
         label_sets = self._label_sets.sets if self._label_sets is not None else {}

@@ -20,7 +20,9 @@ from worker.http.server import HttpServer
 from worker.http.site import Site, Watched
 from worker.messages import Encoded, ModelIdentity, Pooling, Request
 from worker.pipeline.batch import BATCHES_IN_HAND
+from worker.pipeline.infer import InferenceThread, Runs
 from worker.rules.device_share import DeviceShare
+from worker.rules.retry import RetryPolicy
 from worker.settings import Settings
 from worker.telemetry.metrics import Metrics
 
@@ -30,12 +32,20 @@ _ASKING: Final = 0.75
 _POLL_S: Final = 0.01
 
 
-class Answers(Protocol):
-    """What is asked of `worker.inference.engine.Engine` here."""
+class Model(Runs, Protocol):
+    """What the worker asks of `worker.inference.engine.Engine`."""
 
     @property
     def identity(self) -> ModelIdentity:
         """Name and revision, as results carry them."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
 
     @property
     def pooling(self) -> Pooling:
@@ -76,7 +86,8 @@ class Endpoint:
     ) -> None:
         http = settings.http
         self._settings = settings
-        self._is_asked = is_asked
+        self._health = health
+        self._metrics = metrics
         self._inference = Inference(
             is_on=is_asked,
             bodies=Bodies(http.max_body_bytes, http.receive_timeout_s),
@@ -98,13 +109,24 @@ class Endpoint:
             most_tokens = BATCHES_IN_HAND * settings.batch.max_tokens
             self.calls = CallQueue(self._server.loop, most_calls=http.max_waiting, most_tokens=most_tokens)
 
-    @property
-    def share(self) -> DeviceShare:
-        """A new account of what of the device goes to HTTP."""
-        return DeviceShare(self._settings.http.share, self._settings.batch.max_tokens)
+    def compute(self, engine: Model, policy: RetryPolicy) -> InferenceThread:
+        """The inference thread, begun: requests are answered from now on, whatever else is away."""
+        inference = InferenceThread(
+            engine,
+            policy,
+            time.monotonic,
+            self._health.inference_beat,
+            self._health.inference_idle,
+            self.calls,
+            DeviceShare(self._settings.http.share, self._settings.batch.max_tokens),
+            self._metrics.called,
+        )
+        inference.start()
+        self.open(engine, {})
+        return inference
 
-    def open(self, engine: Answers, label_sets: Mapping[str, tuple[str, ...]]) -> None:
-        """The model is loaded: requests are answered from now on, by these label sets."""
+    def open(self, engine: Model, label_sets: Mapping[str, tuple[str, ...]]) -> None:
+        """Answer requests by these label sets from now on."""
         if self.calls is None:
             return
         defaults = defaults_of(self._settings, engine.pooling, label_sets)

@@ -9,9 +9,9 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry
 
-from worker import __version__, process
-from worker.app import DRAIN_TIMEOUT_S, Model, load_engine, retry_policy
-from worker.endpoint import Endpoint
+from worker import process
+from worker.app import DRAIN_TIMEOUT_S, ready_engine, retry_policy
+from worker.endpoint import Endpoint, Model
 from worker.errors import Stalled
 from worker.http.health import Health
 from worker.pipeline.infer import InferenceThread
@@ -76,27 +76,8 @@ class Server:
             self.http.close()
 
     def _start(self, start: Start) -> InferenceThread:
-        engine = self._engine or start.run(lambda tell: load_engine(self._settings, start.wait, tell, progress=False))
-        log.info("model_loaded", model=engine.identity.name, device=engine.device, precision=engine.precision)
-        self._metrics.identify(
-            version=__version__,
-            model=engine.identity.name,
-            revision=engine.identity.revision,
-            device=engine.device,
-            precision=engine.precision,
-        )
-        inference = InferenceThread(
-            engine,
-            retry_policy(self._settings),
-            time.monotonic,
-            self.health.inference_beat,
-            self.health.inference_idle,
-            self.http.calls,
-            self.http.share,
-            self._metrics.called,
-        )
-        inference.start()
+        engine = ready_engine(self._settings, self._engine, start, self._metrics)
+        inference = self.http.compute(engine, retry_policy(self._settings))
         self.health.model_loaded()
-        self.http.open(engine, {})
         log.info("started", http_port=self.http.port)
         return inference

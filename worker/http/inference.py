@@ -156,10 +156,9 @@ class Inference:
     async def _outcomes(self, calls: Sequence[Call], request: Request) -> list[Outcome | Fault]:
         all_found = asyncio.gather(*(call.found for call in calls))
         gone = asyncio.ensure_future(_until_gone(request))
+        first: set[asyncio.Future[Any]] = {all_found, gone}
         try:
-            done, _ = await asyncio.wait(
-                {all_found, gone}, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait(first, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
             if not all_found.done():

@@ -21,12 +21,13 @@ def _new_id() -> str:
 
 def _kind(task: Task) -> type[JsonRequest]:
     """A request of one task: its name need not be said, nor its id."""
+    only: Any = Literal[task.value]
     kind: type[JsonRequest] = create_model(
         f"{task.value.capitalize()}Request",
         __base__=JsonRequest,
         __doc__="The fields of the Avro request; see docs/messages.md.",
         id=(Annotated[Text, Field(min_length=1)], Field(default_factory=_new_id)),
-        task=(Literal[task.value], task.value),
+        task=(only, task.value),
     )
     return kind
 
