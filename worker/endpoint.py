@@ -152,5 +152,4 @@ class Endpoint:
     def close(self) -> None:
         """Answer what is still in hand with 503, close connections and free the port."""
         self._inference.drain()
-        self._server.loop.call_soon_threadsafe(self._inference.close)
-        self._server.close()
+        self._server.close(self._inference.close)

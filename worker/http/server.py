@@ -7,6 +7,8 @@ import errno
 import os
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -74,8 +76,13 @@ class HttpServer:
         if self._crash is not None:
             raise self._crash
 
-    def close(self) -> None:
-        """Let answers that are on their way end, close all connections and free the port."""
+    def close(self, first: Callable[[], None]) -> None:
+        """Let answers that are on their way end, close all connections and free the port. Twice does no harm.
+
+        ``first`` is called on the server's thread before.
+        """
+        with suppress(RuntimeError):  # its loop is closed: it has ended
+            self.loop.call_soon_threadsafe(first)
         self._server.should_exit = True
         self._thread.join(2 * _END_TIMEOUT_S)
         self._socket.close()

@@ -176,8 +176,10 @@ async def _of_starlette(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, or not by this method."""
     if not isinstance(error, HTTPException):
         raise error
-    allowed = (error.headers or {}).get("Allow", "")
     if error.status_code == 405:
+        # (Starlette tells those of the first route with this path.)
+        found = (route.methods for route in request.app.routes if route.path_regex.match(request.url.path))
+        allowed = ", ".join(sorted(set[str]().union(*found)))
         problem = Problem(Kind.METHOD, f"{request.url.path} takes {allowed}", headers={"Allow": allowed})
     else:
         problem = Problem(Kind.NOT_FOUND, f"no {request.url.path[:200]} here; /openapi.json lists what there is")
