@@ -15,7 +15,8 @@ from worker.http.body import Bodies
 from worker.http.calls import CallQueue
 from worker.http.health import Health
 from worker.http.inference import Inference, Service
-from worker.http.page import Page
+from worker.http.page import Facts, Page, SettingShown
+from worker.http.readings import Readings
 from worker.http.server import HttpServer
 from worker.http.site import Site, Watched
 from worker.messages import Encoded, ModelIdentity, Pooling, Request
@@ -24,6 +25,8 @@ from worker.pipeline.infer import InferenceThread, Runs
 from worker.rules.device_share import DeviceShare
 from worker.rules.retry import RetryPolicy
 from worker.settings import Settings
+from worker.settings.in_force import in_force
+from worker.telemetry.http_metrics import HttpMetrics
 from worker.telemetry.metrics import Metrics
 
 # Of the open connections, those that may have a request for inference in hand. The rest is for probes, and for
@@ -67,22 +70,37 @@ def defaults_of(settings: Settings, pooling: Pooling, label_sets: Mapping[str, t
     return Defaults(model.hypothesis_template, model.long_text, pooling, model.normalize, label_sets)
 
 
+def _shown(settings: Settings) -> list[SettingShown]:
+    return [
+        SettingShown(found.setting if found.key is None else f"{found.setting}.{found.key}", found.value, found.source)
+        for found in in_force(settings, None)
+    ]
+
+
 class Endpoint:
     """The HTTP server and what it answers, from construction until `close`. Main thread only.
 
     Args:
         settings: Everything it goes by.
         health: The worker's state.
-        metrics: Where requests are counted.
+        metrics: Where what calls cost is counted.
         registry: The metrics to expose.
         is_asked: Whether requests for inference are answered.
+        has_stream: Whether it consumes as well.
 
     Raises:
         SettingsError: the address cannot be listened on.
     """
 
     def __init__(
-        self, settings: Settings, health: Health, metrics: Metrics, registry: CollectorRegistry, *, is_asked: bool
+        self,
+        settings: Settings,
+        health: Health,
+        metrics: Metrics,
+        registry: CollectorRegistry,
+        *,
+        is_asked: bool,
+        has_stream: bool = True,
     ) -> None:
         http = settings.http
         self._settings = settings
@@ -95,13 +113,17 @@ class Endpoint:
             timeout_s=http.timeout_s,
         )
         bearer = Bearer([token.get_secret_value() for token in http.tokens], is_guarded=http.is_guarded)
-        site = Site(Watched(health, registry, metrics, time.monotonic), self._inference, bearer, Page())
+        readings = Readings(registry, time.monotonic)
+        facts = Facts(settings.delivery.guarantee if has_stream else "", _shown(settings), is_asked)
+        page = Page(facts, health, readings, time.monotonic, lambda: self._inference.label_sets)
+        site = Site(Watched(health, registry, HttpMetrics(registry), time.monotonic), self._inference, bearer, page)
         self._server = HttpServer(
             site.app,
             http.host,
             http.port,
             most_connections=http.max_connections,
             timeout_s=http.receive_timeout_s,
+            beside=readings.go_on,
         )
         self.port = self._server.port
         self.calls: CallQueue | None = None

@@ -37,7 +37,7 @@ class Server:
         registry = CollectorRegistry()
         self._metrics = Metrics(registry)
         self.health = Health(loop_limit_s=0.0, inference_limit_s=settings.model.timeout_s, has_stream=False)
-        self.http = Endpoint(settings, self.health, self._metrics, registry, is_asked=True)
+        self.http = Endpoint(settings, self.health, self._metrics, registry, is_asked=True, has_stream=False)
         self._engine = engine
         self._inference: InferenceThread | None = None
 

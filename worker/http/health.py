@@ -116,6 +116,11 @@ class Health:
         """Shutdown has begun; there is no way back."""
         self._draining = True
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether shutdown has begun."""
+        return self._draining
+
     def healthy(self, now_s: float) -> Verdict:
         """Whether loop and device make progress."""
         # Read once each: the threads go on writing while this runs.

@@ -78,6 +78,11 @@ class Inference:
         """Texts that wait for the device."""
         return len(self._service.queue) if self._service is not None else 0
 
+    @property
+    def label_sets(self) -> list[str]:
+        """Names of the sets that a request may name."""
+        return list(self._service.rules.defaults.label_sets) if self._service is not None else []
+
     def close(self) -> None:
         """Nothing is read or computed any more."""
         if self._service is not None:

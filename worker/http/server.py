@@ -7,9 +7,9 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uvicorn
@@ -38,12 +38,23 @@ class HttpServer:
         port: 0 picks a free one, see `port`.
         most_connections: Open at a time.
         timeout_s: In which a request must have arrived, and in which an answer must be read.
+        beside: What goes on on the same loop until the end.
 
     Raises:
         SettingsError: the address cannot be listened on.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, *, most_connections: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        most_connections: int,
+        timeout_s: float,
+        beside: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._beside = beside
         self._socket = _listening(host, port)
         self.port = int(self._socket.getsockname()[1])
         config = DoorConfig(
@@ -103,7 +114,11 @@ class HttpServer:
             await asyncio.sleep(0.001)
         self._socket.listen(_BACKLOG)  # uvicorn's own number bounds how many are taken in at a time
         self._started.set()
-        await serving
+        beside = asyncio.ensure_future(self._beside())
+        try:
+            await serving
+        finally:
+            beside.cancel()
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -28,7 +28,7 @@ from worker.http.openapi import document
 from worker.http.page import Page
 from worker.http.problem import Kind, Problem
 from worker.messages import Task
-from worker.telemetry.metrics import Metrics
+from worker.telemetry.http_metrics import HttpMetrics
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -57,7 +57,7 @@ class Watched:
 
     health: Health
     registry: CollectorRegistry
-    metrics: Metrics
+    metrics: HttpMetrics
     clock: Callable[[], float]
 
 
@@ -107,7 +107,7 @@ class Site:
         return _verdict(self._watched.health.ready())
 
     async def _metrics(self, _: Request) -> Response:
-        self._watched.metrics.http_waiting(self._inference.waiting)
+        self._watched.metrics.waiting(self._inference.waiting)
         body = generate_latest(self._watched.registry)
         return Response(body, headers=_HEADERS, media_type=CONTENT_TYPE_LATEST)
 
@@ -136,7 +136,7 @@ class Site:
             await self._lingering.send(response, request, send)
         except ClientDisconnect:
             status = 499  # nginx's number for it: nobody gets it, but it is counted
-        self._watched.metrics.http_answered(endpoint.path, status, time.monotonic() - began_s)
+        self._watched.metrics.answered(endpoint.path, status, time.monotonic() - began_s)
 
     def _require_model(self, request: Request) -> None:
         """Raise Problem if another model is asked for by its name in the path."""

@@ -1,45 +1,32 @@
 """Compute: batches come from one bounded queue, every job is answered, and the results go on another.
 
 The inference thread owns the model and the device. Tests call `step` themselves instead of starting it.
-
-Calls over HTTP join here, between two batches: they share the first forwards of the next batch, and are answered before
-the rest of it is computed, or go alone where no batch waits. `worker.rules.device_share` says how many may.
+Calls over HTTP join here, between two batches: see `worker.pipeline.callers`.
 """
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
-from worker.errors import FatalError, TransientError
+from worker.errors import TransientError
 from worker.http.calls import Call, CallQueue
-from worker.messages import Answered, Batch, BatchResult, Encoded, Failed, Fault, Job, Outcome, Request, Work
+from worker.messages import Answered, Batch, BatchResult, Failed, Fault, Work
+from worker.pipeline.callers import Callers
+from worker.pipeline.computation import Computation, Runs
 from worker.rules.device_share import DeviceShare
-from worker.rules.retry import RetryPolicy, fault_of
+from worker.rules.retry import RetryPolicy
 
 log = structlog.get_logger("worker.inference")
 
-
-class Runs(Protocol):
-    """The part of `worker.inference.engine.Engine` that this thread uses."""
-
-    def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
-        """Outcomes in the order of the requests. ``beat`` is called before each forward: slow is not hung."""
-
-
 _BEAT_S: Final = 10.0
-# A stream with a backlog offers its next batch sooner than this after the last one. Without one for longer it is idle.
-_IDLE_S: Final = 0.01
-_Found = Outcome | Fault
-_NO_WORK = Work(rows=0, computed=0, tokens=0, slots=0, cache_hits=0, shrinks=0, forwards=0, seconds=0.0)
+# While something else is waited for, calls over HTTP are looked at so often.
+_CALLERS_POLL_S: Final = 0.01
 
 
 class InferenceThread:
@@ -67,21 +54,19 @@ class InferenceThread:
         share: DeviceShare | None = None,
         called: Callable[[Work, int], None] = lambda _work, _splits: None,
     ) -> None:
-        self._engine = engine
+        self._computation = Computation(engine, lambda: beat(clock()))
         self._policy = policy
         self._clock = clock
         self._beat = beat
         self._idle = idle
-        self._calls = calls
-        self._share = share or DeviceShare(0.5, 1)
-        self._called = called
-        self._streamed_at_s = -math.inf  # when the last batch was done
+        self._callers: Callers | None = None
+        if calls is not None and share is not None:
+            self._callers = Callers(calls, share, self._computation, clock, called)
         self._batches: queue.Queue[Batch] = queue.Queue(maxsize=1)
         self._results: queue.Queue[BatchResult] = queue.Queue(maxsize=2)
         self._stopping = threading.Event()
         self._crash: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._budget = 0
 
     # The Kafka thread's side ------------------------------------------------------------------------------------------
 
@@ -98,8 +83,8 @@ class InferenceThread:
     def offer(self, batch: Batch) -> None:
         """Hand over a batch. Raises queue.Full unless `has_room`; only one thread may offer."""
         self._batches.put_nowait(batch)
-        if self._calls is not None:
-            self._calls.bell.set()
+        if self._callers is not None:
+            self._callers.ring()
 
     def withdraw(self) -> Batch | None:
         """Take back the batch that waits, or None if the inference thread has begun it. The caller offers it again."""
@@ -142,19 +127,18 @@ class InferenceThread:
     def step(self, timeout_s: float) -> bool:
         """Answer one batch, or what calls wait, if there is something within ``timeout_s``. False if there was not."""
         calls: list[Call] = []
-        if self._calls is not None:
-            batch, calls = self._await_either(self._calls, timeout_s)
-        else:
+        if self._callers is None:
             batch = self._await_batch(timeout_s)
+        else:
+            batch, calls = self._callers.await_either(lambda: self._await_batch(0), timeout_s)
         if batch is None and not calls:
             return False
-        if calls and (batch is None or not batch.takes_calls):
-            self._answer_alone(calls)
-            calls = []
+        if self._callers is not None and calls and (batch is None or not batch.takes_calls):
+            self._callers.alone(calls)
         if batch is not None:
             result = self._answer(batch, calls)
-            self._share.streamed(batch.tokens)
-            self._streamed_at_s = self._clock()
+            if self._callers is not None:
+                self._callers.streamed(batch)
             if result is not None:
                 self._hand_over(result)
         self._idle()
@@ -164,23 +148,6 @@ class InferenceThread:
         with suppress(queue.Empty):
             return self._batches.get(timeout=timeout_s) if timeout_s else self._batches.get_nowait()
         return None
-
-    def _await_either(self, calls: CallQueue, timeout_s: float) -> tuple[Batch | None, list[Call]]:
-        """The batch that waits, and the calls that may go now, as soon as there is one or the other."""
-        deadline_s = self._clock() + timeout_s
-        while True:
-            calls.bell.clear()  # before both are looked at: what comes behind that rings again
-            batch = self._await_batch(0)
-            idle_in_s = self._streamed_at_s + _IDLE_S - self._clock()
-            if batch is None and idle_in_s <= 0:
-                self._share.stream_is_idle()
-            taken = calls.take(self._share.allowance)
-            left_s = deadline_s - self._clock()
-            if batch is not None or taken or left_s <= 0:
-                self._share.called(sum(call.encoded.tokens for call in taken))
-                return batch, taken
-            # Calls that have had their share wait for a batch, or until none has come.
-            calls.bell.wait(min(left_s, idle_in_s) if len(calls) and idle_in_s > 0 else left_s)
 
     def _run(self) -> None:
         try:
@@ -192,9 +159,11 @@ class InferenceThread:
     def _hand_over(self, result: BatchResult) -> None:
         while not self._stopping.is_set():
             try:
-                self._results.put(result, timeout=0.1)
+                self._results.put(result, timeout=0.1 if self._callers is None else _CALLERS_POLL_S)
             except queue.Full:
                 self._beat(self._clock())  # the Kafka thread is behind: the device is well
+                if self._callers is not None:
+                    self._callers.meanwhile()
             else:
                 return
 
@@ -207,16 +176,20 @@ class InferenceThread:
         attempt = 0
         while not self._stopping.is_set():
             # A batch that fails as a whole tells no budget: the last one told stands.
-            tally = _Tally(replace(_NO_WORK, budget=self._budget))
+            tally = self._computation.tally()
             try:
-                found = self._compute_beside(calls, batch.jobs, tally) if calls else self._compute(batch.jobs, tally)
+                if calls and self._callers is not None:
+                    found = self._callers.beside(calls, batch.jobs, tally)
+                else:
+                    found = self._computation.together(batch.jobs, tally)
             except TransientError as error:
-                self._refuse(calls, error)
+                if self._callers is not None:
+                    self._callers.refuse(error, calls)
                 # An outage is not the messages' fault: no attempt is counted against them.
                 attempt += 1
                 delay_s = self._policy.delay_s(attempt, 1.0)
                 log.warning("device_away", error=str(error), retry_in_s=delay_s)
-                self._rest(delay_s)
+                self._rest(delay_s, error)
                 continue
             finished = tuple(
                 Failed(job, one) if isinstance(one, Fault) else Answered(job, one)
@@ -225,104 +198,11 @@ class InferenceThread:
             return BatchResult(batch, finished, tally.work, tally.splits, began_s, self._clock())
         return None
 
-    def _compute_beside(self, calls: list[Call], jobs: Sequence[Job], tally: _Tally) -> list[_Found]:
-        """What is found for jobs. Calls go with as many of them as fill a forward, and are answered before the rest."""
-        room = (self._budget or math.inf) - sum(call.encoded.tokens for call in calls)
-        first = 0
-        while first < len(jobs) and room >= jobs[first].encoded.tokens:
-            room -= jobs[first].encoded.tokens
-            first += 1
-        found = self._compute([*calls, *jobs[:first]], tally)
-        self._give_back(calls, found[: len(calls)])
-        beside = found[len(calls) :]
-        del calls[:]
-        return beside + self._compute(jobs[first:], tally) if first < len(jobs) else beside
-
-    def _answer_alone(self, calls: list[Call]) -> None:
-        """Answer calls where no batch waits, or none that may share a forward."""
-        tally = _Tally(replace(_NO_WORK, budget=self._budget))
-        try:
-            self._give_back(calls, self._compute(calls, tally))
-        except TransientError as error:
-            log.warning("device_away", error=str(error))
-            self._refuse(calls, error)
-        self._called(tally.work, tally.splits)
-
-    def _refuse(self, calls: list[Call], error: TransientError) -> None:
-        """Calls do not wait for a device that is away: their callers may ask somebody else."""
-        self._give_back(calls, [fault_of(error, "inference", "")] * len(calls))
-        del calls[:]
-
-    def _give_back(self, calls: Sequence[Call], found: Sequence[_Found]) -> None:
-        if self._calls is not None and calls:
-            self._calls.answer(calls, found)
-
-    def _rest(self, delay_s: float) -> None:
+    def _rest(self, delay_s: float, away: TransientError) -> None:
         """Let time pass while the device is away: that is no hang, so it is reported as life."""
-        while delay_s > 0 and not self._stopping.wait(min(delay_s, _BEAT_S)):
-            delay_s -= _BEAT_S
+        most_s = _BEAT_S if self._callers is None else _CALLERS_POLL_S
+        while delay_s > 0 and not self._stopping.wait(min(delay_s, most_s)):
+            delay_s -= most_s
             self._beat(self._clock())
-
-    def _goes_on(self) -> None:
-        self._beat(self._clock())
-
-    def _compute(self, jobs: Sequence[Job | Call], tally: _Tally, *, is_bad: bool = False) -> list[_Found]:
-        """Answer jobs together; if that fails, in quarters, until the culprit stands alone.
-
-        ``is_bad``: a culprit must be among them, because their failed whole was clean otherwise; several such jobs are
-        split without being tried. This is the splitting of group testing (Hwang 1972), in quarters where that has
-        halves: a test that fails is paid with the neighbours in it, so it is better for being small. One culprit among
-        n costs them the failed pass over n, and n/4, n/16, ... where no deduction spares it: one and a third batches
-        more at most. Halves would cost two, in as many passes; eighths save a fifth of a batch and cost more passes.
-        Every neighbour is computed at most log4(n), rounded up, times more than once.
-        """
-        if is_bad and len(jobs) > 1:
-            return self._split(jobs, tally)
-        self._beat(self._clock())
-        try:
-            outcomes, work = self._engine.run([(job.request, job.encoded) for job in jobs], self._goes_on)
-        except (FatalError, TransientError):
-            raise
-        except Exception as error:  # noqa: BLE001 (whatever a text provokes in the model, it ends that text only)
-            rows = sum(len(job.encoded.rows) for job in jobs)
-            tally.work = replace(tally.work, failed=tally.work.failed + rows)
-            if len(jobs) == 1:
-                return [fault_of(error, "inference", traceback.format_exc())]
-            log.warning("batch_split", jobs=len(jobs), error=type(error).__name__)
-            return self._split(jobs, tally)
-        tally.work = _sum(tally.work, work)
-        self._budget = work.budget
-        return list(outcomes)
-
-    def _split(self, jobs: Sequence[Job | Call], tally: _Tally) -> list[_Found]:
-        """Answer jobs among which there is a culprit, a quarter at a time: in the last, if all before were clean."""
-        tally.splits += 1
-        found: list[_Found] = []
-        size = math.ceil(len(jobs) / 4)
-        for start in range(0, len(jobs), size):
-            is_last = start + size >= len(jobs)
-            is_clean = not any(isinstance(one, Fault) for one in found)
-            found += self._compute(jobs[start : start + size], tally, is_bad=is_last and is_clean)
-        return found
-
-
-@dataclass(slots=True)
-class _Tally:
-    work: Work
-    splits: int = 0
-
-
-def _sum(a: Work, b: Work) -> Work:
-    return replace(
-        a,
-        rows=a.rows + b.rows,
-        computed=a.computed + b.computed,
-        tokens=a.tokens + b.tokens,
-        slots=a.slots + b.slots,
-        cache_hits=a.cache_hits + b.cache_hits,
-        shrinks=a.shrinks + b.shrinks,
-        forwards=a.forwards + b.forwards,
-        seconds=a.seconds + b.seconds,
-        budget=b.budget,
-        failed=a.failed + b.failed,
-    )
+            if self._callers is not None:
+                self._callers.refuse(away)

@@ -1,8 +1,7 @@
 """Every Prometheus metric of the worker, and the plain methods by which the pipeline feeds them.
 
-`_Records`, `_Batches`, `_Inference`, `_Time`, `_Flow`, `_Http` and `_Broker` are the table: name, help, labels and
-buckets of each metric, in the order in which ``/metrics`` lists them. `Metrics` is what the other modules call. How to
-read them:
+`_Records`, `_Batches`, `_Inference`, `_Time`, `_Flow` and `_Broker` are the table: name, help, labels and buckets of
+each metric, in the order in which ``/metrics`` lists them. `Metrics` is what the other modules call. How to read them:
 
 - padding share = ``padding_tokens / (padding_tokens + computed_tokens)``, as rates. Two counters rather than a gauge:
   they add up over workers and over any stretch of time.
@@ -89,8 +88,6 @@ _TOKENS = tuple(2**n for n in range(6, 17))
 _STAGE_SECONDS = (1e-4, 2.5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # 1 ms (a small batch on a large device) to 60 s (a full batch of long texts on a small CPU).
 _INFERENCE_SECONDS = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-# 1 ms (a short text on an idle device) to 10 s (the device is busy).
-_HTTP_SECONDS = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # 10 ms (below batch.max_wait_ms' default of 50) to an hour: a backlog is old, and its age is what one wants to read.
 _END_TO_END_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
@@ -234,19 +231,6 @@ class _Flow:
         self.paused = declare.gauge("xnli_worker_paused_partitions", "Partitions held and paused by back-pressure.")
 
 
-class _Http:
-    """What is asked over HTTP."""
-
-    def __init__(self, declare: _Declare) -> None:
-        self.answered = declare.counter(
-            "xnli_worker_http_requests_total", "Requests for inference over HTTP, by path and status.", "path", "status"
-        )
-        self.seconds = declare.histogram(
-            "xnli_worker_http_seconds", "From a request's head to the end of its answer.", _HTTP_SECONDS, "path"
-        )
-        self.waiting = declare.gauge("xnli_worker_http_waiting", "Texts that came over HTTP and wait for the device.")
-
-
 class _Broker:
     """How the brokers and the group treat us."""
 
@@ -273,7 +257,6 @@ class Metrics:
         self._inference = _Inference(declare)
         self._time = _Time(declare)
         self._flow = _Flow(declare)
-        self._http = _Http(declare)
         self._broker = _Broker(declare)
         self._build = Info(
             "xnli_worker_build", "Version of the worker, checkpoint and device in use.", registry=registry
@@ -347,15 +330,6 @@ class Metrics:
             self._inference.shrinks.inc(work.shrinks)
         if splits:
             self._inference.splits.inc(splits)
-
-    def http_answered(self, path: str, status: int, seconds: float) -> None:
-        """A request for inference was answered; ``path`` is one of ours, which bounds the label."""
-        self._http.answered.labels(path, str(status)).inc()
-        self._http.seconds.labels(path).observe(seconds)
-
-    def http_waiting(self, texts: int) -> None:
-        """How many texts that came over HTTP wait for the device now."""
-        self._http.waiting.set(texts)
 
     def token_budget(self, tokens: int) -> None:
         """How many padded tokens a forward may hold now."""

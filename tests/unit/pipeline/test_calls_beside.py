@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ def answers(calls: Sequence[Call]) -> list[Any]:
 
 
 def test_calls_share_the_first_forward_and_are_answered_before_the_rest(stage: Stage) -> None:
-    stage.thread._budget = BUDGET
+    stage.thread._computation.budget = BUDGET
     calls = stage.call("call 1", "call 2")
     stage.batch(*(f"job {i}" for i in range(5)))
     result = stage.step()
@@ -185,6 +186,46 @@ def test_behind_a_held_gate_no_call_is_computed(stage: Stage) -> None:
     stage.calls.gate.open()
     stage.step()
     assert answers(calls) == [ANSWER]
+
+
+def test_while_nobody_takes_results_calls_are_answered_all_the_same(stage: Stage) -> None:
+    """The broker is away: the Kafka thread publishes again and again, and collects nothing."""
+    for _ in range(2):
+        stage.batch("job")
+        assert stage.thread.step(0)
+    stage.batch("job")
+    stage.call("call")
+    stage.thread.start()
+    try:
+        until(lambda: stage.calls.in_hand == 0, stage.loop)
+        stage.call("another")
+        until(lambda: stage.calls.in_hand == 0, stage.loop)
+    finally:
+        stage.thread.stop(5.0)
+    assert stage.thread.depths[1] == 2
+
+
+def test_a_device_that_stays_away_is_told_to_all_who_come() -> None:
+    stage = Stage()
+    stage.thread._policy = RetryPolicy(max_attempts=3, initial_s=30.0, max_s=30.0, multiplier=1.0, jitter=0.0)
+    stage.engine.away = 1
+    stage.batch("job")
+    stage.thread.start()
+    try:
+        until(lambda: len(stage.engine.runs) == 1, stage.loop)
+        (call,) = stage.call("call")
+        until(call.found.done, stage.loop)
+        assert isinstance(call.found.result(), Fault)
+    finally:
+        stage.thread.stop(5.0)
+        stage.loop.close()
+
+
+def until(condition: Callable[[], bool], loop: asyncio.AbstractEventLoop) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        loop.run_until_complete(asyncio.sleep(0.001))
 
 
 @pytest.fixture
