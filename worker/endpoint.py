@@ -175,3 +175,4 @@ class Endpoint:
         """Answer what is still in hand with 503, close connections and free the port."""
         self._inference.drain()
         self._server.close(self._inference.close)
+        self._inference.end()

@@ -39,7 +39,7 @@ class Service:
 
 
 class Inference:
-    """Answers requests for inference. HTTP thread only, but for `open` and `drain`.
+    """Answers requests for inference. HTTP thread only, but for `open`, `drain` and `end`.
 
     Args:
         is_on: Whether the operator wants it.
@@ -55,6 +55,7 @@ class Inference:
         self._timeout_s = timeout_s
         self._service: Service | None = None
         self._is_draining = False
+        self._is_closed = False
         self._in_hand = 0
         # Tokenising takes up to a second for the largest body, and lets go of the interpreter: probes are answered
         # meanwhile.
@@ -84,9 +85,13 @@ class Inference:
         return list(self._service.rules.defaults.label_sets) if self._service is not None else []
 
     def close(self) -> None:
-        """Nothing is read or computed any more."""
+        """Nothing is computed any more: whoever waits is told so."""
+        self._is_closed = True
         if self._service is not None:
             self._service.queue.close()
+
+    def end(self) -> None:
+        """Nothing is read any more: the server has ended. Any thread."""
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def require(self) -> Service:
@@ -131,6 +136,8 @@ class Inference:
     async def _content(self, request: Request, read: Read, service: Service, held: Held) -> bytes:
         body = await self._bodies.read(request, held)
         asked = await self._read(lambda: read(parsed(body), service.rules), service.queue.gate)
+        if self._is_closed:
+            raise Problem(Kind.UNAVAILABLE, "the worker is ending; ask another", headers={"Connection": "close"})
         calls = service.queue.submit(asked.requests)
         try:
             outcomes = await self._outcomes(calls, request)
