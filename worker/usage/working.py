@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
@@ -41,27 +42,45 @@ def demo(
     examples=[
         'xnli-worker classify "The parcel came two days late." --labels delivery,payment,praise',
         "xnli-worker classify --labels spam,harmless --json < texts.txt",
+        'xnli-worker classify "Where is it?" --label-set labels.json --url http://127.0.0.1:9400',
     ],
 )
 def classify(
-    labels: Annotated[
-        str, typer.Option("--labels", "-l", metavar="A,B,C", help="candidates; a JSON array if they hold commas")
-    ],
     text: Annotated[
         str | None, typer.Argument(metavar="[TEXT]", help="the text; without it, or with -, each line of stdin")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", "-l", metavar="A,B,C", help="candidates; a JSON array if they hold commas")
+    ] = None,
+    label_set: Annotated[
+        Path | None, typer.Option("--label-set", metavar="FILE", help="a file of candidates instead, a JSON array")
     ] = None,
     multi_label: Annotated[bool, typer.Option("--multi-label", help="score each label by itself")] = False,
     template: Annotated[
         str | None, typer.Option(metavar="T", help='the hypothesis of a label, as in "This text is about {}."')
     ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="ask the worker that runs there, in place of a model here")
+    ] = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> int:
     """One text, or a text a line, against labels of your own; no broker."""
+    if (labels is None) == (label_set is None):
+        raise SettingsError("--labels or --label-set: name the candidates by one of the two")
     StopFlag(interrupt=True)
     from worker.commands.classify import classify as score  # noqa: PLC0415
 
-    done = score(text, config, labels=labels, multi_label=multi_label, template=template, as_json=as_json)
+    done = score(
+        text,
+        config,
+        labels=labels or "",
+        label_set=label_set,
+        multi_label=multi_label,
+        template=template,
+        url=url,
+        as_json=as_json,
+    )
     return 0 if done else 1
 
 
