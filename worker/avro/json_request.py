@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Strict, ValidationError
 
 from worker.errors import Reason, Rejection
 from worker.messages import LongText, Pooling, Task
+
+# Of a field's name, as findings show it: a stranger's may be a megabyte.
+_NAME_CHARS: Final = 100
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
@@ -76,7 +79,7 @@ def validated(kind: type[_Kind], json_object: object, whole: str) -> _Kind:
         findings = []
         first = ""
         for found in error.errors(include_url=False):
-            named = _printable(".".join(str(part) for part in found["loc"]))
+            named = _printable(".".join(str(part) for part in found["loc"]))[:_NAME_CHARS]
             first = first or named
             field = named or whole
             match found["type"]:

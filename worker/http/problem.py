@@ -16,6 +16,7 @@ from worker.messages import Fault, FaultKind
 CONTENT_TYPE: Final = "application/problem+json"
 # When to try again, in seconds: the queue is emptied within a batch or two.
 RETRY_AFTER: Final = "1"
+_DETAIL_CHARS: Final = 2000
 
 
 class Kind(StrEnum):
@@ -82,7 +83,7 @@ class Problem(Exception):  # noqa: N818 (the standard's word)
     def response(self, error: object = None) -> Response:
         """As it is sent. ``error`` is what clients of another API look for under that name."""
         status, title = _ANSWERS[self.kind]
-        detail = redaction.in_text(self.detail)
+        detail = redaction.in_text(self.detail[:_DETAIL_CHARS])
         body: dict[str, Any] = {
             "type": f"urn:xnli-worker:problem:{self.kind}",
             "title": title,
