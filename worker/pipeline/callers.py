@@ -85,9 +85,12 @@ class Callers:
     def beside(self, calls: list[Call], jobs: Sequence[Job], tally: Tally) -> list[Found]:
         """What is found for jobs. Calls go with as many of them as fill a forward, and are answered before the rest.
 
-        ``calls`` is empty after that.
+        All of it takes a number of forwards by the token budget, and the first part is one of that many equal ones: a
+        forward for what is left over would be a small one. ``calls`` is empty after that.
         """
-        room = (self._computation.budget or math.inf) - sum(call.encoded.tokens for call in calls)
+        called = sum(call.encoded.tokens for call in calls)
+        total = called + sum(job.encoded.tokens for job in jobs)
+        room = total / math.ceil(total / (self._computation.budget or total)) - called
         first = 0
         while first < len(jobs) and room >= jobs[first].encoded.tokens:
             room -= jobs[first].encoded.tokens

@@ -102,12 +102,12 @@ def answers(calls: Sequence[Call]) -> list[Any]:
 def test_calls_share_the_first_forward_and_are_answered_before_the_rest(stage: Stage) -> None:
     stage.thread._computation.budget = BUDGET
     calls = stage.call("call 1", "call 2")
-    stage.batch(*(f"job {i}" for i in range(5)))
+    stage.batch(*(f"job {i}" for i in range(6)))  # 80 tokens with the calls: two forwards of 40
     result = stage.step()
-    assert stage.engine.runs == [["call 1", "call 2", "job 0", "job 1"], ["job 2", "job 3", "job 4"]]
+    assert stage.engine.runs == [["call 1", "call 2", "job 0", "job 1"], ["job 2", "job 3", "job 4", "job 5"]]
     assert answers(calls) == [ANSWER, ANSWER]
     assert result is not None
-    assert [found.job.record.position.offset for found in result.finished] == list(range(5))
+    assert [found.job.record.position.offset for found in result.finished] == list(range(6))
     assert all(isinstance(found, Answered) for found in result.finished)
 
 
