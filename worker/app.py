@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from confluent_kafka.admin import AdminClient
@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry
 
 from worker import __version__, language_detection, process
 from worker.avro.codec import Codecs, open_codecs
-from worker.avro.request import AUTO, Defaults, Limits
+from worker.endpoint import Endpoint, Model, defaults_of, limits_of
 from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
-from worker.http.health import Health, HealthServer
+from worker.http.health import Health
 from worker.http.readiness_log import ReadinessLog
 from worker.inference.stage import Tell, tell_nobody
 from worker.kafka import client_config, known_limits, reach
@@ -35,10 +35,10 @@ from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
 from worker.kafka.trial import Trial
 from worker.label_sets.topic import FollowedSets
-from worker.messages import Encoded, ModelIdentity, Pooling, Request
+from worker.messages import Pooling
 from worker.pipeline.admit import RequestReader
 from worker.pipeline.batch import BatchPolicy
-from worker.pipeline.infer import InferenceThread, Runs
+from worker.pipeline.infer import InferenceThread
 from worker.pipeline.loop import Loop
 from worker.pipeline.resolve import Policy, ResultWriter
 from worker.pipeline.wiring import open_loop
@@ -63,29 +63,6 @@ IMPORT_LIMIT_S: Final = 300.0
 # A step holds at most a publish and a revoke, each with its own deadline.
 LOOP_LIMIT_S: Final = 60.0
 REACH_TIMEOUT_S: Final = 2.0
-
-
-class Model(Runs, Protocol):
-    """What the worker asks of `worker.inference.engine.Engine`."""
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Name and revision, as results carry them."""
-
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-
-    @property
-    def precision(self) -> str:
-        """What it computes in."""
-
-    @property
-    def pooling(self) -> Pooling:
-        """How texts are embedded where the request does not say."""
-
-    def encode(self, request: Request) -> Encoded:
-        """Tokens of a request. Raises Rejection."""
 
 
 def load_engine(
@@ -143,12 +120,30 @@ def load_engine(
     return engine
 
 
+def ready_engine(settings: Settings, engine: Model | None, start: Start, metrics: Metrics) -> Model:
+    """The model, once it is loaded, and told of in log and metrics. ``engine`` takes its place in tests."""
+    ready = engine or start.run(lambda tell: load_engine(settings, start.wait, tell, progress=False))
+    log.info("model_loaded", model=ready.identity.name, device=ready.device, precision=ready.precision)
+    metrics.identify(
+        version=__version__,
+        model=ready.identity.name,
+        revision=ready.identity.revision,
+        device=ready.device,
+        precision=ready.precision,
+    )
+    return ready
+
+
+def retry_policy(settings: Settings) -> RetryPolicy:
+    """How often and how patiently what failed is tried again."""
+    retry = settings.retry
+    return RetryPolicy(retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter)
+
+
 def _policy(settings: Settings, instance: str) -> Policy:
-    retry, dead_letter = settings.retry, settings.dead_letter
+    dead_letter = settings.dead_letter
     return Policy(
-        retry=RetryPolicy(
-            retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
-        ),
+        retry=retry_policy(settings),
         source=DeadLetterSource(settings.topics.dead_letter, settings.kafka.group_id, instance),
         limits=DeadLetterLimits(dead_letter.max_consecutive, dead_letter.max_ratio),
         retry_topics=names.retry_topics(settings.kafka.group_id, settings.topics.retry),
@@ -183,9 +178,7 @@ class App:
         self._registry = CollectorRegistry()
         self.metrics = Metrics(self._registry)
         self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=settings.model.timeout_s)
-        self.http = HealthServer(
-            settings.http.host, settings.http.port, health=self.health, registry=self._registry, clock=time.monotonic
-        )
+        self.http = Endpoint(settings, self.health, self.metrics, self._registry, is_asked=settings.http.inference)
         self._engine = engine
         self._loop: Loop | None = None
         self._inference: InferenceThread | None = None
@@ -208,8 +201,13 @@ class App:
             process.collect_rarely()
             while not stop_requested():
                 self._step(loop)
+            self.http.drain()
+            deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
             drained = loop.drain(DRAIN_TIMEOUT_S)
+            drained = self.http.await_drained(max(0.0, deadline_s - time.monotonic())) and drained
         except Stopped:
+            self.http.drain()
+            self.http.await_drained(DRAIN_TIMEOUT_S)
             log.info("stopped", started=False)
             return True
         except FatalError as error:
@@ -229,7 +227,14 @@ class App:
         now_s = time.monotonic()
         self._freed.give_back(now_s)
         self._readiness_log.step(now_s, self._topic_ids.missing if self._topic_ids is not None else frozenset())
-        verdict = self.health.healthy(now_s)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise what crashed a thread, or say that one hangs."""
+        self.http.check()
+        if self._inference is not None and self._loop is None:
+            self._inference.check()
+        verdict = self.health.healthy(time.monotonic())
         if not verdict.ok:
             raise Stalled("; ".join(verdict.problems))
 
@@ -237,7 +242,11 @@ class App:
         settings = self._settings
         start = Start(stop_requested)
         language_detection.detector(is_needed=settings.model.detects_language)  # before minutes of loading
+        start.watch(self._check)
         engine = self._load(start)
+        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        policy = _policy(settings, instance)
+        self._inference = self.http.compute(engine, policy.retry)
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
         # One for all: each client costs threads, and connections to every broker.
@@ -249,16 +258,12 @@ class App:
                 shared, admin, settings.topics.label_sets, settings.label_sets, template, self.metrics
             )
             self._label_sets.load(stop_requested)
-        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+            self.http.open(engine, self._label_sets.stored.view())
         consumer = Consumer(client_config.consumer(settings.kafka))
-        policy = _policy(settings, instance)
         written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
         self._limits = limits = known_limits.load(settings.kafka, admin, written, self.health.topics_missing)
         self._publisher = self._open_publisher(consumer, instance, limits)
         self._await_broker(self._publisher, start)
-        self._inference = InferenceThread(
-            engine, policy.retry, time.monotonic, self.health.inference_beat, self.health.inference_idle
-        )
         batch = settings.batch
         topics = [*settings.topics.input, *(topic for _, topic in policy.retry_topics)]
         self._topic_ids = TopicIds(admin, topics)
@@ -277,8 +282,8 @@ class App:
             health=self.health,
             topic_ids=self._topic_ids,
             label_sets=None if self._label_sets is None else (self._label_sets, settings.label_sets.wait_s),
+            gate=self.http.calls.gate if self.http.calls is not None else None,
         )
-        self._inference.start()
         self._loop.start(topics)
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return self._loop
@@ -287,33 +292,13 @@ class App:
         """The model, while the log says whether a broker is there to work for."""
         if why := self._unreachable():
             log.warning("broker_away", error=why, next="the model is loaded meanwhile")
-        engine = self._engine or start.run(lambda tell: load_engine(self._settings, start.wait, tell, progress=False))
-        log.info("model_loaded", model=engine.identity.name, device=engine.device, precision=engine.precision)
-        self.metrics.identify(
-            version=__version__,
-            model=engine.identity.name,
-            revision=engine.identity.revision,
-            device=engine.device,
-            precision=engine.precision,
-        )
+        engine = ready_engine(self._settings, self._engine, start, self.metrics)
         self.health.model_loaded()
         return engine
 
     def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
-        model, limits = self._settings.model, self._settings.limits
-        return RequestReader(
-            codecs,
-            Defaults(
-                model.hypothesis_template,
-                model.long_text,
-                pooling,
-                model.normalize,
-                self._label_sets.stored if self._label_sets is not None else None,
-                language_detection.detector(is_needed=model.detects_language),
-                AUTO if model.detects_language else None,
-            ),
-            Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
-        )
+        stored = self._label_sets.stored if self._label_sets is not None else None
+        return RequestReader(codecs, defaults_of(self._settings, pooling, stored), limits_of(self._settings))
 
     def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
         kafka = self._settings.kafka

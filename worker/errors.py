@@ -70,10 +70,11 @@ class CheckpointError(SettingsError):
 class Rejection(WorkerError):  # noqa: N818 (the field's word; it is an answer rather than a failure of ours)
     """This message can never succeed. It becomes a dead letter with ``reason``; its neighbours are not touched."""
 
-    def __init__(self, reason: Reason, stage: str, message: str) -> None:
+    def __init__(self, reason: Reason, stage: str, message: str, field: str = "") -> None:
         super().__init__(message)
         self.reason = reason
         self.stage = stage
+        self.field = field  # of the request, where one field is to blame
         self.request_id = ""  # where the message could be read that far, for the log
 
 

@@ -217,13 +217,15 @@ class Batch:
     """Jobs that go through the model together, in the order they were admitted.
 
     ``tokens`` is the sum of what they cost at once (see `Encoded`): taxonomies and evidence may cost a multiple.
-    ``opened_at_s`` is the monotonic time of the first admission.
+    ``opened_at_s`` is the monotonic time of the first admission. ``takes_calls``: calls over HTTP may share its
+    forwards; not so where a death would be counted against one of its partitions.
     """
 
     jobs: tuple[Job, ...]
     tokens: int
     opened_at_s: float
     trigger: Trigger
+    takes_calls: bool = True
 
 
 @value

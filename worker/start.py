@@ -34,6 +34,11 @@ class Start:
     def __init__(self, stop_requested: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self._stop_requested = stop_requested
         self._clock = clock
+        self._checks: list[Callable[[], None]] = []
+
+    def watch(self, check: Callable[[], None]) -> None:
+        """Call ``check`` as long as something is waited for; what it raises ends the waiting."""
+        self._checks.append(check)
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -71,6 +76,8 @@ class Start:
     def _check(self) -> None:
         if self._stop_requested():
             raise Stopped
+        for check in self._checks:
+            check()
 
 
 class _Stage:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.brokers.memory import MemoryBroker
 from tests.delivery.doubles import DEAD_LETTERS, INPUT, Codec, Engine, encode
+from worker.http.calls import CallQueue
 from worker.http.health import Health
 from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.consumer import Consumer
@@ -25,6 +26,7 @@ from worker.pipeline.resolve import Policy, Refusal
 from worker.pipeline.wiring import open_loop
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
+from worker.rules.device_share import DeviceShare
 from worker.rules.retry import RetryPolicy
 from worker.telemetry.metrics import Metrics
 
@@ -61,6 +63,8 @@ class Worker:
     topic_ids: Any = None
     # How long a request waits for a label set of the codec's; None: there are none.
     wait_s: float | None = None
+    # What is asked over HTTP.
+    calls: CallQueue | None = None
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -87,7 +91,13 @@ class Worker:
         # A device that is away is waited for in real time: no time at all, here.
         at_once = RetryPolicy(max_attempts=1, initial_s=0.0, max_s=0.0, multiplier=1.0, jitter=0.0)
         self.inference = InferenceThread(
-            self.engine, at_once, clock, self.health.inference_beat, self.health.inference_idle
+            self.engine,
+            at_once,
+            clock,
+            self.health.inference_beat,
+            self.health.inference_idle,
+            self.calls,
+            DeviceShare(0.5, self.batch.max_tokens),
         )
         self.loop = open_loop(
             consumer=self.consumer,
@@ -109,6 +119,7 @@ class Worker:
             health=self.health,
             topic_ids=self.topic_ids,
             label_sets=None if self.wait_s is None else (self.codec.sets, self.wait_s),
+            gate=None if self.calls is None else self.calls.gate,
             clocks=Clocks(clock, lambda: clock() + self.wall_ahead_s, self.wait),
             seed=0,
         )

@@ -28,7 +28,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from worker import process, settings
-from worker.app import App, Model
+from worker.app import App
+from worker.endpoint import Model
 from worker.errors import WorkerError
 from worker.messages import (
     Classification,

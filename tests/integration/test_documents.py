@@ -15,13 +15,16 @@ from typing import Self
 import pytest
 
 from tests.brokers.kafka import Kafka
+from tests.brokers.ports import free_ports
 from tests.documents.command_lines import DOCUMENTS, ROOT, command_lines
 from tests.faults.workers import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # They go on until they are told to stop; each with what it prints when it works.
-GO_ON = {"run": "rebalance", "broker": "listens on", "tail": "en-moderation"}
+GO_ON = {"run": "rebalance", "broker": "listens on", "tail": "en-moderation", "serve": "started"}
+# Where documents say that a worker answers.
+_ADDRESS = "127.0.0.1:9400"
 # One of the requests sent becomes a dead letter on purpose, and `send --wait` says so.
 CODES = {"send": 1}
 
@@ -29,19 +32,21 @@ CODES = {"send": 1}
 class Shell:
     """A user's terminal: a folder with the repository's schemas, a settings file, and the worker on PATH."""
 
-    def __init__(self, folder: Path, kafka: Kafka) -> None:
+    def __init__(self, folder: Path, kafka: Kafka, port: int) -> None:
         self._folder = folder
+        self._port = port
         (folder / "schemas").symlink_to(ROOT / "schemas")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
         self._environment = kept | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-            "XNLI_HTTP__PORT": "0",
+            "XNLI_HTTP__PORT": str(port),
         }
         self._running: list[subprocess.Popen[bytes]] = []
 
     def enter(self, line: str) -> None:
         """Run a line to its end, or leave it running once it works."""
+        line = line.replace(_ADDRESS, f"127.0.0.1:{self._port}")
         words = shlex.split(line)
         verb = next((word for word in words[1:] if not word.startswith("-")), "")
         log = self._folder / f"{len(list(self._folder.iterdir()))}.log"
@@ -86,6 +91,7 @@ def test_every_line_works_as_printed(kafka: Kafka, tmp_path: Path, document: str
         return
     if not any("config init" in line for line in lines):
         (tmp_path / "worker.toml").write_text(_settings(document) or _settings("README.md"), encoding="utf-8")
-    with Shell(tmp_path, kafka) as shell:
+    port = free_ports(1)[0] if any(_ADDRESS in line for line in lines) else 0
+    with Shell(tmp_path, kafka, port) as shell:
         for line in lines:
             shell.enter(line)

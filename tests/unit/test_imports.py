@@ -31,7 +31,7 @@ ALLOWED = {
     "rules": _NOUNS,
     "telemetry": _NOUNS | {"streams"},
     "screen": {"terminal"},
-    "http": _NOUNS | {"telemetry"},
+    "http": _NOUNS | {"telemetry", "avro", "rules", "__version__"},
     "settings": _NOUNS | {"rules"},
     "inference": _ENGINE,
     "avro": _NOUNS | {"rules", "settings"},
@@ -39,11 +39,13 @@ ALLOWED = {
     "label_sets": _EDGES,
     "pipeline": _EDGES | {"avro", "inference", "http"},
     "start": _NOUNS | {"process", "inference"},  # of inference the shape of a callback alone
-    "app": _RUNNING | {"start"},
+    "endpoint": _RUNNING,
+    "app": _RUNNING | {"start", "endpoint"},
+    "serve": _RUNNING | {"start", "endpoint", "app"},
     "demo": _EDGES | {"avro", "process", "streams", "screen"},
     # (The demo's texts and tokenizer are what bench measures with.)
     "commands": _RUNNING | {"app", "demo", "start", "streams", "screen"},
-    "usage": _RUNNING | {"app", "demo", "commands"},
+    "usage": _RUNNING | {"app", "serve", "demo", "commands"},
     "cli": _NOUNS | {"usage", "process", "streams", "__version__"},
 }
 FORBIDDEN = {

@@ -227,10 +227,13 @@ def _checked_template(text: str, limits: Limits) -> str:
 
 
 def _invalid(field: str, value: object, mend: str) -> Rejection:
-    return Rejection(Reason.INVALID, "validate", f"{field} = {excerpt(value)}: {mend}")
+    return Rejection(Reason.INVALID, "validate", f"{field} = {excerpt(value)}: {mend}", field)
 
 
 def _too_large(field: str, size: str, limit: str, bound: int) -> Rejection:
     return Rejection(
-        Reason.TOO_LARGE, "validate", f"{field} has {size}, limits.{limit} is {bound}; send less or raise the limit"
+        Reason.TOO_LARGE,
+        "validate",
+        f"{field} has {size}, limits.{limit} is {bound}; send less or raise the limit",
+        field,
     )

@@ -7,12 +7,14 @@ from typing import Any
 from worker.messages import (
     Classification,
     Embedding,
+    Encoded,
     Entailment,
     Job,
     Judgement,
     LabelScore,
     ModelIdentity,
     Outcome,
+    Request,
     Span,
 )
 from worker.rules.retry_headers import origin_of
@@ -24,16 +26,9 @@ def result(job: Job, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
     The outcome carries the name of its union branch (fastavro's tuple notation), which spares the writer the search for
     a branch that fits.
     """
-    asked, record = job.request, job.record
+    record = job.record
     partition, offset = origin_of(record)  # as it was before any retry topic
-    datum: dict[str, Any] = {
-        "id": asked.id,
-        "task": asked.task.value,
-        "attributes": asked.attributes,
-        "outcome": _outcome(outcome),
-        "model": {"name": model.name, "revision": model.revision},
-        "truncated": job.encoded.truncated,
-        "windows": job.encoded.windows,
+    return answer(job.request, job.encoded, outcome, model) | {
         "source": {
             "topic": partition.topic,
             "partition": partition.number,
@@ -41,11 +36,24 @@ def result(job: Job, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
             "timestamp": None if record.timestamp_ms < 0 else record.timestamp_ms,
         },
     }
+
+
+def answer(request: Request, encoded: Encoded, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
+    """What a result says whatever way its request came: all but its source."""
+    datum: dict[str, Any] = {
+        "id": request.id,
+        "task": request.task.value,
+        "attributes": request.attributes,
+        "outcome": _outcome(outcome),
+        "model": {"name": model.name, "revision": model.revision},
+        "truncated": encoded.truncated,
+        "windows": encoded.windows,
+    }
     # What few requests ask for is left to the schema's defaults, which costs less than to write it out.
-    if asked.label_set is not None:
-        datum["label_set"] = {"name": asked.label_set.name, "version": asked.label_set.version}
-    if asked.detected is not None:
-        datum["language"] = asked.detected
+    if request.label_set is not None:
+        datum["label_set"] = {"name": request.label_set.name, "version": request.label_set.version}
+    if request.detected is not None:
+        datum["language"] = request.detected
     if isinstance(outcome, Classification) and outcome.labels and (window := outcome.labels[0].window) is not None:
         datum["window"] = _span(window)
     return datum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +15,10 @@ from worker.avro.request import AUTO, Defaults, Limits
 from worker.avro.request import request as checked_request
 from worker.commands.connection import say
 from worker.commands.json_lines import is_wanted
-from worker.commands.request_source import labels_of
+from worker.commands.remote import RemoteWorker
+from worker.commands.request_source import labels_of, labels_of_file
 from worker.errors import FatalError, Rejection, SettingsError
-from worker.messages import Classification, Encoded, Evidence, LabelScore, ModelIdentity, Pooling, Request
+from worker.messages import Classification, Encoded, Evidence, LabelScore, ModelIdentity, Outcome, Pooling, Request
 from worker.screen import Cell, Screen
 from worker.settings import Settings
 from worker.telemetry import log
@@ -29,6 +30,9 @@ _CONTEXT: Final = 40  # letters of the text that are shown on either side of evi
 # Longer than any limit on texts. Without an end of its own a line would fill the memory: /dev/zero has none.
 _LINE_BYTES: Final = 64 * 1024 * 1024
 
+# Makes an outcome of a request; raises Rejection or SettingsError.
+Answer = Callable[[Request], tuple[Encoded, Outcome, ModelIdentity]]
+
 
 def classify(
     text: str | None,
@@ -39,6 +43,8 @@ def classify(
     template: str | None,
     evidence: int = 0,
     as_json: bool,
+    label_set: Path | None = None,
+    url: str | None = None,
 ) -> bool:
     """Score labels for a text, or for each line of stdin. False if one of several could not be scored.
 
@@ -50,6 +56,8 @@ def classify(
         template: In place of ``model.hypothesis_template``.
         evidence: How many spans of the text to show for each label.
         as_json: JSON on a terminal too.
+        label_set: A file of labels, in place of ``labels``.
+        url: Of a running worker that answers in place of a model here.
 
     Raises:
         SettingsError: the settings, the checkpoint or the only text will not do.
@@ -61,23 +69,20 @@ def classify(
     log.configure("warning", "console", sys.stderr)
     wanted = {
         "id": "text",
-        "labels": labels_of(labels),
+        "labels": labels_of(labels) if label_set is None else labels_of_file(label_set),
         "multi_label": multi_label,
         "hypothesis_template": template,
         "evidence": evidence,
     }
     only = None if text in {None, "-"} else _request(wanted | {"text": str(text)}, settings)
-    if is_preset:
+    if is_preset and url is None:
         say("model.name is not set: the demo's small checkpoint answers")
-    from worker.app import load_engine  # noqa: PLC0415 (imports torch: what was typed wrongly is told before)
-
-    engine = load_engine(settings)
+    answer = _here(settings) if url is None else _there(url, settings, wanted)
     is_whole = True
     for number, given in _lines() if only is None else [(1, b"")]:
         try:
             request = only or _request(wanted | {"text": _decoded(number, given)}, settings)
-            encoded = engine.encode(request)
-            outcome = engine.run([(request, encoded)])[0][0]
+            encoded, outcome, model = answer(request)
         except (Rejection, SettingsError) as refused:
             if only is not None:
                 raise SettingsError(str(refused)) from None
@@ -85,8 +90,27 @@ def classify(
             is_whole = False
             continue
         if isinstance(outcome, Classification):  # which is what was asked for
-            _show(request, encoded, outcome, engine.identity, as_json=as_json)
+            _show(request, encoded, outcome, model, as_json=as_json)
     return is_whole
+
+
+def _here(settings: Settings) -> Answer:
+    """The model of the settings, in this process."""
+    from worker.app import load_engine  # noqa: PLC0415 (imports torch: what was typed wrongly is told before)
+
+    engine = load_engine(settings)
+
+    def answer(request: Request) -> tuple[Encoded, Outcome, ModelIdentity]:
+        encoded = engine.encode(request)
+        return encoded, engine.run([(request, encoded)])[0][0], engine.identity
+
+    return answer
+
+
+def _there(url: str, settings: Settings, wanted: dict[str, Any]) -> Answer:
+    """A worker that runs elsewhere."""
+    worker = RemoteWorker(url, settings.http.tokens)
+    return lambda request: worker.classify(wanted | {"text": request.text})
 
 
 def _lines() -> Iterator[tuple[int, bytes]]:

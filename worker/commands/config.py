@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
-
-from pydantic import SecretStr
+from typing import Any, Final
 
 from worker import settings as settings_module
 from worker.commands.connection import say
 from worker.commands.json_lines import is_wanted
 from worker.errors import SettingsError
-from worker.settings import PREFIX, Section, Settings, Source
-from worker.telemetry.log import redact
+from worker.settings import Section, Settings
+from worker.settings.in_force import Shown, in_force, plain, sections
 
 _HEAD: Final = """\
 # Settings of xnli-worker. A line that begins with #KEY shows the default: remove the # to change it.
@@ -52,22 +50,14 @@ def init(file: Path, *, force: bool) -> None:
 def commented_settings() -> str:
     """Every setting with what it means and its default, as TOML."""
     lines = [_HEAD]
-    for name, section in _sections():
+    for name, section in sections():
         lines += ["", f"[{name}]", *(f"# {line}" for line in _first_paragraph(section).splitlines())]
         for key, field in section.model_fields.items():
             lines.append(f"# {field.description}")
             begin = _BEGIN.get(f"{name}.{key}")
-            default = _plain(field.get_default(call_default_factory=True))
+            default = plain(field.get_default(call_default_factory=True))
             lines.append(f"{key} = {toml(begin)}" if begin else f"#{key} = {'' if default is None else toml(default)}")
     return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-class Shown(NamedTuple):
-    """A setting as it is in force, and where it comes from."""
-
-    setting: str
-    value: Any
-    source: str
 
 
 def show(config: Path | None, *, as_json: bool) -> None:
@@ -81,9 +71,10 @@ def show(config: Path | None, *, as_json: bool) -> None:
     section = ""
     for shown in in_force(loaded, sources):
         if is_wanted(as_json):
-            sys.stdout.write(json.dumps(shown._asdict(), ensure_ascii=False) + "\n")
+            said = {"setting": _name(shown), "value": shown.value, "source": shown.source}
+            sys.stdout.write(json.dumps(said, ensure_ascii=False) + "\n")
             continue
-        name, _, key = shown.setting.partition(".")
+        name, _, key = _name(shown).partition(".")
         if name != section:
             sys.stdout.write(("\n" if section else "") + f"[{name}]\n")
             section = name
@@ -91,19 +82,8 @@ def show(config: Path | None, *, as_json: bool) -> None:
         sys.stdout.write(f"{said:<{_VALUE_COLUMN}}  # {shown.source}\n")
 
 
-def in_force(settings: Settings, sources: Sequence[Source]) -> Iterator[Shown]:
-    """The settings in the order of their sections; maps key by key."""
-    for name, section in _sections():
-        values: Section = getattr(settings, name)
-        for key in section.model_fields:
-            value = getattr(values, key)
-            if isinstance(value, Mapping) and value:
-                for inner, held in value.items():
-                    # Masked by its own name: of a map of properties some are secrets.
-                    masked = redact(None, "", {inner: held})[inner]
-                    yield Shown(f"{name}.{key}.{toml(inner)}", masked, _source(sources, name, key, inner))
-            else:
-                yield Shown(f"{name}.{key}", _masked(key, value), _source(sources, name, key))
+def _name(shown: Shown) -> str:
+    return shown.setting if shown.key is None else f"{shown.setting}.{toml(shown.key)}"
 
 
 def schema() -> None:
@@ -112,25 +92,8 @@ def schema() -> None:
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
 
 
-def _sections() -> Iterator[tuple[str, type[Section]]]:
-    for name, field in Settings.model_fields.items():
-        yield name, cast("type[Section]", field.annotation)
-
-
 def _first_paragraph(section: type[Section]) -> str:
     return (section.__doc__ or "").replace("``", "").partition("\n\n")[0]
-
-
-def _masked(key: str, value: Any) -> Any:
-    plain = _plain(value)
-    return plain if plain is None or isinstance(value, bool) else redact(None, "", {key: plain})[key]
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON and TOML have it."""
-    if isinstance(value, SecretStr):
-        return str(value)  # asterisks
-    return list(value) if isinstance(value, tuple) else value
 
 
 def toml(value: Any) -> str:
@@ -138,15 +101,3 @@ def toml(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{toml(key)} = {toml(held)}" for key, held in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _source(sources: Sequence[Source], section: str, key: str, inner: str | None = None) -> str:
-    """Who says a setting: the first that does."""
-    for source in sources:
-        table = source.tables.get(section, {})
-        if key not in table or (inner is not None and inner not in table[key]):
-            continue
-        if source.name == "environment":
-            return f"{PREFIX}{section}__{key}".upper()
-        return source.name
-    return "default"

@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from worker.avro.excerpt import excerpt
@@ -62,6 +63,23 @@ def labels_of(option: str) -> list[str]:
     if not all(isinstance(label, str) for label in found):
         raise SettingsError('--labels: write texts, as in ["a", "b, c"]')
     return list(found)
+
+
+def labels_of_file(file: Path) -> list[str]:
+    """The labels of a file: a JSON array of texts, as the value of a record in the topic of label sets.
+
+    Raises:
+        SettingsError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; name a file with a JSON array of labels") from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f'{file}: is no JSON ({error}); write ["a", "b"]') from None
+    if not isinstance(found, list) or not found or not all(isinstance(label, str) for label in found):
+        raise SettingsError(f'{file}: is no list of labels; write ["a", "b"]')
+    return found
 
 
 def read(source: Iterable[bytes], labels: Sequence[str]) -> Iterator[Given]:

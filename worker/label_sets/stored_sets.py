@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from worker.label_sets import record
@@ -25,8 +25,59 @@ READY_LABELS: Final = 32_768
 _PLACE: Final = struct.Struct(">iq")
 
 
+class ReadySets:
+    """Sets as requests are completed from them, each made ready when it is first named, in the request's language.
+
+    All is called on one thread, which need not be the one that changes the sets: a set is looked up in one step.
+
+    Args:
+        packed: The sets by name, as `StoredSets` keeps them.
+        template: The worker's own, for sets that have none.
+    """
+
+    def __init__(self, packed: Mapping[str, bytes], template: str) -> None:
+        self._packed = packed
+        self._template = template
+        # The most recently used last. A set that was put anew is told by its bytes being others.
+        self._ready: OrderedDict[tuple[str, str | None], tuple[bytes, LabelSet]] = OrderedDict()
+        self._ready_labels = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._packed))
+
+    def find(self, name: str, language: str | None) -> LabelSet | None:
+        """The set of this name, worded for a language; None if there is none."""
+        packed = self._packed.get(name)
+        if packed is None:
+            return None
+        key = (name, normal_code(language))
+        ready = self._ready.get(key)
+        if ready is not None and ready[0] is packed:
+            self._ready.move_to_end(key)
+            return ready[1]
+        return self._make_ready(key, packed)
+
+    def _make_ready(self, key: tuple[str, str | None], packed: bytes) -> LabelSet:
+        name, code = key
+        partition, offset = _PLACE.unpack_from(packed)
+        found = record.read(name, packed[_PLACE.size :])
+        version = LabelSetVersion(name, found.version or f"{partition}/{offset}")
+        made = found.complete(version, code, self._template)
+        self._drop(key)
+        self._ready[key] = packed, made
+        self._ready_labels += len(made.labels)
+        while self._ready_labels > READY_LABELS:
+            self._drop(next(iter(self._ready)))
+        return made
+
+    def _drop(self, key: tuple[str, str | None]) -> None:
+        _, dropped = self._ready.pop(key, (b"", None))
+        if dropped is not None:
+            self._ready_labels -= len(dropped.labels)
+
+
 class StoredSets:
-    """Label sets by name. All is called on one thread.
+    """Label sets by name. All is called on one thread; another one has a `view` of its own.
 
     Args:
         max_bytes: What names and values may take, with all that keeping them costs.
@@ -37,11 +88,13 @@ class StoredSets:
         self._max_bytes = max_bytes
         self._template = template
         self._packed: dict[str, bytes] = {}
-        # The most recently used last. A set that was put anew is told by its bytes being others.
-        self._ready: OrderedDict[tuple[str, str | None], tuple[bytes, LabelSet]] = OrderedDict()
-        self._ready_labels = 0
+        self._ready = self.view()
         self.bytes = 0
         self.changes = 0  # grows with each
+
+    def view(self) -> ReadySets:
+        """The same sets, for another thread."""
+        return ReadySets(self._packed, self._template)
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -87,33 +140,7 @@ class StoredSets:
 
     def find(self, name: str, language: str | None) -> LabelSet | None:
         """The set of this name, worded for a language; None if there is none."""
-        packed = self._packed.get(name)
-        if packed is None:
-            return None
-        key = (name, normal_code(language))
-        ready = self._ready.get(key)
-        if ready is not None and ready[0] is packed:
-            self._ready.move_to_end(key)
-            return ready[1]
-        return self._make_ready(key, packed)
-
-    def _make_ready(self, key: tuple[str, str | None], packed: bytes) -> LabelSet:
-        name, code = key
-        partition, offset = _PLACE.unpack_from(packed)
-        found = record.read(name, packed[_PLACE.size :])
-        version = LabelSetVersion(name, found.version or f"{partition}/{offset}")
-        made = found.complete(version, code, self._template)
-        self._drop(key)
-        self._ready[key] = packed, made
-        self._ready_labels += len(made.labels)
-        while self._ready_labels > READY_LABELS:
-            self._drop(next(iter(self._ready)))
-        return made
-
-    def _drop(self, key: tuple[str, str | None]) -> None:
-        _, dropped = self._ready.pop(key, (b"", None))
-        if dropped is not None:
-            self._ready_labels -= len(dropped.labels)
+        return self._ready.find(name, language)
 
 
 def _cost(name: str, packed: bytes) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
+from dataclasses import replace
 
 from worker.messages import Batch, BatchResult, Job, Partition, Trigger
 from worker.pipeline.batch import Batcher, BatchPolicy
@@ -31,25 +32,32 @@ class Handoff:
 
     def add_alone(self, job: Job) -> None:
         """Hand a job of a quarantined partition over, in a batch of its own. Nothing else may be under way."""
-        self._hand_over(Batch((job,), job.encoded.tokens, self._clocks.monotonic_s(), Trigger.QUARANTINE))
-
-    def offer(self, *, is_draining: bool) -> None:
-        """Hand over the batches that are due, as far as there is room; while draining, whatever waits is due."""
         now_s = self._clocks.monotonic_s()
-        self._top_up()
+        self._hand_over(Batch((job,), job.encoded.tokens, now_s, Trigger.QUARANTINE, takes_calls=False))
+
+    def offer(self, *, is_draining: bool, takes_calls: bool = True) -> None:
+        """Hand over the batches that are due, as far as there is room; while draining, whatever waits is due.
+
+        ``takes_calls``: calls over HTTP may share their forwards.
+        """
+        now_s = self._clocks.monotonic_s()
+        self._top_up(takes_calls=takes_calls)
         while self._inference.has_room:
             trigger = self._batcher.due(now_s)
             if trigger is None and is_draining and len(self._batcher):
                 trigger = Trigger.DRAIN
             if trigger is None:
                 return
-            self._hand_over(self._batcher.take(trigger))
+            batch = self._batcher.take(trigger)
+            self._hand_over(batch if takes_calls else replace(batch, takes_calls=False))
 
-    def _top_up(self) -> None:
+    def _top_up(self, *, takes_calls: bool) -> None:
         if not len(self._batcher) or (waiting := self._inference.withdraw()) is None:
             return
         if waiting.trigger is not Trigger.QUARANTINE:
             waiting = self._batcher.fill(waiting)
+            if not takes_calls:
+                waiting = replace(waiting, takes_calls=False)
             self._computing[-1] = waiting.jobs
         self._inference.offer(waiting)
 

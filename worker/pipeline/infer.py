@@ -1,37 +1,32 @@
 """Compute: batches come from one bounded queue, every job is answered, and the results go on another.
 
 The inference thread owns the model and the device. Tests call `step` themselves instead of starting it.
+Calls over HTTP join here, between two batches: see `worker.pipeline.callers`.
 """
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
-from worker.errors import FatalError, TransientError
-from worker.messages import Answered, Batch, BatchResult, Encoded, Failed, Finished, Job, Outcome, Request, Work
-from worker.rules.retry import RetryPolicy, fault_of
+from worker.errors import TransientError
+from worker.http.calls import Call, CallQueue
+from worker.messages import Answered, Batch, BatchResult, Failed, Fault, Work
+from worker.pipeline.callers import Callers
+from worker.pipeline.computation import Computation, Runs
+from worker.rules.device_share import DeviceShare
+from worker.rules.retry import RetryPolicy
 
 log = structlog.get_logger("worker.inference")
 
-
-class Runs(Protocol):
-    """The part of `worker.inference.engine.Engine` that this thread uses."""
-
-    def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
-        """Outcomes in the order of the requests. ``beat`` is called before each forward: slow is not hung."""
-
-
 _BEAT_S: Final = 10.0
-_NO_WORK = Work(rows=0, computed=0, tokens=0, slots=0, cache_hits=0, shrinks=0, forwards=0, seconds=0.0)
+# While something else is waited for, calls over HTTP are looked at so often.
+_CALLERS_POLL_S: Final = 0.01
 
 
 class InferenceThread:
@@ -43,6 +38,9 @@ class InferenceThread:
         clock: monotonic seconds.
         beat: told that work began or went on (`worker.http.health.Health.inference_beat`).
         idle: told that no work is left in hand.
+        calls: requests over HTTP, to be computed beside the batches; None: there are none, and they cost nothing.
+        share: what of the device calls may have while the stream has a backlog; needed with ``calls``.
+        called: told what calls cost that were computed alone.
     """
 
     def __init__(
@@ -52,18 +50,23 @@ class InferenceThread:
         clock: Callable[[], float],
         beat: Callable[[float], None],
         idle: Callable[[], None],
+        calls: CallQueue | None = None,
+        share: DeviceShare | None = None,
+        called: Callable[[Work, int], None] = lambda _work, _splits: None,
     ) -> None:
-        self._engine = engine
+        self._computation = Computation(engine, lambda: beat(clock()))
         self._policy = policy
         self._clock = clock
         self._beat = beat
         self._idle = idle
+        self._callers: Callers | None = None
+        if calls is not None and share is not None:
+            self._callers = Callers(calls, share, self._computation, clock, called)
         self._batches: queue.Queue[Batch] = queue.Queue(maxsize=1)
         self._results: queue.Queue[BatchResult] = queue.Queue(maxsize=2)
         self._stopping = threading.Event()
         self._crash: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._budget = 0
 
     # The Kafka thread's side ------------------------------------------------------------------------------------------
 
@@ -80,6 +83,8 @@ class InferenceThread:
     def offer(self, batch: Batch) -> None:
         """Hand over a batch. Raises queue.Full unless `has_room`; only one thread may offer."""
         self._batches.put_nowait(batch)
+        if self._callers is not None:
+            self._callers.ring()
 
     def withdraw(self) -> Batch | None:
         """Take back the batch that waits, or None if the inference thread has begun it. The caller offers it again."""
@@ -95,6 +100,11 @@ class InferenceThread:
         if crash is not None:
             raise crash
         return None
+
+    def check(self) -> None:
+        """Raise what crashed the thread, for who collects nothing."""
+        if self._crash is not None:
+            raise self._crash
 
     def start(self) -> None:
         """Run on a thread. Daemonic, because a device that hangs must not keep a process from exiting.
@@ -115,16 +125,29 @@ class InferenceThread:
     # The inference thread's side --------------------------------------------------------------------------------------
 
     def step(self, timeout_s: float) -> bool:
-        """Answer one batch if there is one within ``timeout_s``. False if there was none."""
-        try:
-            batch = self._batches.get(timeout=timeout_s) if timeout_s else self._batches.get_nowait()
-        except queue.Empty:
+        """Answer one batch, or what calls wait, if there is something within ``timeout_s``. False if there was not."""
+        calls: list[Call] = []
+        if self._callers is None:
+            batch = self._await_batch(timeout_s)
+        else:
+            batch, calls = self._callers.await_either(lambda: self._await_batch(0), timeout_s)
+        if batch is None and not calls:
             return False
-        result = self._answer(batch)
-        if result is not None:
-            self._hand_over(result)
+        if self._callers is not None and calls and (batch is None or not batch.takes_calls):
+            self._callers.alone(calls)
+        if batch is not None:
+            result = self._answer(batch, calls)
+            if self._callers is not None:
+                self._callers.streamed(batch)
+            if result is not None:
+                self._hand_over(result)
         self._idle()
         return True
+
+    def _await_batch(self, timeout_s: float) -> Batch | None:
+        with suppress(queue.Empty):
+            return self._batches.get(timeout=timeout_s) if timeout_s else self._batches.get_nowait()
+        return None
 
     def _run(self) -> None:
         try:
@@ -136,97 +159,50 @@ class InferenceThread:
     def _hand_over(self, result: BatchResult) -> None:
         while not self._stopping.is_set():
             try:
-                self._results.put(result, timeout=0.1)
+                self._results.put(result, timeout=0.1 if self._callers is None else _CALLERS_POLL_S)
             except queue.Full:
                 self._beat(self._clock())  # the Kafka thread is behind: the device is well
+                if self._callers is not None:
+                    self._callers.meanwhile()
             else:
                 return
 
-    def _answer(self, batch: Batch) -> BatchResult | None:
-        """Answer every job; wait and begin again while the device is away. None if told to stop meanwhile."""
+    def _answer(self, batch: Batch, calls: list[Call]) -> BatchResult | None:
+        """Answer every job; wait and begin again while the device is away. None if told to stop meanwhile.
+
+        ``calls`` are answered on the way, and as soon as the device is away.
+        """
         began_s = self._clock()
         attempt = 0
         while not self._stopping.is_set():
             # A batch that fails as a whole tells no budget: the last one told stands.
-            tally = _Tally(replace(_NO_WORK, budget=self._budget))
+            tally = self._computation.tally()
             try:
-                finished = self._compute(batch.jobs, tally)
+                if calls and self._callers is not None:
+                    found = self._callers.beside(calls, batch.jobs, tally)
+                else:
+                    found = self._computation.together(batch.jobs, tally)
             except TransientError as error:
+                if self._callers is not None:
+                    self._callers.refuse(error, calls)
                 # An outage is not the messages' fault: no attempt is counted against them.
                 attempt += 1
                 delay_s = self._policy.delay_s(attempt, 1.0)
                 log.warning("device_away", error=str(error), retry_in_s=delay_s)
-                self._rest(delay_s)
+                self._rest(delay_s, error)
                 continue
-            return BatchResult(batch, tuple(finished), tally.work, tally.splits, began_s, self._clock())
+            finished = tuple(
+                Failed(job, one) if isinstance(one, Fault) else Answered(job, one)
+                for job, one in zip(batch.jobs, found, strict=True)
+            )
+            return BatchResult(batch, finished, tally.work, tally.splits, began_s, self._clock())
         return None
 
-    def _rest(self, delay_s: float) -> None:
+    def _rest(self, delay_s: float, away: TransientError) -> None:
         """Let time pass while the device is away: that is no hang, so it is reported as life."""
-        while delay_s > 0 and not self._stopping.wait(min(delay_s, _BEAT_S)):
-            delay_s -= _BEAT_S
+        most_s = _BEAT_S if self._callers is None else _CALLERS_POLL_S
+        while delay_s > 0 and not self._stopping.wait(min(delay_s, most_s)):
+            delay_s -= most_s
             self._beat(self._clock())
-
-    def _goes_on(self) -> None:
-        self._beat(self._clock())
-
-    def _compute(self, jobs: Sequence[Job], tally: _Tally, *, is_bad: bool = False) -> list[Finished]:
-        """Answer jobs together; if that fails, in quarters, until the culprit stands alone.
-
-        ``is_bad``: a culprit must be among them, because their failed whole was clean otherwise; several such jobs are
-        split without being tried. This is the splitting of group testing (Hwang 1972), in quarters where that has
-        halves: a test that fails is paid with the neighbours in it, so it is better for being small. One culprit among
-        n costs them the failed pass over n, and n/4, n/16, ... where no deduction spares it: one and a third batches
-        more at most. Halves would cost two, in as many passes; eighths save a fifth of a batch and cost more passes.
-        Every neighbour is computed at most log4(n), rounded up, times more than once.
-        """
-        if is_bad and len(jobs) > 1:
-            return self._split(jobs, tally)
-        self._beat(self._clock())
-        try:
-            outcomes, work = self._engine.run([(job.request, job.encoded) for job in jobs], self._goes_on)
-        except (FatalError, TransientError):
-            raise
-        except Exception as error:  # noqa: BLE001 (whatever a text provokes in the model, it ends that text only)
-            rows = sum(len(job.encoded.rows) for job in jobs)
-            tally.work = replace(tally.work, failed=tally.work.failed + rows)
-            if len(jobs) == 1:
-                return [Failed(jobs[0], fault_of(error, "inference", traceback.format_exc()))]
-            log.warning("batch_split", jobs=len(jobs), error=type(error).__name__)
-            return self._split(jobs, tally)
-        tally.work = _sum(tally.work, work)
-        self._budget = work.budget
-        return [Answered(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
-
-    def _split(self, jobs: Sequence[Job], tally: _Tally) -> list[Finished]:
-        """Answer jobs among which there is a culprit, a quarter at a time: in the last, if all before were clean."""
-        tally.splits += 1
-        finished: list[Finished] = []
-        size = math.ceil(len(jobs) / 4)
-        for start in range(0, len(jobs), size):
-            is_last = start + size >= len(jobs)
-            is_clean = all(isinstance(one, Answered) for one in finished)
-            finished += self._compute(jobs[start : start + size], tally, is_bad=is_last and is_clean)
-        return finished
-
-
-@dataclass(slots=True)
-class _Tally:
-    work: Work
-    splits: int = 0
-
-
-def _sum(a: Work, b: Work) -> Work:
-    return replace(
-        a,
-        rows=a.rows + b.rows,
-        computed=a.computed + b.computed,
-        tokens=a.tokens + b.tokens,
-        slots=a.slots + b.slots,
-        cache_hits=a.cache_hits + b.cache_hits,
-        shrinks=a.shrinks + b.shrinks,
-        forwards=a.forwards + b.forwards,
-        seconds=a.seconds + b.seconds,
-        budget=b.budget,
-        failed=a.failed + b.failed,
-    )
+            if self._callers is not None:
+                self._callers.refuse(away)

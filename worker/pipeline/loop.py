@@ -13,6 +13,7 @@ from typing import Final
 
 from confluent_kafka import OFFSET_BEGINNING
 
+from worker.http.calls import Gate
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
 from worker.kafka.publisher import Publisher
@@ -60,6 +61,7 @@ class Loop:
     report: Report
     health: Health
     clocks: Clocks
+    gate: Gate
     topic_watch: TopicWatch | None = None
     phase: Phase = Phase.RUNNING
 
@@ -74,8 +76,11 @@ class Loop:
         self._begin_anew()
         self.fetcher.step(is_draining=is_draining, deadline_s=self._deadline_s())
         self.admission.step()
-        if not (self.quarantine and self.one_at_a_time.step(lambda: self.publication.is_done)):
-            self.handoff.offer(is_draining=is_draining)
+        is_watching = bool(self.quarantine)
+        if not is_watching:
+            self.gate.open()
+        if not (is_watching and self.one_at_a_time.step(lambda: self.publication.is_done)):
+            self.handoff.offer(is_draining=is_draining, takes_calls=not is_watching)
         self._collect()
         self.publication.step(is_draining=is_draining)
         self.report.step()

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from worker.errors import BrokerAway, RegistryAway
+from worker.http.calls import Gate
 from worker.kafka.consumer import Consumer
 from worker.messages import CommitBatch, Partition, Record
 from worker.pipeline.admit import Admission
@@ -298,14 +299,18 @@ class Quarantine:
 class OneAtATime:
     """Quarantined records, each alone: marked, decoded and computed with nothing else under way.
 
-    They alternate with ordinary batches, so other partitions go on meanwhile.
+    They alternate with ordinary batches, so other partitions go on meanwhile. Calls over HTTP wait behind ``gate`` from
+    before a record is marked until its mark is gone: their crash would be laid to it.
     """
 
-    def __init__(self, quarantine: Quarantine, admission: Admission, handoff: Handoff, resolver: Resolver) -> None:
+    def __init__(
+        self, quarantine: Quarantine, admission: Admission, handoff: Handoff, resolver: Resolver, gate: Gate
+    ) -> None:
         self._quarantine = quarantine
         self._admission = admission
         self._handoff = handoff
         self._resolver = resolver
+        self._gate = gate
         self._was_last = False
 
     def step(self, is_published: Callable[[], bool]) -> bool:
@@ -324,9 +329,11 @@ class OneAtATime:
             return True
         if waiting is None or (self._was_last and self._handoff.has_due):
             self._was_last = False
+            self._gate.open()
             return False
         # Nothing else may be under way when it is marked, for the same reason.
-        if not self._handoff.is_computing and is_published():
+        self._gate.hold()
+        if not self._handoff.is_computing and self._gate.is_quiet and is_published():
             self._was_last = True
             self._admit(waiting)
         return True

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from worker.http.health import Health
+from worker.http.health import Health, LatestDeadLetter
 from worker.kafka.consumer import Consumer
 from worker.messages import BatchResult, Output, OutputKind, Partition, Record
 from worker.pipeline.clocks import Clocks
@@ -17,6 +17,7 @@ from worker.pipeline.handoff import Handoff
 from worker.pipeline.partition import Partitions
 from worker.pipeline.resolve import Counts
 from worker.pipeline.summary import Summary
+from worker.rules.retry_headers import origin_of
 from worker.telemetry.metrics import Metrics, Queue, Rebalance, Stage, TransactionResult
 
 log = structlog.get_logger("worker.kafka")
@@ -157,6 +158,10 @@ class Report:
                 timestamps_ms.append(record.timestamp_ms)
             elif output.kind is OutputKind.DEAD_LETTER:
                 self._metrics.dead_lettered(output.reason)
+                (topic, number), offset = origin_of(record)  # as it was before any retry topic
+                self._health.dead_lettered(
+                    LatestDeadLetter(output.reason, topic, number, offset, self._clocks.wall_s())
+                )
                 dead_lettered[output.reason] += 1
             else:
                 self._metrics.retried()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from worker.http.calls import Gate
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
 from worker.kafka.publisher import Publisher
@@ -42,11 +43,13 @@ def open_loop(
     health: Health,
     topic_ids: TopicIds | None = None,
     label_sets: tuple[KnownSets, float] | None = None,
+    gate: Gate | None = None,
     clocks: Clocks | None = None,
     seed: int | None = None,
 ) -> Loop:
     """The steps of the pipeline, wired together. ``label_sets``: those known, and how long requests wait for others."""
     clocks = clocks or Clocks()
+    gate = gate or Gate()
     jitter = random.Random(seed)  # noqa: S311 (back-off, not a secret)
     partitions = Partitions()
     handoff = Handoff(inference, batch, clocks)
@@ -107,7 +110,7 @@ def open_loop(
         ),
         admission=admission,
         quarantine=quarantine,
-        one_at_a_time=OneAtATime(quarantine, admission, handoff, resolver),
+        one_at_a_time=OneAtATime(quarantine, admission, handoff, resolver, gate),
         handoff=handoff,
         resolver=resolver,
         publication=Publication(
@@ -125,5 +128,6 @@ def open_loop(
         report=report,
         health=health,
         clocks=clocks,
+        gate=gate,
         topic_watch=None if topic_ids is None else TopicWatch(topic_ids, consumer, clocks),
     )

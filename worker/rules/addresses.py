@@ -6,6 +6,7 @@ So none is accepted, in whatever form it is written, and an address that has roo
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 
@@ -45,6 +46,14 @@ def servers_problem(servers: str) -> str | None:
 def may_be_shown(addresses: str) -> bool:
     """Whether no part of what was written for an address can be a password."""
     return all(_PLAIN.fullmatch(address.strip()) for address in addresses.split(","))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _fits(pattern: re.Pattern[str], address: str) -> bool:

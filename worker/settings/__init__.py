@@ -3,8 +3,8 @@
 Unknown keys are errors in both places, because a misspelt limit that is silently ignored is worse than no limit.
 
 `root` is the table of all sections: `brokers` (kafka), `topic_names`, `schema_registry`, `checkpoint` (model),
-`processing`, `label_set_limits` and `observation`, each a `section`. `reading` reads them, `secret_files` those that
-are files, and `findings` says what is wrong with them.
+`processing`, `label_set_limits`, `serving` (http) and `observation` (log), each a `section`. `reading` reads them,
+`secret_files` those that are files, `findings` says what is wrong with them, and `in_force` shows them.
 """
 
 from worker.settings.brokers import KafkaSettings
@@ -14,9 +14,11 @@ from worker.settings.reading import Source, given, load
 from worker.settings.root import PREFIX, Settings
 from worker.settings.schema_registry import SchemaRegistrySettings, SubjectStrategy, WireFraming
 from worker.settings.section import Section
+from worker.settings.serving import HttpSettings
 
 __all__ = [
     "PREFIX",
+    "HttpSettings",
     "KafkaSettings",
     "LabelSetSettings",
     "ModelSettings",

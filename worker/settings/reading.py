@@ -142,7 +142,8 @@ def load(
         loaded = Loaded()
     except ValidationError as error:
         raise SettingsError(explain(error, config_file)) from None
-    redaction.know([*secrets, *_in_headers(loaded.schema_registry)])
+    tokens = (token.get_secret_value() for token in loaded.http.tokens)
+    redaction.know([*secrets, *_in_headers(loaded.schema_registry), *tokens])
     return loaded
 
 

@@ -9,7 +9,7 @@ from worker.rules import names
 from worker.settings.brokers import KafkaSettings
 from worker.settings.checkpoint import ModelSettings
 from worker.settings.label_set_limits import LabelSetSettings
-from worker.settings.observation import HttpSettings, LogSettings
+from worker.settings.observation import LogSettings
 from worker.settings.processing import (
     BatchSettings,
     CacheSettings,
@@ -19,6 +19,7 @@ from worker.settings.processing import (
     RetrySettings,
 )
 from worker.settings.schema_registry import SchemaRegistrySettings
+from worker.settings.serving import HttpSettings
 from worker.settings.topic_names import TopicSettings
 
 PREFIX = "XNLI_"

@@ -336,6 +336,10 @@ class Metrics:
     def inferred(self, work: Work, splits: int) -> None:
         """The engine finished a batch, which was split ``splits`` times to find what made it fail."""
         self._inference.seconds.observe(work.seconds)
+        self.called(work, splits)
+
+    def called(self, work: Work, splits: int) -> None:
+        """Calls over HTTP were computed by themselves: pairs and tokens as those of a batch, which it is none."""
         self._inference.pairs.inc(work.rows)
         self._inference.pairs_computed.inc(work.computed)
         self._inference.cache_hits.inc(work.cache_hits)

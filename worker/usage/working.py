@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
@@ -42,14 +43,18 @@ def demo(
         'xnli-worker classify "Interest rates were raised." --labels finance,sport',
         "xnli-worker classify --labels spam,harmless --json < texts.txt",
         'xnli-worker classify "We like it here. You fool!" --labels insult,praise --multi-label --evidence 1',
+        'xnli-worker classify "Where is it?" --label-set labels.json --url http://127.0.0.1:9400',
     ],
 )
 def classify(
-    labels: Annotated[
-        str, typer.Option("--labels", "-l", metavar="A,B,C", help="candidates; a JSON array if they hold commas")
-    ],
     text: Annotated[
         str | None, typer.Argument(metavar="[TEXT]", help="the text; without it, or with -, each line of stdin")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", "-l", metavar="A,B,C", help="candidates; a JSON array if they hold commas")
+    ] = None,
+    label_set: Annotated[
+        Path | None, typer.Option("--label-set", metavar="FILE", help="a file of candidates instead, a JSON array")
     ] = None,
     multi_label: Annotated[bool, typer.Option("--multi-label", help="score each label by itself")] = False,
     template: Annotated[
@@ -58,20 +63,27 @@ def classify(
     evidence: Annotated[
         int, typer.Option(metavar="N", min=0, help="show the N parts of the text that speak most for each label")
     ] = 0,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="ask the worker that runs there, in place of a model here")
+    ] = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> int:
     """One text, or a text a line, against labels of your own; no broker."""
+    if (labels is None) == (label_set is None):
+        raise SettingsError("--labels or --label-set: name the candidates by one of the two")
     StopFlag(interrupt=True)
     from worker.commands.classify import classify as score  # noqa: PLC0415
 
     done = score(
         text,
         config,
-        labels=labels,
+        labels=labels or "",
+        label_set=label_set,
         multi_label=multi_label,
         template=template,
         evidence=evidence,
+        url=url,
         as_json=as_json,
     )
     return 0 if done else 1
@@ -107,6 +119,25 @@ def run(config: ConfigFile = None) -> int:
     from worker.app import App  # noqa: PLC0415
 
     return 0 if App(loaded).run(stop) else 1
+
+
+@grouping.command(
+    app, "serve", section=Section.WORK, examples=["xnli-worker serve", "xnli-worker serve --config worker.toml"]
+)
+def serve(config: ConfigFile = None) -> int:
+    """Answer requests over HTTP, without Kafka, until SIGTERM or SIGINT."""
+    stop = StopFlag("draining")
+    import structlog  # noqa: PLC0415
+
+    from worker.commands.served import served_settings  # noqa: PLC0415
+    from worker.telemetry import log  # noqa: PLC0415
+
+    loaded = served_settings(config)
+    log.configure(loaded.log.level, loaded.log.format, sys.stderr)
+    structlog.get_logger("worker").info("starting", version=__version__, model=loaded.model.name)
+    from worker.serve import Server  # noqa: PLC0415
+
+    return 0 if Server(loaded).run(stop) else 1
 
 
 @grouping.command(app, "check", section=Section.OPERATE, examples=["xnli-worker check --config worker.toml"])

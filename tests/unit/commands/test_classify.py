@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.unit.http.served import served
 from worker import screen
 from worker.commands.classify import _in_context, classify
 from worker.errors import FatalError, SettingsError
@@ -90,3 +91,44 @@ def test_evidence_stands_out_in_its_surroundings(
     start = text.index("fool")
     shown = _in_context(out, text, Evidence(Span(start, start + 4), 0.5), screen.GREEN)
     assert shown == f"…{'a' * 36}\\x1b[2J{found} b"
+
+
+def test_labels_may_come_from_a_file_and_answers_from_a_worker_that_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "labels.json"
+    file.write_text('["late", "lost, or stolen"]', encoding="utf-8")
+    token = "a-token-of-enough-characters"  # noqa: S105 (of this test)
+    with served(tokens=token) as worker:
+        url = f"http://127.0.0.1:{worker.endpoint.port}/"
+        given = {"labels": "", "label_set": file, "multi_label": True, "template": None, "as_json": True, "url": url}
+        with pytest.raises(SettingsError, match="answers 401: send Authorization"):
+            classify("Where is it?", None, **given)  # type: ignore[arg-type]
+        monkeypatch.setenv("XNLI_HTTP__TOKENS", token)
+        assert classify("Where is it?", None, **given)  # type: ignore[arg-type]
+        with pytest.raises(SettingsError, match="infinities"):
+            classify("refused", None, **given)  # type: ignore[arg-type]
+    shown = json.loads(capsys.readouterr().out)
+    assert [one["label"] for one in shown["labels"]] == ["late", "lost, or stolen"]
+    assert (shown["multi_label"], shown["model"]["name"]) == (True, "scripted")
+
+
+@pytest.mark.parametrize(
+    ("content", "url", "said"),
+    [
+        (None, None, "labels.json: No such file"),
+        ("[", None, "labels.json: is no JSON"),
+        ('{"a": 1}', None, "labels.json: is no list of labels"),
+        ('["a"]', "ftp://x", "--url: write http"),
+        ('["a"]', "http://user:password@x", "--url: holds credentials"),
+        ('["a"]', "http://127.0.0.1:1", "no worker answers there"),
+    ],
+)
+def test_what_will_not_do_of_a_file_or_an_address_says_so(
+    content: str | None, url: str | None, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "labels.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(SettingsError, match=said):
+        classify("x", None, labels="", label_set=file, multi_label=False, template=None, as_json=False, url=url)

@@ -1,0 +1,83 @@
+"""The worker without Kafka: a model behind HTTP. `worker.app` is the one with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from worker import process
+from worker.app import DRAIN_TIMEOUT_S, ready_engine, retry_policy
+from worker.endpoint import Endpoint, Model
+from worker.errors import Stalled
+from worker.http.health import Health
+from worker.pipeline.infer import InferenceThread
+from worker.settings import Settings
+from worker.start import Start, Stopped
+from worker.telemetry.metrics import Metrics
+
+log = structlog.get_logger("worker")
+
+_POLL_S: Final = 0.05
+
+
+class Server:
+    """One server. Call `run`; it ends when ``stop_requested`` says so, or with an error.
+
+    Args:
+        settings: Everything it goes by; of ``kafka`` and ``topics`` nothing.
+        engine: In place of the checkpoint of the settings, for tests.
+    """
+
+    def __init__(self, settings: Settings, *, engine: Model | None = None) -> None:
+        self._settings = settings
+        registry = CollectorRegistry()
+        self._metrics = Metrics(registry)
+        self.health = Health(loop_limit_s=0.0, inference_limit_s=settings.model.timeout_s, has_stream=False)
+        self.http = Endpoint(settings, self.health, self._metrics, registry, is_asked=True, has_stream=False)
+        self._engine = engine
+        self._inference: InferenceThread | None = None
+
+    def run(self, stop_requested: Callable[[], bool]) -> bool:
+        """Answer until asked to stop, then drain. True if everything in hand was answered.
+
+        Raises:
+            FatalError: the process must end.
+            SettingsError: the checkpoint cannot serve.
+        """
+        freed = process.FreedMemory()
+        try:
+            inference = self._inference = self._start(Start(stop_requested))
+            process.collect_rarely()
+            while not stop_requested():
+                time.sleep(_POLL_S)
+                inference.check()
+                self.http.check()
+                now_s = time.monotonic()
+                freed.give_back(now_s)
+                verdict = self.health.healthy(now_s)
+                if not verdict.ok:
+                    raise Stalled("; ".join(verdict.problems))
+            self.health.draining()
+            self.http.drain()
+            drained = self.http.await_drained(DRAIN_TIMEOUT_S)
+        except Stopped:
+            log.info("stopped", started=False)
+            return True
+        else:
+            log.info("drained" if drained else "drain_timed_out")
+            return drained
+        finally:
+            if self._inference is not None:
+                self._inference.stop(timeout_s=1.0)
+            self.http.close()
+
+    def _start(self, start: Start) -> InferenceThread:
+        engine = ready_engine(self._settings, self._engine, start, self._metrics)
+        inference = self.http.compute(engine, retry_policy(self._settings))
+        self.health.model_loaded()
+        log.info("started", http_port=self.http.port)
+        return inference
