@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from worker import __version__, process
 from worker.avro.codec import Codecs, open_codecs
 from worker.avro.request import Defaults, Limits
-from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
+from worker.errors import BrokerAway, FatalError, RegistryAway, SettingsError, Stalled
 from worker.http.health import Health, HealthServer
 from worker.http.readiness_log import ReadinessLog
 from worker.inference.stage import Tell, tell_nobody
@@ -46,11 +46,15 @@ from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
 from worker.settings import Settings
+from worker.settings import traces as settings_of_traces
 from worker.start import Start, Stopped
+from worker.telemetry import certificates
+from worker.telemetry.certificates import CertificateWatch, OwnCertificate
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from worker.inference.engine import Engine
+    from worker.telemetry.traces import Traces
 
 log = structlog.get_logger("worker")
 
@@ -148,10 +152,60 @@ def _policy(settings: Settings, instance: str) -> Policy:
         retry=RetryPolicy(
             retry.max_attempts, retry.initial_ms / 1000, retry.max_ms / 1000, retry.multiplier, retry.jitter
         ),
-        source=DeadLetterSource(settings.topics.dead_letter, settings.kafka.group_id, instance),
+        source=DeadLetterSource(
+            settings.topics.dead_letter, settings.kafka.group_id, instance, dead_letter.header_aliases
+        ),
         limits=DeadLetterLimits(dead_letter.max_consecutive, dead_letter.max_ratio),
         retry_topics=names.retry_topics(settings.kafka.group_id, settings.topics.retry),
     )
+
+
+def _request_reader(
+    settings: Settings, codecs: Codecs, pooling: Pooling, label_sets: LabelSets | None
+) -> RequestReader:
+    model, limits = settings.model, settings.limits
+    return RequestReader(
+        codecs,
+        Defaults(
+            model.hypothesis_template,
+            model.long_text,
+            pooling,
+            model.normalize,
+            label_sets.sets if label_sets is not None else {},
+        ),
+        Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
+    )
+
+
+def _own_certificates(settings: Settings) -> Iterator[OwnCertificate]:
+    kafka = settings.kafka
+    for name in ("properties", "consumer_properties", "producer_properties"):
+        yield from certificates.of_kafka(getattr(kafka, name), f"kafka.{name}")
+    if settings.schema_registry.certificate is not None:
+        yield from certificates.of_file("schema_registry.certificate", settings.schema_registry.certificate)
+
+
+def _open_traces(settings: Settings, instance: str) -> Traces | None:
+    """Spans, where OpenTelemetry's variables ask for them; else nothing of it is imported.
+
+    Raises:
+        SettingsError: they ask, and the packages are not there.
+    """
+    if (wanted := settings_of_traces()) is None:
+        return None
+    try:
+        from worker.telemetry import traces  # noqa: PLC0415
+
+        to = traces.exporter(wanted.protocol)
+    except ImportError as error:
+        raise SettingsError(
+            f"OpenTelemetry's variables ask for traces, and its packages are not there ({error}): "
+            "pip install 'xnli-worker[otel]', or set OTEL_SDK_DISABLED=true"
+        ) from None
+    who = {"service.name": "xnli-worker", "service.version": __version__, "service.instance.id": instance}
+    most_links = None if wanted.limits_links else settings.batch.max_messages
+    source = traces.provider(to, who, most_links)
+    return traces.Traces(source, settings.kafka.group_id, settings.topics.output, time.monotonic, time.time)
 
 
 class App:
@@ -178,7 +232,9 @@ class App:
         self._limits: known_limits.KnownLimits | None = None
         self._topic_ids: TopicIds | None = None
         self._freed = process.FreedMemory()
+        self._traces: Traces | None = None
         self._readiness_log = ReadinessLog(self.health, time.monotonic())
+        self._certificates = CertificateWatch(_own_certificates(settings), self._registry)
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Work until asked to stop, then drain. True if everything in hand was answered and committed.
@@ -212,6 +268,7 @@ class App:
         if self._limits is not None:
             self._limits.refresh()
         loop.step()
+        self._certificates.step(time.time())
         now_s = time.monotonic()
         self._freed.give_back(now_s)
         self._readiness_log.step(now_s, self._topic_ids.missing if self._topic_ids is not None else frozenset())
@@ -221,6 +278,8 @@ class App:
 
     def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
+        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self._traces = _open_traces(settings, instance)
         start = Start(stop_requested)
         engine = self._load(start)
         codecs = open_codecs(settings.schema_registry, start.wait)
@@ -232,7 +291,6 @@ class App:
             shared = client_config.common(settings.kafka, "label-sets")
             self._label_sets = LabelSets(shared, admin, settings.topics.label_sets)
             self._label_sets.load(stop_requested)
-        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         consumer = Consumer(client_config.consumer(settings.kafka))
         policy = _policy(settings, instance)
         written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
@@ -249,7 +307,7 @@ class App:
             consumer=consumer,
             publisher=self._publisher,
             inference=self._inference,
-            read=self._request_reader(codecs, engine.pooling),
+            read=_request_reader(settings, codecs, engine.pooling, self._label_sets),
             encode=engine.encode,
             write=ResultWriter(codecs, settings.topics.output, engine.identity),
             refusal=limits.refusal,
@@ -259,6 +317,7 @@ class App:
             metrics=self.metrics,
             health=self.health,
             topic_ids=self._topic_ids,
+            traces=self._traces,
         )
         self._inference.start()
         self._loop.start(topics)
@@ -280,20 +339,6 @@ class App:
         )
         self.health.model_loaded()
         return engine
-
-    def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
-        model, limits = self._settings.model, self._settings.limits
-        return RequestReader(
-            codecs,
-            Defaults(
-                model.hypothesis_template,
-                model.long_text,
-                pooling,
-                model.normalize,
-                self._label_sets.sets if self._label_sets is not None else {},
-            ),
-            Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes),
-        )
 
     def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
         kafka = self._settings.kafka
@@ -348,4 +393,6 @@ class App:
                 self._inference.stop(timeout_s=1.0)
             if self._label_sets is not None:
                 self._label_sets.close()
+            if self._traces is not None:
+                self._traces.close()
             self.http.close()

@@ -27,6 +27,7 @@ from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.traces import Traces
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
@@ -59,6 +60,7 @@ class Worker:
     refusal: Refusal = field(default=lambda *_: None)
     # What tells which topic is there; it needs no real one.
     topic_ids: Any = None
+    traces: Traces | None = None
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -108,6 +110,7 @@ class Worker:
             topic_ids=self.topic_ids,
             clocks=Clocks(clock, lambda: clock() + self.wall_ahead_s, self.wait),
             seed=0,
+            traces=self.traces,
         )
         self.loop.start([INPUT])
 

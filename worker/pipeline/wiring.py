@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 from worker.http.health import Health
 from worker.kafka.consumer import Consumer
@@ -23,6 +24,9 @@ from worker.pipeline.resolve import Policy, Refusal, Resolver, WriteResult
 from worker.pipeline.topic_watch import TopicWatch
 from worker.telemetry.metrics import Metrics
 
+if TYPE_CHECKING:
+    from worker.telemetry.traces import Traces
+
 
 # size: one flat list of what is given to whom; to split it would hide just that.
 def open_loop(
@@ -42,9 +46,12 @@ def open_loop(
     topic_ids: TopicIds | None = None,
     clocks: Clocks | None = None,
     seed: int | None = None,
+    traces: Traces | None = None,
 ) -> Loop:
     """The steps of the pipeline, wired together."""
     clocks = clocks or Clocks()
+    if traces is not None:
+        encode, write = traces.encoding(encode), traces.writing(write)
     jitter = random.Random(seed)  # noqa: S311 (back-off, not a secret)
     partitions = Partitions()
     handoff = Handoff(inference, batch, clocks)
@@ -56,6 +63,7 @@ def open_loop(
         metrics=metrics,
         clocks=clocks,
         jitter=jitter,
+        continue_trace=None if traces is None else traces.dead_letter,
     )
     admission = Admission(
         read=read,
@@ -86,6 +94,7 @@ def open_loop(
         metrics=metrics,
         health=health,
         clocks=clocks,
+        traces=traces,
     )
     return Loop(
         consumer=consumer,
@@ -122,5 +131,6 @@ def open_loop(
         report=report,
         health=health,
         clocks=clocks,
+        traces=traces,
         topic_watch=None if topic_ids is None else TopicWatch(topic_ids, consumer, clocks),
     )
