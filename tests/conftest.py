@@ -47,7 +47,7 @@ def _own_logging() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def _without(missing: Unavailable) -> NoReturn:
+def without(missing: Unavailable) -> NoReturn:
     """Skip the test, or fail it in CI, with what to install."""
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(str(missing), pytrace=False)
@@ -69,7 +69,7 @@ def running(cluster: KafkaCluster) -> Iterator[KafkaCluster]:
     try:
         cluster.start()
     except Unavailable as missing:
-        _without(missing)
+        without(missing)
     yield cluster
     cluster.stop()
 
@@ -114,7 +114,7 @@ def schema_registry() -> Iterator[Apicurio]:
     try:
         registry.start()
     except Unavailable as missing:
-        _without(missing)
+        without(missing)
     yield registry
     registry.stop()
 
@@ -131,5 +131,5 @@ def promtool() -> str:
     """Prometheus' own checker of rules and configurations: its command."""
     command = shutil.which("promtool")
     if command is None:
-        _without(Unavailable("alert rules need promtool, and it was not found: install Debian's package prometheus"))
+        without(Unavailable("alert rules need promtool, and it was not found: install Debian's package prometheus"))
     return command
