@@ -156,6 +156,7 @@ class KafkaCluster(Kafka):
             i + 1: _Node(i + 1, ports[i], ports[nodes + i], self.directory / f"node-{i + 1}") for i in range(nodes)
         }
         self._properties = dict(properties or {})
+        self.jvm_flags: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         self.start()
@@ -279,7 +280,7 @@ class KafkaCluster(Kafka):
             node.archiving = archive.with_suffix(f".{os.getpid()}-{node.port}")
             extra = [f"-XX:ArchiveClassesAtExit={node.archiving}"]
         node.process = Process(
-            [*_jvm(*extra), "kafka.Kafka", str(node.directory / "server.properties")],
+            [*_jvm(*extra, *self.jvm_flags), "kafka.Kafka", str(node.directory / "server.properties")],
             log=node.directory / "server.log",
             directory=node.directory,
         )
