@@ -131,10 +131,10 @@ class SecuredKafka(KafkaCluster):
         self.scram, self.oauth, self.mutual_tls = (f"127.0.0.1:{port}" for port in free_ports(3))
         self._keystore = self._issue("broker-1")
 
-    def _issue(self, name: str) -> Path:
-        """Key and certificate in one PEM file, as the broker reads them."""
-        certificate, key = self._authority.issue(name)
-        both = self._folder / f"{name}-keystore.pem"
+    def _issue(self, file: str) -> Path:
+        """Key and certificate in one PEM file, as the broker reads them. Its name must stay when it rotates."""
+        certificate, key = self._authority.issue("broker", file=file)
+        both = self._folder / f"{file}-keystore.pem"
         both.write_bytes(key.read_bytes() + certificate.read_bytes())
         return both
 
@@ -172,26 +172,32 @@ class SecuredKafka(KafkaCluster):
         """Let somebody in by SCRAM."""
         credential = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
         upsertion = UserScramCredentialUpsertion(name, credential, password.encode())
-        for answer in self.admin().alter_user_scram_credentials([upsertion]).values():
+        admin = self.admin()  # held until the answer: a client that is collected takes its requests with it
+        for answer in admin.alter_user_scram_credentials([upsertion]).values():
             answer.result(timeout=30)
 
-    def rotate(self, name: str) -> None:
-        """Put another certificate in the place of the broker's, while it runs."""
+    def rotate(self, file: str) -> None:
+        """Put another certificate, of a file so called, in the place of the broker's while it runs."""
         entries = [
             ConfigEntry(
                 f"listener.name.{listener}.ssl.keystore.location",
-                str(self._issue(name)),
+                str(self._issue(file)),
                 incremental_operation=AlterConfigOpType.SET,
             )
             for listener in ("scram", "oauth", "mtls")
         ]
         resource = ConfigResource(ResourceType.BROKER, _NODE, incremental_configs=entries)
-        for answer in self.admin().incremental_alter_configs([resource]).values():
+        admin = self.admin()
+        for answer in admin.incremental_alter_configs([resource]).values():
             answer.result(timeout=30)
 
     def grant(self, acls: Iterable[AclBinding]) -> None:
         """Allow."""
-        for answer in self.admin().create_acls(list(acls)).values():
+        acls = list(acls)
+        if not acls:
+            return
+        admin = self.admin()
+        for answer in admin.create_acls(acls).values():
             answer.result(timeout=30)
 
     def withdraw(self, acls: Iterable[AclBinding]) -> None:
@@ -208,7 +214,8 @@ class SecuredKafka(KafkaCluster):
             )
             for acl in acls
         ]
-        for answer in self.admin().delete_acls(filters).values():
+        admin = self.admin()
+        for answer in admin.delete_acls(filters).values():
             answer.result(timeout=30)
 
     def __enter__(self) -> Self:

@@ -17,7 +17,8 @@ from tests.deploy.chart import CHART, ROOT, VALUES, Resource, helm, one, refused
 from worker.app import DRAIN_TIMEOUT_S, START_TIMEOUT_S
 from worker.settings import Settings, load
 
-pytestmark = pytest.mark.slow
+# Helm is built for it: minutes. `.ci/run` runs these too where Helm is there already.
+pytestmark = pytest.mark.acceptance
 
 KUBERNETES = ("1.27", "1.37")  # the oldest that the chart takes, and the newest whose schemas there are
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
