@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "deploy" / "helm" / "xnli-worker"
 # The three value files, by name; that of the defaults is read by Helm itself.
 VALUES: Final = {"defaults": (), "production": ("values-production.yaml",), "gpu": ("values-gpu.yaml",)}
+KUBERNETES: Final = "1.33"
 SCHEMAS: Final = Path(__file__).parent / "schemas"
 
 Resource = dict[str, Any]
@@ -39,9 +40,10 @@ def helm() -> str:
     return found
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Helm, to its end."""
-    return subprocess.run([helm(), *arguments], capture_output=True, text=True, check=False, timeout=60)
+def run(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Helm, to its end. One that was built without a release's flags takes Kubernetes for 1.20."""
+    command = [helm(), verb, "--kube-version", KUBERNETES, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def template(*arguments: str) -> list[Resource]:

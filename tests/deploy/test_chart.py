@@ -56,9 +56,8 @@ def _pod(values: str) -> dict[str, Any]:
 def _settings(values: str, tmp_path: Path) -> Settings:
     """What the worker makes of the variables and the secret files of its pod."""
     (container,) = _pod(values)["containers"]
-    config = next(
-        r for r in rendered(values) if r["metadata"]["name"] == container["envFrom"][0]["configMapRef"]["name"]
-    )
+    name = container["envFrom"][0]["configMapRef"]["name"]
+    config = one([made for made in rendered(values) if made["metadata"]["name"] == name], "ConfigMap")
     variables: dict[str, str] = dict(config["data"])
     for entry in container.get("env", []):
         variables[entry["name"]] = entry.get("value", "planted")

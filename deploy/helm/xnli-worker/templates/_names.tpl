@@ -1,5 +1,6 @@
 {{- define "xnli.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}{{ .Release.Name }}{{- else -}}{{ printf "%s-%s" .Release.Name .Chart.Name }}{{- end | trunc 52 | trimSuffix "-" -}}
+{{- $name := contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) -}}
+{{- trunc 50 $name | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "xnli.selector" -}}
