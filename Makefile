@@ -6,6 +6,8 @@
 # make faults  the fault matrix on real Kafka; XNLI_TEST_FAULTS_MESSAGES=100000 for its full size
 # make fuzz    hostile bytes against decoding and validation
 # make bench   the engine against its peers
+# make helm    Helm, built by Go into .cache, for the tests of the chart
+# make audit   known vulnerabilities among the dependencies (asks the service of PyPI); make sbom: what there is, as CycloneDX
 # make checkpoint  train the shipped checkpoint again
 
 PYTHON ?= python3
@@ -18,7 +20,7 @@ export PIP_EXTRA_INDEX_URL := $(EXTRA_INDEX_URL)
 endif
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test acceptance explore lint faults fuzz bench checkpoint clean
+.PHONY: demo test acceptance explore lint faults fuzz bench helm audit sbom checkpoint clean
 
 $(VENV)/installed: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +43,7 @@ test: $(VENV)/installed-dev
 
 acceptance: $(VENV)/installed-dev
 	-$(BIN)/python -m tests.brokers.java
+	-command -v helm || $(MAKE) helm
 	XNLI_TEST_MESSAGES=20000 XNLI_TEST_POISON_MESSAGES=10000 XNLI_TEST_OUTAGE_S=60 \
 		$(BIN)/python -m pytest -m "" --hypothesis-profile=acceptance --timeout=600
 	$(BIN)/python -m tests.faults.matrix
@@ -64,6 +67,27 @@ fuzz: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(PIP) install --constraint deploy/constraints.txt --editable '.[peers]'
 	$(BIN)/python -m tests.bench.engine
+
+# The chart's tests look for it here.
+HELM := .cache/helm/helm
+helm: $(HELM)
+$(HELM):
+	GOBIN=$(CURDIR)/$(@D) go install helm.sh/helm/v3/cmd/helm@v3.22.0
+
+# Tools of their own folder: what is looked at is what the worker runs with, by name and version, and not the tools.
+TOOLS := .cache/tools
+$(TOOLS)/installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install pip-audit cyclonedx-bom
+	touch $@
+
+audit: $(TOOLS)/installed
+	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement deploy/constraints.txt
+
+sbom: $(TOOLS)/installed $(VENV)/installed
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --of JSON --output-file .cache/sbom.cdx.json
+	@echo .cache/sbom.cdx.json
 
 checkpoint: $(VENV)/installed-dev
 	$(BIN)/python -m tests.checkpoint.train

@@ -83,16 +83,17 @@ def kafka_cluster() -> Iterator[KafkaCluster]:
 @pytest.fixture
 def topic(kafka: Kafka) -> Iterator[TopicFactory]:
     """A factory of topics on ``kafka``. On a broker that somebody else runs they are deleted afterwards."""
-    yield from _topics(kafka)
+    yield from topics_on(kafka)
 
 
 @pytest.fixture
 def cluster_topic(kafka_cluster: KafkaCluster) -> Iterator[TopicFactory]:
     """A factory of topics on ``kafka_cluster``, replicated three times."""
-    yield from _topics(kafka_cluster)
+    yield from topics_on(kafka_cluster)
 
 
-def _topics(broker: Kafka) -> Iterator[TopicFactory]:
+def topics_on(broker: Kafka) -> Iterator[TopicFactory]:
+    """The body of a fixture: a factory of topics on this broker."""
     created: list[str] = []
 
     def create(hint: str = "topic", *, partitions: int = 1, config: Mapping[str, str] | None = None) -> str:

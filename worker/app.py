@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from worker import __version__, language_detection, process
 from worker.avro.codec import Codecs, open_codecs
 from worker.endpoint import Endpoint, Model, defaults_of, limits_of
-from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
+from worker.errors import BrokerAway, FatalError, RegistryAway, SettingsError, Stalled
 from worker.http.health import Health
 from worker.http.readiness_log import ReadinessLog
 from worker.inference.stage import Tell, tell_nobody
@@ -47,11 +47,15 @@ from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
 from worker.settings import Settings
+from worker.settings import traces as settings_of_traces
 from worker.start import Start, Stopped
+from worker.telemetry import certificates
+from worker.telemetry.certificates import CertificateWatch, OwnCertificate
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from worker.inference.engine import Engine
+    from worker.telemetry.traces import Traces
 
 log = structlog.get_logger("worker")
 
@@ -144,7 +148,9 @@ def _policy(settings: Settings, instance: str) -> Policy:
     dead_letter = settings.dead_letter
     return Policy(
         retry=retry_policy(settings),
-        source=DeadLetterSource(settings.topics.dead_letter, settings.kafka.group_id, instance),
+        source=DeadLetterSource(
+            settings.topics.dead_letter, settings.kafka.group_id, instance, dead_letter.header_aliases
+        ),
         limits=DeadLetterLimits(dead_letter.max_consecutive, dead_letter.max_ratio),
         retry_topics=names.retry_topics(settings.kafka.group_id, settings.topics.retry),
     )
@@ -163,6 +169,44 @@ def _trouble(settings: Settings) -> str:
     if settings.delivery.guarantee == "exactly_once":
         require_transactions(cluster_id)
     return ""
+
+
+def _request_reader(
+    settings: Settings, codecs: Codecs, pooling: Pooling, label_sets: FollowedSets | None
+) -> RequestReader:
+    stored = label_sets.stored if label_sets is not None else None
+    return RequestReader(codecs, defaults_of(settings, pooling, stored), limits_of(settings))
+
+
+def _own_certificates(settings: Settings) -> Iterator[OwnCertificate]:
+    kafka = settings.kafka
+    for name in ("properties", "consumer_properties", "producer_properties"):
+        yield from certificates.of_kafka(getattr(kafka, name), f"kafka.{name}")
+    if settings.schema_registry.certificate is not None:
+        yield from certificates.of_file("schema_registry.certificate", settings.schema_registry.certificate)
+
+
+def _open_traces(settings: Settings, instance: str) -> Traces | None:
+    """Spans, where OpenTelemetry's variables ask for them; else nothing of it is imported.
+
+    Raises:
+        SettingsError: they ask, and the packages are not there.
+    """
+    if (wanted := settings_of_traces()) is None:
+        return None
+    try:
+        from worker.telemetry import traces  # noqa: PLC0415
+
+        to = traces.exporter(wanted.protocol)
+    except ImportError as error:
+        raise SettingsError(
+            f"OpenTelemetry's variables ask for traces, and its packages are not there ({error}): "
+            "pip install 'xnli-worker[otel]', or set OTEL_SDK_DISABLED=true"
+        ) from None
+    who = {"service.name": "xnli-worker", "service.version": __version__, "service.instance.id": instance}
+    most_links = None if wanted.limits_links else settings.batch.max_messages
+    source = traces.provider(to, who, most_links)
+    return traces.Traces(source, settings.kafka.group_id, settings.topics.output, time.monotonic, time.time)
 
 
 class App:
@@ -187,7 +231,9 @@ class App:
         self._limits: known_limits.KnownLimits | None = None
         self._topic_ids: TopicIds | None = None
         self._freed = process.FreedMemory()
+        self._traces: Traces | None = None
         self._readiness_log = ReadinessLog(self.health, time.monotonic())
+        self._certificates = CertificateWatch(_own_certificates(settings), self._registry)
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Work until asked to stop, then drain. True if everything in hand was answered and committed.
@@ -224,6 +270,7 @@ class App:
         if self._limits is not None:
             self._limits.refresh()
         loop.step()
+        self._certificates.step(time.time())
         now_s = time.monotonic()
         self._freed.give_back(now_s)
         self._readiness_log.step(now_s, self._topic_ids.missing if self._topic_ids is not None else frozenset())
@@ -240,11 +287,12 @@ class App:
 
     def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
+        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self._traces = _open_traces(settings, instance)
         start = Start(stop_requested)
         language_detection.detector(is_needed=settings.model.detects_language)  # before minutes of loading
         start.watch(self._check)
         engine = self._load(start)
-        instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         policy = _policy(settings, instance)
         self._inference = self.http.compute(engine, policy.retry)
         codecs = open_codecs(settings.schema_registry, start.wait)
@@ -271,7 +319,7 @@ class App:
             consumer=consumer,
             publisher=self._publisher,
             inference=self._inference,
-            read=self._request_reader(codecs, engine.pooling),
+            read=_request_reader(settings, codecs, engine.pooling, self._label_sets),
             encode=engine.encode,
             write=ResultWriter(codecs, settings.topics.output, engine.identity),
             refusal=limits.refusal,
@@ -283,6 +331,7 @@ class App:
             topic_ids=self._topic_ids,
             label_sets=None if self._label_sets is None else (self._label_sets, settings.label_sets.wait_s),
             gate=self.http.calls.gate if self.http.calls is not None else None,
+            traces=self._traces,
         )
         self._loop.start(topics)
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
@@ -295,10 +344,6 @@ class App:
         engine = ready_engine(self._settings, self._engine, start, self.metrics)
         self.health.model_loaded()
         return engine
-
-    def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
-        stored = self._label_sets.stored if self._label_sets is not None else None
-        return RequestReader(codecs, defaults_of(self._settings, pooling, stored), limits_of(self._settings))
 
     def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
         kafka = self._settings.kafka
@@ -353,4 +398,6 @@ class App:
                 self._inference.stop(timeout_s=1.0)
             if self._label_sets is not None:
                 self._label_sets.close()
+            if self._traces is not None:
+                self._traces.close()
             self.http.close()

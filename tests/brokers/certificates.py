@@ -38,13 +38,18 @@ class Authority:
         ).sign(self._key, hashes.SHA256())
         self.ca.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, password: str = "") -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1, and its key, encrypted if there is a password."""
+    def issue(self, name: str, password: str = "", *, file: str = "", days: float = 1) -> tuple[Path, Path]:
+        """A certificate for 127.0.0.1, and its key, encrypted if there is a password.
+
+        The files are called ``file``, or as the name is; it ends in so many days.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         alternatives = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        made = self._begun(subject, key).add_extension(alternatives, critical=False).sign(self._key, hashes.SHA256())
-        certificate, key_file = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        made = (
+            self._begun(subject, key, days).add_extension(alternatives, critical=False).sign(self._key, hashes.SHA256())
+        )
+        certificate, key_file = (self._folder / f"{file or name}.{ending}" for ending in ("pem", "key"))
         certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
         key_file.write_bytes(
             key.private_bytes(
@@ -55,7 +60,7 @@ class Authority:
         )
         return certificate, key_file
 
-    def _begun(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _begun(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float = 1) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -64,7 +69,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )

@@ -163,6 +163,7 @@ class KafkaCluster(Kafka):
         self._properties = dict(properties or {})
         self.secured_servers = f"127.0.0.1:{ports[-1]}"
         self._users = dict(users or {})
+        self.jvm_flags: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         self.start()
@@ -286,7 +287,7 @@ class KafkaCluster(Kafka):
             node.archiving = archive.with_suffix(f".{os.getpid()}-{node.port}")
             extra = [f"-XX:ArchiveClassesAtExit={node.archiving}"]
         node.process = Process(
-            [*_jvm(*extra), "kafka.Kafka", str(node.directory / "server.properties")],
+            [*_jvm(*extra, *self.jvm_flags), "kafka.Kafka", str(node.directory / "server.properties")],
             log=node.directory / "server.log",
             directory=node.directory,
         )

@@ -93,6 +93,7 @@ class MemoryBroker:
         self.generation = 0
         self.member: MemoryConsumer | None = None
         self.headers: list[tuple[str, bytes]] = []  # of every record
+        self.own_headers: dict[tuple[Partition, int], list[tuple[str, bytes]]] = {}  # of one record, in place of those
         # Faults at will: all calls, the next call of a name, records of a topic, records of a size.
         self.away = False
         self.faults: dict[str, deque[Fault]] = defaultdict(deque)
@@ -286,9 +287,8 @@ class MemoryConsumer:
             if owned.fetch_at > len(values):  # out of range: auto.offset.reset
                 owned.fetch_at = owned.app_at = 0
             for offset in range(owned.fetch_at, min(len(values), owned.app_at + PREFETCH)):
-                self._queue.append(
-                    MemoryMessage(partition, offset, values[offset], self._broker.headers, owned.assignment)
-                )
+                headers = self._broker.own_headers.get((partition, offset), self._broker.headers)
+                self._queue.append(MemoryMessage(partition, offset, values[offset], headers, owned.assignment))
                 owned.fetch_at = offset + 1
             if owned.fetch_at == len(values) != owned.ended_at:
                 owned.ended_at = owned.fetch_at

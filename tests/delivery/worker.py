@@ -29,6 +29,7 @@ from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.device_share import DeviceShare
 from worker.rules.retry import RetryPolicy
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.traces import Traces
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
@@ -65,6 +66,7 @@ class Worker:
     wait_s: float | None = None
     # What is asked over HTTP.
     calls: CallQueue | None = None
+    traces: Traces | None = None
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -122,6 +124,7 @@ class Worker:
             gate=None if self.calls is None else self.calls.gate,
             clocks=Clocks(clock, lambda: clock() + self.wall_ahead_s, self.wait),
             seed=0,
+            traces=self.traces,
         )
         self.loop.start([INPUT])
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
+from tests.deploy.chart import schema
 from worker.cli import program
 from worker.errors import SettingsError
 from worker.settings import Settings, load
@@ -105,9 +107,15 @@ def test_a_worker_is_reachable_where_it_is_probed(service: str) -> None:
     assert _of(LAST, "EXPOSE") == [str(settings.http.port)]
 
 
-def test_only_the_gpu_worker_waits_for_its_profile() -> None:
+def test_the_compose_file_is_one_by_the_specification() -> None:
+    jsonschema.validate(COMPOSE, schema("compose"))
+    with pytest.raises(jsonschema.ValidationError, match="helthcheck"):
+        jsonschema.validate({"services": {"a": {"image": "b", "helthcheck": {}}}}, schema("compose"))
+
+
+def test_only_what_is_asked_for_waits_for_its_profile() -> None:
     profiled = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
-    assert profiled == {"worker-gpu": ["gpu"]}
+    assert profiled == {"worker-gpu": ["gpu"], "try": ["try"]}
     (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert load(None, _environment("worker-gpu", {})).model.device == "cuda"
@@ -124,7 +132,7 @@ def test_a_service_is_waited_for_until_it_is_of_use(service: str) -> None:
 def test_a_service_shows_its_health_or_ends(service: str) -> None:
     if service in ONE_SHOT:
         assert all(service in SERVICES[worker]["depends_on"] for worker in WORKERS)
-    else:
+    elif service != "try":  # nothing waits for it
         assert SERVICES[service]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
 
 
@@ -139,6 +147,8 @@ def test_addresses_name_services_and_their_listeners() -> None:
     assert settings.kafka.bootstrap_servers in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
     assert settings.schema_registry.url == "http://schema-registry:8081"
     assert SERVICES["schema-registry"]["environment"]["SCHEMA_REGISTRY_LISTENERS"].endswith(":8081")
+    for service in ("topics", "try"):
+        assert load(None, _environment(service, {})).kafka == settings.kafka
 
 
 def test_topics_and_schemas_are_declared_where_the_worker_looks_for_them() -> None:
@@ -155,13 +165,53 @@ def test_topics_and_schemas_are_declared_where_the_worker_looks_for_them() -> No
 
 def test_volumes_in_use_are_declared() -> None:
     used = {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
-    assert used == COMPOSE["volumes"].keys()
+    assert {name for name in used if not name.startswith("./")} == COMPOSE["volumes"].keys()
+
+
+def test_files_of_the_repository_are_there_and_mounted_to_be_read() -> None:
+    mounts = [volume.split(":") for service in SERVICES.values() for volume in service.get("volumes", [])]
+    files = [mount for mount in mounts if mount[0].startswith("./")]
+    assert len(files) >= 4
+    for source, _, *mode in files:
+        assert (ROOT / source).exists(), source
+        assert mode == ["ro"], source
+
+
+def test_what_is_for_this_machine_listens_on_loopback() -> None:
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert published
+    assert [port for port in published if not port.startswith("127.0.0.1:")] == []
+
+
+def test_the_settings_for_this_machine_lead_to_what_the_compose_file_runs() -> None:
+    settings = load(ROOT / "worker.toml", {})
+    worker = load(None, _environment("worker", {}))
+    assert settings.kafka.bootstrap_servers in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+    port = settings.kafka.bootstrap_servers.partition(":")[2]
+    assert f"127.0.0.1:{port}:{port}" in SERVICES["kafka"]["ports"]
+    assert settings.schema_registry.url == "http://localhost:8081"
+    assert "127.0.0.1:8081:8081" in SERVICES["schema-registry"]["ports"]
+    assert (settings.topics, settings.kafka.group_id) == (worker.topics, worker.kafka.group_id)
+    assert settings.model.name == worker.model.name == "demo"
+
+
+def test_grafana_finds_its_data_and_its_dashboard() -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text("utf-8"))["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "xnli-worker.yml").read_text("utf-8"))["providers"]
+    board = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert board.startswith(provider["options"]["path"] + "/")
+    assert f"./deploy/grafana/xnli-worker.json:{board}:ro" in SERVICES["grafana"]["volumes"]
+    (job,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
+    assert set(job["dns_sd_configs"][0]["names"]) <= SERVICES.keys()
 
 
 def test_images_of_others_are_pinned_to_a_release() -> None:
-    images = [service["image"] for service in SERVICES.values() if "build" not in service]
+    ours = {service["image"] for service in SERVICES.values() if "build" in service}
+    images = {service["image"] for service in SERVICES.values()} - ours
     for image in images:
-        assert re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+", image)
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", image)
     base = re.search(r"^ARG PYTHON=(.+)$", (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert base is not None
     assert re.fullmatch(r"3\.12\.\d+-slim-\w+", base[1])

@@ -98,9 +98,8 @@ def open_reader(kafka: KafkaSettings, topic: str, reports: Reports, *, client: s
         group: Whose committed offsets it may read, and move by a transaction; None: it asks for none.
     """
     config = client_config.reader(client_config.consumer(kafka), group or kafka.group_id)
-    return Reader(
-        connect(Consumer, config | {"client.id": names.client_id(kafka.group_id, client)}, reports), topic, reports
-    )
+    connected = connect(Consumer, config | {"client.id": names.client_id(kafka.group_id, client)}, reports)
+    return Reader(connected, topic, reports, has_group=group is not None)
 
 
 def metadata(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 import structlog
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from worker.errors import FatalError, Fenced, Unpublishable
 from worker.messages import Output, Position
@@ -57,6 +57,21 @@ _OF_THE_PARTITION: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topic, or correct topics.input",
     KafkaError._UNKNOWN_TOPIC: "create the topic, or correct topics.input",  # noqa: SLF001
     KafkaError._UNKNOWN_PARTITION: "look whether the topic was made again with fewer partitions",  # noqa: SLF001
+}
+# What this user is not allowed to do, and who may allow it.
+_OF_ACCESS: Final = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user to write to the topic (kafka-acls.sh --operation Write)",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: (
+        "allow this user the group kafka.group_id (kafka-acls.sh --group ... --operation Read)"
+    ),
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: (
+        "allow this user the transactional ids that begin with kafka.group_id (kafka-acls.sh --transactional-id ... "
+        "--resource-pattern-type prefixed --operation Write)"
+    ),
+    # What a producer that repeats nothing twice asks first is granted to whoever may write to any topic.
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: (
+        "allow this user to write to the topic (kafka-acls.sh --operation Write), which lets it be a producer"
+    ),
 }
 # Topics for whose sake the coordinator refuses a member of a KIP-848 group.
 _OF_THE_TOPIC: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION})
@@ -111,6 +126,25 @@ def is_of_the_batch(error: KafkaError) -> bool:
 def mend_of_partition(error: KafkaError) -> str | None:
     """What mends an error by which one partition stands still; None for any other."""
     return _OF_THE_PARTITION.get(error.code())
+
+
+def mend_of_access(error: KafkaError) -> str:
+    """What lets this user do what was refused, as the end of a sentence; empty for any other error."""
+    mend = _OF_ACCESS.get(error.code())
+    return "" if mend is None else f"; {mend}"
+
+
+def of_topic(error: KafkaError, topic: str) -> KafkaException:
+    """What a call raised about an output, with the topic's name where somebody has to allow it."""
+    if not (mend := mend_of_access(error)):
+        return KafkaException(error)
+    said = f"{topic}: {error.str()}{mend}"
+    return KafkaException(KafkaError(error.code(), said, error.fatal(), error.retriable(), error.txn_requires_abort()))
+
+
+def is_of_the_group(error: KafkaError) -> bool:
+    """Whether the group is not this user's, which a reader that commits nothing need not care about."""
+    return error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED
 
 
 def is_refused_topic(error: KafkaError) -> bool:
@@ -184,7 +218,8 @@ class ErrorLog:
             self._fatal = error
         held = 0 if fatal else self._repeats.admit(error.name())
         if held is not None:
-            log.warning(self._event, error=in_words(error.str()), code=error.name(), fatal=fatal, held_back=held)
+            said = in_words(error.str()) + ("" if error.code() in _OF_THE_TOPIC else mend_of_access(error))
+            log.warning(self._event, error=said, code=error.name(), fatal=fatal, held_back=held)
 
     def check(self) -> None:
         """Raise FatalError (`Fenced`, where another took its place) if the client cannot go on."""

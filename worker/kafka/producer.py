@@ -70,8 +70,9 @@ class DeliveryReports:
         if self.has_gap:
             return "the client had skipped the sequence numbers of records that were refused before"
         output_of = dict(self.sent)
-        failed = ((output_of[position].topic, error.str()) for position, error in self.failed.items())
-        return next((f"{topic}: {error}" for topic, error in failed), "time ran out")
+        failed = ((output_of[position].topic, error) for position, error in self.failed.items())
+        said = (f"{topic}: {error.str()}{client_errors.mend_of_access(error)}" for topic, error in failed)
+        return next(said, "time ran out")
 
 
 class ProducerConnection:
@@ -118,7 +119,7 @@ class ProducerConnection:
                 found: KafkaError = error.args[0]
                 if client_errors.is_of_the_record(found):
                     raise client_errors.unpublishable(position, output, found) from error
-                raise
+                raise client_errors.of_topic(found, output.topic) from error
             else:
                 reports.sent.append((position, output))
                 # Whatever shares a batch with it would share the blame.

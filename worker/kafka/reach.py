@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from worker.errors import BrokerAway
-from worker.kafka import client_config
+from worker.errors import BrokerAway, FatalError
+from worker.kafka import client_config, client_errors
 from worker.kafka.client_errors import ALL_BROKERS_DOWN
 from worker.rules.trouble import in_words
 from worker.settings import KafkaSettings
@@ -59,6 +59,7 @@ def cluster(
 
     Raises:
         BrokerAway: no answer, and why.
+        FatalError: this user is not allowed to be such a client.
     """
     deadline_s = time.monotonic() + timeout_s
     unreachable.is_certain = False
@@ -69,7 +70,8 @@ def cluster(
                 return client.list_topics(timeout=max(0.05, min(_SLICE_S, left_s)))
             return client.list_topics(topic, timeout=max(0.05, min(_SLICE_S, left_s)))
         except KafkaException as error:
-            client.poll(0)  # delivers to `unreachable` what went wrong meanwhile
+            if mend := client_errors.mend_of_access(found := _told(client, error)):
+                raise FatalError(f"{in_words(found.str())}{mend}") from None
             if unreachable.is_certain and unreachable.cause:
                 raise BrokerAway(
                     f"{unreachable.cause}; start the broker, or correct kafka.bootstrap_servers = {servers!r}"
@@ -80,6 +82,16 @@ def cluster(
                     f"({unreachable.cause or error.args[0].str()}); start the broker, or correct the setting, or those "
                     "of TLS and SASL in kafka.properties"
                 ) from None
+
+
+def _told(client: Consumer | Producer | AdminClient, error: KafkaException) -> KafkaError:
+    """What a client says went wrong; its error callback hears what else did."""
+    try:
+        client.poll(0)
+    except KafkaException as told:  # of a producer that can never go on
+        error = told
+    found: KafkaError = error.args[0]
+    return found
 
 
 def cluster_id(settings: KafkaSettings, timeout_s: float) -> str | None:

@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaException, TopicPartition
 
-from worker.errors import BrokerAway
+from worker.errors import BrokerAway, FatalError
 from worker.kafka import topics
-from worker.kafka.client_errors import PARTITION_END, ErrorReports
+from worker.kafka.client_errors import PARTITION_END, ErrorReports, is_of_the_group, mend_of_access
 from worker.kafka.records import record_of
 from worker.messages import Partition, Record
 
@@ -35,12 +35,14 @@ class Reader:
         client: A connected consumer, configured by `worker.kafka.client_config.reader`.
         topic: The topic.
         errors: Is told what is polled besides records.
+        has_group: It asks for committed offsets. Else it needs no access to the group that its configuration names.
     """
 
-    def __init__(self, client: Client, topic: str, errors: ErrorReports) -> None:
+    def __init__(self, client: Client, topic: str, errors: ErrorReports, *, has_group: bool = True) -> None:
         self.topic = topic
         self.client = client
         self._errors = errors
+        self._has_group = has_group
         self._assigned: dict[int, Partition] = {}
         # The offset behind the end of each partition, as it was reported when reading came there last.
         self._ends: dict[int, int] = {}
@@ -62,9 +64,16 @@ class Reader:
         """Committed offsets and metadata of the group that the client's configuration names, where it has any.
 
         A transaction that is about to move them is waited for.
+
+        Raises:
+            FatalError: the group is not this user's.
         """
         with self._answers():
-            found = self.client.committed([self._at(number) for number in numbers], timeout=timeout_s)
+            try:
+                found = self.client.committed([self._at(number) for number in numbers], timeout=timeout_s)
+            except KafkaException:
+                self._refuse_group()
+                raise
         return {at.partition: (at.offset, at.metadata or "") for at in found if at.offset >= 0}
 
     def not_before(self, since_ms: int, extents: Mapping[int, Extent], timeout_s: float) -> dict[int, int]:
@@ -111,7 +120,7 @@ class Reader:
             return record_of(message, self._assigned[number], generation=0)
         if error.code() == PARTITION_END:
             self._ends[number] = message.offset() or 0
-        else:
+        elif self._has_group or not is_of_the_group(error):
             self._errors(error)
             self._errors.check()
         return None
@@ -150,6 +159,13 @@ class Reader:
     def close(self) -> None:
         """Disconnect."""
         self.client.close()
+
+    def _refuse_group(self) -> None:
+        """Raise FatalError if that is why nobody answers: librdkafka looks for the group's coordinator in vain."""
+        while not self._assigned and (message := self.client.poll(0)) is not None:
+            error = message.error()
+            if error is not None and is_of_the_group(error):
+                raise FatalError(f"{error.str()}{mend_of_access(error)}")
 
     def _at(self, number: int, offset: int = 0) -> TopicPartition:
         return TopicPartition(self.topic, number, offset)

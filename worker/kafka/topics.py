@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer, Producer
 
 from worker.errors import TopicMissing
+from worker.kafka.client_errors import is_refused_topic
 
 if TYPE_CHECKING:
     from confluent_kafka.admin._metadata import ClusterMetadata  # where the class is typed
@@ -27,6 +28,11 @@ def numbers_in(cluster: ClusterMetadata, topic: str) -> list[int]:
     found = cluster.topics[topic]
     if found.error is not None or not found.partitions:
         why = found.error.str() if found.error is not None else "it has no partitions"
+        if found.error is not None and is_refused_topic(found.error):
+            raise TopicMissing(
+                f"topic {topic!r} is hidden from this user ({why}); allow this user to read it, or to write to send "
+                "there (kafka-acls.sh --operation Read or Write), or correct the setting"
+            )
         raise TopicMissing(
             f"topic {topic!r} is not there ({why}); create it (xnli-worker topics create) or correct the setting"
         )

@@ -252,6 +252,8 @@ def _positions(release: CommitBatch) -> list[TopicPartition]:
 
 
 def _no_transactions(error: KafkaError) -> FatalError:
+    if mend := client_errors.mend_of_access(error):
+        return FatalError(f"the broker grants no transactions: {error.str()}{mend}")
     return FatalError(
         f"the broker grants no transactions ({error.name()}: {error.str()}); exactly_once needs them: use Apache Kafka "
         "with its transaction coordinator, or set delivery.guarantee = 'at_least_once'"

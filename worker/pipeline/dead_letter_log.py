@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +16,7 @@ log = structlog.get_logger("worker")
 LINES: Final = 10
 INTERVAL_S: Final = 10.0
 _SHOWN_CHARS: Final = 200
+_TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-|$)")
 
 
 class DeadLetterLog:
@@ -49,4 +51,13 @@ class DeadLetterLog:
             error=fault.error,
             attempts=record.attempt,
             held_back=held_back,
+            **_trace_of(record),
         )
+
+
+def _trace_of(record: Record) -> dict[str, str]:
+    """The id of the trace that the request is part of (header ``traceparent``, W3C), to be found by it."""
+    for name, text in record.headers:
+        if name == "traceparent" and text is not None and (found := _TRACEPARENT.match(text)) is not None:
+            return {"trace_id": found[1].decode()}
+    return {}

@@ -7,9 +7,10 @@ and the group membership stays alive, whatever is away.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import OFFSET_BEGINNING
 
@@ -29,6 +30,9 @@ from worker.pipeline.report import Report
 from worker.pipeline.resolve import Resolver
 from worker.pipeline.topic_watch import TopicWatch
 from worker.telemetry.metrics import Rebalance
+
+if TYPE_CHECKING:
+    from worker.telemetry.traces import Traces
 
 # Within a revoke the group waits for us, so it is shorter than any rebalance time-out in use.
 REVOKE_TIMEOUT_S: Final = 10.0
@@ -62,6 +66,7 @@ class Loop:
     health: Health
     clocks: Clocks
     gate: Gate
+    traces: Traces | None = None
     topic_watch: TopicWatch | None = None
     phase: Phase = Phase.RUNNING
 
@@ -105,7 +110,8 @@ class Loop:
 
     def _collect(self) -> None:
         while (result := self.handoff.collect()) is not None:
-            self.report.collected(result, self.resolver.computed(result))
+            with nullcontext() if self.traces is None else self.traces.batch(result) as ids:
+                self.report.collected(result, self.resolver.computed(result), ids)
 
     def _deadline_s(self) -> float:
         """When something is due that no record announces."""

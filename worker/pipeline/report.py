@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -20,6 +20,9 @@ from worker.pipeline.summary import Summary
 from worker.rules.retry_headers import origin_of
 from worker.telemetry.metrics import Metrics, Queue, Rebalance, Stage, TransactionResult
 
+if TYPE_CHECKING:
+    from worker.telemetry.traces import Traces
+
 log = structlog.get_logger("worker.kafka")
 _batch_log = structlog.stdlib.get_logger("worker.batch")
 
@@ -28,11 +31,15 @@ LAG_INTERVAL_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Collected:
-    """A batch whose result was collected at ``at_s``, whose line is written when its results have gone out."""
+    """A batch whose result was collected at ``at_s``, whose line is written when its results have gone out.
+
+    ``ids`` are those of its trace, if there is one.
+    """
 
     result: BatchResult
     counts: Counts
     at_s: float
+    ids: Mapping[str, str] | None
 
 
 class Report:
@@ -56,7 +63,9 @@ class Report:
         metrics: Metrics,
         health: Health,
         clocks: Clocks,
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self._partitions = partitions
         self._consumer = consumer
         self._handoff = handoff
@@ -122,7 +131,7 @@ class Report:
 
     # Computing --------------------------------------------------------------------------------------------------------
 
-    def collected(self, result: BatchResult, counts: Counts) -> None:
+    def collected(self, result: BatchResult, counts: Counts, ids: Mapping[str, str] | None = None) -> None:
         """The result of a batch was collected and its jobs are decided on."""
         now_s = self._clocks.monotonic_s()
         self._metrics.batch(result.batch)
@@ -131,7 +140,7 @@ class Report:
         self._metrics.token_budget(result.work.budget)
         self._metrics.inferred(result.work, result.splits)
         self._summary.collected(result)
-        self._collected.append(_Collected(result, counts, now_s))
+        self._collected.append(_Collected(result, counts, now_s, ids))
 
     # Publishing -------------------------------------------------------------------------------------------------------
 
@@ -147,6 +156,8 @@ class Report:
     def committed(self, acknowledged: Sequence[tuple[Record, Output | None]], seconds: float) -> None:
         """A commit batch is acknowledged, ``seconds`` after it was begun."""
         self._metrics.stage(Stage.PUBLISH, seconds)
+        if self._traces is not None:
+            self._traces.committed(seconds)
         if self._transactional:
             self._metrics.transaction(TransactionResult.COMMITTED)
         timestamps_ms: list[int] = []
@@ -203,6 +214,7 @@ class Report:
                 revoked=collected.counts.revoked,
                 splits=result.splits,
                 transaction="committed" if self._transactional else "none",
+                **(collected.ids or {}),
             )
             published = dead_lettered = 0
         self._collected.clear()

@@ -40,7 +40,7 @@ from worker.pipeline.dead_letter_log import DeadLetterLog
 from worker.pipeline.partition import Partitions
 from worker.rules import retry_headers
 from worker.rules.crash_count import DEATHS
-from worker.rules.dead_letter import PREFIX, DeadLetterSource, dead_letter, is_truncated, truncated
+from worker.rules.dead_letter import DeadLetterSource, dead_letter, foreign, is_truncated, truncated
 from worker.rules.dead_letter_limit import DeadLetterCount, DeadLetterLimits
 from worker.rules.retry import DeadLetter, Retry, RetryPolicy, decide, fault_of
 from worker.telemetry.metrics import Metrics
@@ -48,6 +48,8 @@ from worker.telemetry.metrics import Metrics
 log = structlog.get_logger("worker.kafka")
 
 WriteResult = Callable[[Job, Outcome], Output]
+# A dead letter, with what else it is to carry.
+Continue = Callable[[Record, Output, Fault], Output]
 # What the broker would say to an output that it will certainly refuse; None for what may be sent.
 Refusal = Callable[[Position, Output], Unpublishable | None]
 
@@ -69,11 +71,7 @@ class ResultWriter:
         record = job.record
         value, headers = self.codecs.encode_result(result_datum(job, outcome, self.model))
         if record.headers:  # most records have none
-            kept = [
-                header
-                for header in retry_headers.without(record.headers)
-                if header[0] != SCHEMA_ID_HEADER and not header[0].startswith(PREFIX)
-            ]
+            kept = [h for h in foreign(retry_headers.without(record.headers)) if h[0] != SCHEMA_ID_HEADER]
             headers = (*kept, *headers)
         return Output(OutputKind.RESULT, self.topic, record.key, value, headers, attempts=record.attempt)
 
@@ -109,8 +107,10 @@ class Resolver:
         metrics: Metrics,
         clocks: Clocks,
         jitter: random.Random,
+        continue_trace: Continue | None = None,
     ) -> None:
         self._partitions = partitions
+        self._continue_trace = continue_trace
         self._write = write
         self._refusal = refusal
         self._policy = policy
@@ -242,7 +242,10 @@ class Resolver:
             self.is_halted = True  # by the operator's limit: no record in hand is why the process ends
             raise
         self._dead_letter_log.write(record, fault, request_id)
-        self._resolve(record.position, dead_letter(record, fault, record.attempt, self._policy.source))
+        output = dead_letter(record, fault, record.attempt, self._policy.source)
+        if self._continue_trace is not None:
+            output = self._continue_trace(record, output, fault)
+        self._resolve(record.position, output)
 
     # What waits -------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 from worker.http.calls import Gate
 from worker.http.health import Health
@@ -25,6 +26,9 @@ from worker.pipeline.set_wait import KnownSets, SetWait
 from worker.pipeline.topic_watch import TopicWatch
 from worker.telemetry.metrics import Metrics
 
+if TYPE_CHECKING:
+    from worker.telemetry.traces import Traces
+
 
 # size: one flat list of what is given to whom; to split it would hide just that.
 def open_loop(
@@ -46,10 +50,13 @@ def open_loop(
     gate: Gate | None = None,
     clocks: Clocks | None = None,
     seed: int | None = None,
+    traces: Traces | None = None,
 ) -> Loop:
     """The steps of the pipeline, wired together. ``label_sets``: those known, and how long requests wait for others."""
     clocks = clocks or Clocks()
     gate = gate or Gate()
+    if traces is not None:
+        encode, write = traces.encoding(encode), traces.writing(write)
     jitter = random.Random(seed)  # noqa: S311 (back-off, not a secret)
     partitions = Partitions()
     handoff = Handoff(inference, batch, clocks)
@@ -61,6 +68,7 @@ def open_loop(
         metrics=metrics,
         clocks=clocks,
         jitter=jitter,
+        continue_trace=None if traces is None else traces.dead_letter,
     )
     admission = Admission(
         read=read,
@@ -92,6 +100,7 @@ def open_loop(
         metrics=metrics,
         health=health,
         clocks=clocks,
+        traces=traces,
     )
     return Loop(
         consumer=consumer,
@@ -129,5 +138,6 @@ def open_loop(
         health=health,
         clocks=clocks,
         gate=gate,
+        traces=traces,
         topic_watch=None if topic_ids is None else TopicWatch(topic_ids, consumer, clocks),
     )

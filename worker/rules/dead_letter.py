@@ -3,6 +3,10 @@
 Key, value, other headers and timestamp stay as they came, as far as they can be read. Our headers are replaced and
 never appended, so that a record which dies a second time does not grow; where it first came from is written once and
 kept.
+
+Where ``dead_letter.header_aliases`` says so, the same is written once more under the names of other tools
+(`worker.rules.header_aliases`). The header ``xnli.dlq.aliases`` names the families, so that they are taken out with
+ours, and what a request brought along under such a name is told from them.
 """
 
 from __future__ import annotations
@@ -12,31 +16,36 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from worker.messages import Fault, Headers, Output, OutputKind, Record
-from worker.rules import retry_headers
+from worker.rules import header_aliases, retry_headers
 
 PREFIX: Final = "xnli.dlq."
 # Written by the first death and kept by later ones.
 ORIGIN: Final = ("topic", "partition", "offset", "timestamp")
 # What a replay marks its requests with, and a second death keeps: which campaign sent it.
 CAMPAIGN: Final = "campaign"
+_ALIASES: Final = f"{PREFIX}aliases"
 TEXT_BYTES: Final = 1024
 STACKTRACE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterSource:
-    """Who writes dead letters, and where to: the topic, the consumer group and the worker's name."""
+    """Who writes dead letters, and where to: the topic, the consumer group and the worker's name.
+
+    ``aliases`` are the families of other tools' header names that are written too.
+    """
 
     topic: str
     group: str
     worker: str
+    aliases: tuple[header_aliases.Family, ...] = ()
 
 
 def dead_letter(record: Record, fault: Fault, attempts: int, source: DeadLetterSource) -> Output:
     """The dead-letter record of ``record``. Header values are UTF-8 text or decimal numbers."""
-    before = {name: value for name, value in record.headers if name.startswith(PREFIX)}
+    before = {name: value for name, value in record.headers if name.startswith(PREFIX) and value is not None}
     origin = retry_headers.origin_of(record)
-    ours: dict[str, bytes | None] = {
+    ours: dict[str, bytes] = {
         "reason": fault.reason.encode(),
         "stage": fault.stage.encode(),
         "error": fault.error.encode(),
@@ -57,12 +66,24 @@ def dead_letter(record: Record, fault: Fault, attempts: int, source: DeadLetterS
         ours[CAMPAIGN] = campaign[:TEXT_BYTES]
     if record.unreadable:
         ours["headers"] = b"unreadable"  # which is why there are none but ours
-    kept: Headers = tuple(h for h in retry_headers.without(record.headers) if not h[0].startswith(PREFIX))
+    kept = foreign(retry_headers.without(record.headers))
+    if source.aliases:
+        taken = tuple(header_aliases.PREFIXES[family] for family in source.aliases)
+        kept = tuple(header for header in kept if not header[0].startswith(taken))
+        kept += header_aliases.headers(source.aliases, ours)
+        ours["aliases"] = ",".join(source.aliases).encode()
     headers = kept + tuple((f"{PREFIX}{name}", value) for name, value in ours.items())
     timestamp_ms = record.timestamp_ms if record.timestamp_ms >= 0 else None
     return Output(
         OutputKind.DEAD_LETTER, source.topic, record.key, record.value, headers, timestamp_ms, attempts, fault.reason
     )
+
+
+def foreign(headers: Headers) -> Headers:
+    """The headers that no dead letter of ours has brought: those of a request as it came."""
+    written = next((value for name, value in headers if name == _ALIASES), None)
+    taken = (PREFIX, *header_aliases.prefixes(written)) if written else PREFIX
+    return tuple([header for header in headers if not header[0].startswith(taken)])
 
 
 def truncated(output: Output, keep_bytes: int = 4096) -> Output:

@@ -20,10 +20,11 @@ from typing import Final
 
 from worker.messages import Headers, Output, OutputKind, Record
 from worker.rules import retry_headers
-from worker.rules.dead_letter import CAMPAIGN, ORIGIN, PREFIX
+from worker.rules.dead_letter import CAMPAIGN, ORIGIN, PREFIX, foreign
 
 # A count with more digits was not written by us.
 _MAX_DIGITS: Final = 18
+_ORIGIN: Final = frozenset(f"{PREFIX}{name}" for name in ORIGIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +161,8 @@ def replayed(
             "and with --to",
         )
     record = dead_letter.record
-    kept: Headers = tuple(
-        header
-        for header in retry_headers.without(record.headers)
-        if not header[0].startswith(PREFIX) or header[0].removeprefix(PREFIX) in ORIGIN
-    )
+    kept = foreign(retry_headers.without(record.headers))
+    kept += tuple(header for header in record.headers if header[0] in _ORIGIN)
     marks: Headers = ((f"{PREFIX}replays", b"%d" % (dead_letter.replays + 1)),)
     if campaign:
         marks = (*marks, (f"{PREFIX}{CAMPAIGN}", campaign.encode()))

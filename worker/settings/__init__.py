@@ -10,7 +10,7 @@ Unknown keys are errors in both places, because a misspelt limit that is silentl
 from worker.settings.brokers import KafkaSettings
 from worker.settings.checkpoint import ModelSettings
 from worker.settings.label_set_limits import LabelSetSettings
-from worker.settings.reading import Source, given, load
+from worker.settings.reading import Source, TraceExport, given, load, traces
 from worker.settings.root import PREFIX, Settings
 from worker.settings.schema_registry import SchemaRegistrySettings, SubjectStrategy, WireFraming
 from worker.settings.section import Section
@@ -27,7 +27,9 @@ __all__ = [
     "Settings",
     "Source",
     "SubjectStrategy",
+    "TraceExport",
     "WireFraming",
     "given",
     "load",
+    "traces",
 ]

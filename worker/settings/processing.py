@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import NoDecode
 
-from worker.settings.section import Section
+from worker.rules.header_aliases import Family
+from worker.settings.section import Section, listed
 
 
 class BatchSettings(Section):
@@ -43,12 +45,19 @@ class RetrySettings(Section):
 
 
 class DeadLetterSettings(Section):
-    """Limits that halt the worker before it turns a broken deployment into a topic full of dead letters."""
+    """Limits that halt the worker before it fills a topic with dead letters, and what a dead letter says."""
 
     max_consecutive: int | None = Field(default=None, ge=1)
     """Dead letters in a row that halt the worker."""
     max_ratio: float | None = Field(default=None, gt=0.0, le=1.0)
     """Share of dead letters among the last messages that halts the worker."""
+    header_aliases: Annotated[tuple[Family, ...], NoDecode, BeforeValidator(listed)] = ()
+    """Header names of other tools to write too: "connect" (Kafka Connect), "streams" (KIP-1034), "share" (KIP-1191)."""
+
+    @field_validator("header_aliases")
+    @classmethod
+    def _each_once(cls, value: tuple[Family, ...]) -> tuple[Family, ...]:
+        return tuple(dict.fromkeys(value))
 
 
 class LimitSettings(Section):

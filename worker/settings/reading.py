@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_origin
-from urllib.parse import quote
+from typing import Any, Literal, cast, get_origin
+from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -35,6 +35,11 @@ _SERVICE_LINK = re.compile(
     r"(SERVICE_HOST=|SERVICE_PORT(_+[A-Z0-9]+)*=\d|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://"
     r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=)"
 )
+
+# OpenTelemetry's own: where traces go to, in the order in which they say so, and the headers that hold its credentials.
+_TRACES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_TRACE_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_TRACE_HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 
 Tables = Mapping[str, Mapping[str, Any]]
 
@@ -147,6 +152,39 @@ def load(
     return loaded
 
 
+@dataclass(frozen=True, slots=True)
+class TraceExport:
+    """How traces leave. ``limits_links``: OpenTelemetry's own variable says how many links a span may have."""
+
+    protocol: Literal["grpc", "http/protobuf"]
+    limits_links: bool
+
+
+def traces(environ: Mapping[str, str] | None = None) -> TraceExport | None:
+    """What OpenTelemetry's variables say of traces; None: there are to be none.
+
+    They are on with an endpoint or with ``OTEL_TRACES_EXPORTER=otlp``, unless ``OTEL_SDK_DISABLED=true``.
+
+    Raises:
+        SettingsError: another exporter or protocol than those of OTLP.
+    """
+    variables = os.environ if environ is None else environ
+    exporter = variables.get("OTEL_TRACES_EXPORTER", "").strip()
+    is_on = exporter == "otlp" or (not exporter and any(variables.get(name) for name in _TRACES))
+    if variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or exporter == "none":
+        return None
+    if exporter not in {"", "otlp"}:
+        raise SettingsError(f"OTEL_TRACES_EXPORTER = {exporter!r}: the worker knows otlp and none")
+    if not is_on:
+        return None
+    name = next((name for name in _TRACE_PROTOCOLS if variables.get(name)), _TRACE_PROTOCOLS[0])
+    match variables.get(name, "grpc").strip():
+        case "grpc" | "http/protobuf" as protocol:
+            return TraceExport(protocol, "OTEL_SPAN_LINK_COUNT_LIMIT" in variables)
+        case other:
+            raise SettingsError(f"{name} = {other!r}: the worker knows grpc and http/protobuf")
+
+
 def _in_headers(registry: SchemaRegistrySettings) -> Iterator[str]:
     """What goes into an Authorization header as one, whose base64 is not made of that of its parts."""
     if registry.username is not None and registry.password is not None:
@@ -163,6 +201,10 @@ def _secrets(variables: Mapping[str, str]) -> Iterator[str]:
             yield from redaction.secrets_of(text, name=name)
             with suppress(ValueError, RecursionError):  # else it is no map of properties
                 yield from redaction.secrets_of(json.loads(text), name=name)
+    for name in _TRACE_HEADERS:
+        for pair in variables.get(name, "").split(","):
+            # Whatever a header is called, it is there to let somebody in.
+            yield from redaction.secrets_of(unquote(pair.partition("=")[2]).strip(), name="token")
 
 
 def _read_toml(config_file: Path) -> dict[str, Any]:

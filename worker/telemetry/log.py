@@ -110,6 +110,13 @@ class _Seldom(logging.Filter):
         return self._repeats.admit(_FIGURES.sub("", record.getMessage())) is not None
 
 
+class _SeldomTraces(_Seldom):
+    """The same for OpenTelemetry, whose exporter reports each attempt at a collector that is away."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.name.startswith("opentelemetry") or super().filter(record)
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     """Says how many lines a reader has missed who stood still for a while."""
 
@@ -124,6 +131,16 @@ def _is_json(log_format: LogFormat, stream: TextIO) -> bool:
     if log_format not in {"auto", "json", "console"}:
         raise SettingsError(f"log.format: {log_format!r} is no format; use auto, json or console")
     return log_format == "json" or (log_format == "auto" and not stream.isatty())
+
+
+def _hold_back(threshold: int, handler: logging.Handler) -> None:
+    """Let libraries tell what an operator can use, and repeat themselves no more often than that."""
+    for chatty in _CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING if threshold > logging.DEBUG else logging.DEBUG)
+    logging.getLogger(_LIBRDKAFKA).setLevel(logging.NOTSET)  # the root's level holds; a command may have silenced it
+    is_terse = threshold > logging.DEBUG
+    logging.getLogger(_LIBRDKAFKA).filters[:] = [_Seldom()] if is_terse else []
+    handler.filters[:] = [_SeldomTraces()] if is_terse else []
 
 
 def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
@@ -144,6 +161,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     is_json = _is_json(log_format, stream)
 
     named: list[Processor] = [
+        structlog.contextvars.merge_contextvars,  # the ids of the trace that something is part of
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -174,10 +192,7 @@ def configure(level: str, log_format: LogFormat, stream: TextIO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(threshold)
-    for chatty in _CHATTY:
-        logging.getLogger(chatty).setLevel(logging.WARNING if threshold > logging.DEBUG else logging.DEBUG)
-    logging.getLogger(_LIBRDKAFKA).setLevel(logging.NOTSET)  # the root's level holds; a command may have silenced it
-    logging.getLogger(_LIBRDKAFKA).filters[:] = [_Seldom()] if threshold > logging.DEBUG else []
+    _hold_back(threshold, handler)
     logging.captureWarnings(capture=True)
 
     structlog.configure(

@@ -15,6 +15,7 @@ from confluent_kafka.schema_registry import Rule, RuleKind, RuleMode, RuleParams
 from tests.brokers.answering import answering, redirecting
 from tests.brokers.certificates import Authority
 from tests.brokers.registry import LoopbackRegistry
+from tests.brokers.secured import TokenServer
 from worker.avro import json_request
 from worker.avro.codec import REQUEST, RESULT, open_codecs, schema_folder
 from worker.avro.framing import Framing
@@ -156,6 +157,40 @@ class TestTls:
         access = Access(certificate=str(certificate), key=str(key))
         with pytest.raises(SettingsError, match=r"schema_registry\.key_password"):
             Registry("https://127.0.0.1:1", access=access)
+
+
+@pytest.mark.parametrize("kind", ["basic", "token", "oauth", "certificate"])
+def test_each_kind_of_credentials_goes_over_tls(authority: Authority, kind: str) -> None:
+    tokens = TokenServer()
+    tokens.clients["me"] = "secret"
+    certificate, key = authority.issue("me", file=f"me-{kind}")
+    given: dict[str, dict[str, str]] = {
+        "basic": {"username": "me", "password": "secret"},
+        "token": {"token": "letmein"},
+        "oauth": {
+            "oauth_token_url": f"{tokens.url}/token",
+            "oauth_client_id": "me",
+            "oauth_client_secret": "secret",
+            "oauth_scope": "schemas",
+        },
+        "certificate": {"certificate": str(certificate), "key": str(key)},
+    }
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("server", file=f"server-{kind}"))
+    context.load_verify_locations(authority.ca)
+    context.verify_mode = ssl.CERT_REQUIRED if kind == "certificate" else ssl.CERT_NONE
+    try:
+        with LoopbackRegistry(context) as registry:
+            settings = {"url": registry.url, "ca": str(authority.ca), "auto_register": True, **given[kind]}
+            codecs = open_codecs(SchemaRegistrySettings.model_validate(settings))
+            codecs.open(result_topic="out", request_topic="in")
+            assert codecs.read_request(*codecs.encode_request(DATUM))["id"] == "1"
+            (said,) = set(registry.authorizations)
+    finally:
+        tokens.close()
+    begin = {"basic": BASIC, "token": "Bearer letmein", "oauth": "Bearer ey", "certificate": ""}
+    assert (said or "").startswith(begin[kind])
+    assert (said is None) == (kind == "certificate")
 
 
 class TestOAuth:

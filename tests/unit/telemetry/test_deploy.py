@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from worker.messages import Partition
+from worker.telemetry.certificates import CertificateWatch, OwnCertificate
 from worker.telemetry.metrics import Metrics, Rebalance
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -36,6 +37,7 @@ def series() -> dict[str, dict[str, set[str]]]:
     metrics.lag("requests", 0, 0)
     metrics.unstable("requests", 0, 0)
     metrics.stalled([("requests", "0")])
+    CertificateWatch([OwnCertificate("schema_registry.certificate", 0.0)], registry)
     found: dict[str, dict[str, set[str]]] = {}
     for family in registry.collect():
         for sample in family.samples:
@@ -102,6 +104,11 @@ def test_every_alert_says_what_and_what_to_do() -> None:
     for alert in alerts:
         assert alert["labels"]["severity"] in {"page", "ticket"}
         assert alert["annotations"].keys() == {"summary", "description"}
+
+
+def test_every_alert_is_in_the_operators_table() -> None:
+    page = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert [rule["alert"] for rule in rules() if "alert" in rule and f"| `{rule['alert']}` |" not in page] == []
 
 
 def test_every_alert_is_seen_to_fire() -> None:
