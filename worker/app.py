@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from worker import __version__, language_detection, process
 from worker.avro.codec import Codecs, open_codecs
 from worker.endpoint import Endpoint, Model, defaults_of, limits_of
-from worker.errors import BrokerAway, FatalError, RegistryAway, SettingsError, Stalled
+from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
 from worker.http.health import Health
 from worker.http.readiness_log import ReadinessLog
 from worker.inference.stage import Tell, tell_nobody
@@ -47,11 +47,11 @@ from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
 from worker.settings import Settings
-from worker.settings import traces as settings_of_traces
 from worker.start import Start, Stopped
 from worker.telemetry import certificates
 from worker.telemetry.certificates import CertificateWatch, OwnCertificate
 from worker.telemetry.metrics import Metrics
+from worker.tracing import open_traces
 
 if TYPE_CHECKING:
     from worker.inference.engine import Engine
@@ -186,29 +186,6 @@ def _own_certificates(settings: Settings) -> Iterator[OwnCertificate]:
         yield from certificates.of_file("schema_registry.certificate", settings.schema_registry.certificate)
 
 
-def _open_traces(settings: Settings, instance: str) -> Traces | None:
-    """Spans, where OpenTelemetry's variables ask for them; else nothing of it is imported.
-
-    Raises:
-        SettingsError: they ask, and the packages are not there.
-    """
-    if (wanted := settings_of_traces()) is None:
-        return None
-    try:
-        from worker.telemetry import traces  # noqa: PLC0415
-
-        to = traces.exporter(wanted.protocol)
-    except ImportError as error:
-        raise SettingsError(
-            f"OpenTelemetry's variables ask for traces, and its packages are not there ({error}): "
-            "pip install 'xnli-worker[otel]', or set OTEL_SDK_DISABLED=true"
-        ) from None
-    who = {"service.name": "xnli-worker", "service.version": __version__, "service.instance.id": instance}
-    most_links = None if wanted.limits_links else settings.batch.max_messages
-    source = traces.provider(to, who, most_links)
-    return traces.Traces(source, settings.kafka.group_id, settings.topics.output, time.monotonic, time.time)
-
-
 class App:
     """One worker. Call `run`; it ends when ``stop_requested`` says so, or with an error.
 
@@ -288,7 +265,7 @@ class App:
     def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        self._traces = _open_traces(settings, instance)
+        self._traces = open_traces(settings, instance)
         start = Start(stop_requested)
         language_detection.detector(is_needed=settings.model.detects_language)  # before minutes of loading
         start.watch(self._check)
