@@ -228,7 +228,10 @@ class App:
         shared = client_config.with_callbacks(client_config.common(settings.kafka, "admin"), ErrorLog("admin client"))
         admin = client_config.open_client(AdminClient, shared)
         if settings.topics.label_sets is not None:
-            self._label_sets = self._follow_label_sets(settings.topics.label_sets, admin)
+            template, shared = settings.model.hypothesis_template, client_config.common(settings.kafka, "label-sets")
+            self._label_sets = FollowedSets(
+                shared, admin, settings.topics.label_sets, settings.label_sets, template, self.metrics
+            )
             self._label_sets.load(stop_requested)
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         consumer = Consumer(client_config.consumer(settings.kafka))
@@ -279,12 +282,6 @@ class App:
         )
         self.health.model_loaded()
         return engine
-
-    def _follow_label_sets(self, topic: str, admin: AdminClient) -> FollowedSets:
-        settings = self._settings
-        shared = client_config.common(settings.kafka, "label-sets")
-        template = settings.model.hypothesis_template
-        return FollowedSets(shared, admin, topic, settings.label_sets, template, self.metrics)
 
     def _request_reader(self, codecs: Codecs, pooling: Pooling) -> RequestReader:
         model, limits = self._settings.model, self._settings.limits

@@ -24,6 +24,7 @@ from worker.usage import (
     configuration,
     dead_letter_commands,
     grouping,
+    label_set_commands,
     schema_commands,
     topic_commands,
     traffic,
@@ -107,6 +108,7 @@ def program() -> typer.Typer:
     for part in (working.app, traffic.app):
         root.add_typer(part)
     root.add_typer(dead_letter_commands.app, rich_help_panel=Section.MESSAGES)
+    root.add_typer(label_set_commands.app, rich_help_panel=Section.MESSAGES)
     root.add_typer(topic_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(schema_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(configuration.app, rich_help_panel=Section.OPERATE)

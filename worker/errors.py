@@ -15,6 +15,7 @@
     ├── TransactionAborted       the open transaction is void; its messages may be produced again in a new one
     ├── Unpublishable            one output is refused for what it is, most often its size: something takes its place
     ├── TopicMissing             the broker knows no such topic, or does not let this user see it
+    ├── NoSuchLabelSet           no label set has the name that a person asked for
     ├── NoSuchDeadLetter         no record lies at the position that a person asked for
     └── FatalError               this process cannot go on: exit code 1, its supervisor starts another
         ├── Fenced               a newer instance took this one's transactional id or group membership
@@ -128,6 +129,10 @@ class Unpublishable(WorkerError):  # noqa: N818 (an answer about one record)
 
 class TopicMissing(WorkerError):  # noqa: N818 (a state of the cluster)
     """The broker knows no such topic, or does not let us see it."""
+
+
+class NoSuchLabelSet(WorkerError):  # noqa: N818 (a state of the topic)
+    """No label set of the name asked for is in the topic."""
 
 
 class NoSuchDeadLetter(WorkerError):  # noqa: N818 (a state of the topic)

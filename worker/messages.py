@@ -3,6 +3,8 @@
 ``Record`` -> ``Job`` -> ``Batch`` -> ``BatchResult`` -> ``Output`` -> ``CommitBatch`` -> committed offset.
 """
 
+# size: the one list of all that flows, in its order; to part it would hide the order.
+
 from __future__ import annotations
 
 from collections.abc import Mapping

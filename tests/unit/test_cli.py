@@ -17,7 +17,7 @@ from worker.commands import check as check_module
 from worker.errors import CheckpointError, Fenced, RegistryAway, SettingsError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "demo", "send", "tail", "check", "dead-letters", "bench")
+COMMANDS = ("run", "demo", "send", "tail", "check", "dead-letters", "label-sets", "bench")
 LISTED_S = 0.3  # of a processor: other work of the machine does not count
 
 

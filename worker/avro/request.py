@@ -70,7 +70,6 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
     # One look at the first character settles it as a rule, and costs no more than `isspace`.
     if not text or (text[0] in INVISIBLE and is_blank(text)):
         raise _invalid("text", text, "nothing of it can be seen; send some text to judge")
-
     language, detected = datum["language"], None
     if language is not None or defaults.language is not None:
         language, detected = _language(language, text, defaults)
@@ -90,10 +89,7 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
             before, after = split(template)
             hypotheses = tuple([before + label + after for label in labels])
     elif task is Task.ENTAIL:
-        hypotheses = tuple(datum["hypotheses"])
-        if not hypotheses:
-            raise _invalid("hypotheses", [], "ENTAIL needs at least one sentence to judge")
-        _check_sentences("hypotheses", hypotheses, limits)
+        hypotheses = _hypotheses(datum, limits)
 
     _check_choice(datum)
     long_text, pooling, normalize = datum["long_text"], datum["pooling"], datum["normalize"]
@@ -198,6 +194,14 @@ def _labels(datum: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
         raise _invalid("labels", [], "CLASSIFY needs at least one label, or the name of a label_set")
     _check_sentences("labels", labels, limits)
     return labels
+
+
+def _hypotheses(datum: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
+    hypotheses = tuple(datum["hypotheses"])
+    if not hypotheses:
+        raise _invalid("hypotheses", [], "ENTAIL needs at least one sentence to judge")
+    _check_sentences("hypotheses", hypotheses, limits)
+    return hypotheses
 
 
 def _check_sentences(field: str, sentences: tuple[str, ...], limits: Limits) -> None:

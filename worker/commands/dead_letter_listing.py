@@ -53,7 +53,7 @@ class Listing:
         cells = [
             str(shown["position"]),
             said.get("reason", "?"),
-            _age(dead_letter.record.timestamp_ms),
+            age(dead_letter.record.timestamp_ms),
             tries,
             shown["key"] if shown["key"] is not None else "-",
             shown["id"] or "-",
@@ -112,7 +112,8 @@ def summary(dead_letter: DeadLetterRecord) -> dict[str, Any]:
     }
 
 
-def _age(timestamp_ms: int) -> str:
+def age(timestamp_ms: int) -> str:
+    """How long ago a moment was, in its largest unit; ? for a record without a timestamp."""
     if timestamp_ms < 0:
         return "?"
     seconds = max(0, int(time.time() - timestamp_ms / 1000))

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from worker.messages import LabelSetVersion, LongText, Taxonomy
-from worker.rules.blank import is_blank
+from worker.rules.blank import INVISIBLE, is_blank
 from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template, split
 from worker.rules.label_set import OTHERWISE, LabelSet, normal_code, worded
 
@@ -32,6 +32,7 @@ MAX_LABELS: Final = 4096
 MAX_DEPTH: Final = 8
 _MAX_VERSION_CHARS: Final = 200
 _CODE: Final = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
+_HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
 # Of a value that can be one of two things, which it is. (No field and no language has such a name.)
 _TEXT, _OBJECT, _ARRAY = "<text>", "<object>", "<array>"
 
@@ -42,9 +43,9 @@ class RefusedError(Exception):
 
 def _visible(text: str) -> str:
     """Only what can be written and seen: what would fail each request that names the set is refused here, once."""
-    if is_blank(text):
+    if not text or (text[0] in INVISIBLE and is_blank(text)):
         raise ValueError("is blank: nothing of it can be seen")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+    if not text.isascii() and _HALF_PAIR.search(text):
         raise ValueError("is no valid Unicode, or has half a surrogate pair: write UTF-8")
     return text
 
@@ -144,20 +145,20 @@ class LabelSetRecord(_Part):
 
     def complete(self, version: LabelSetVersion, language: str | None, template: str) -> LabelSet:
         """The set in one language (a `normal_code`), with the worker's template where the set has none for it."""
-        entries = [(entry, parent) for entry, parent, *_ in nodes(self.labels)]
+        tree = nodes(self.labels)
         chosen = worded(self.hypothesis_template, language) or template
         before, after = split(chosen)
         labels, hypotheses, thresholds = [], [], []
         longest = 0
-        for entry, _ in entries:
+        for entry, _, _ in tree:
             label, own = (entry, None) if isinstance(entry, str) else (entry.label, worded(entry.hypothesis, language))
             labels.append(label)
             hypotheses.append(before + label + after if own is None else label.join(split(own)) if "{" in own else own)
             threshold = None if isinstance(entry, str) else entry.threshold
             thresholds.append(self.threshold if threshold is None else threshold)
             longest = max(longest, len(label), len(own or ""))
-        parents = tuple(parent for _, parent in entries)
-        has_own = any(isinstance(entry, Label) and entry.threshold is not None for entry, _ in entries)
+        parents = tuple(parent for _, parent, _ in tree)
+        has_own = any(isinstance(entry, Label) and entry.threshold is not None for entry, _, _ in tree)
         return LabelSet(
             version=version,
             labels=tuple(labels),
@@ -191,17 +192,16 @@ _VALUE: Final[TypeAdapter[LabelSetRecord | list[str]]] = TypeAdapter(
 )
 
 
-def nodes(labels: Sequence[str | Label]) -> Iterator[tuple[str | Label, int, int, str]]:
-    """A tree, parents before children: each node, its parent's index or -1, its level from 1, and its place."""
-    count = 0
-    waiting = [(entry, -1, 1, f"labels[{i}]") for i, entry in enumerate(labels)][::-1]
+def nodes(labels: Sequence[str | Label]) -> list[tuple[str | Label, int, int]]:
+    """A tree, parents before children: each node, its parent's index or -1, and its level from 1."""
+    found: list[tuple[str | Label, int, int]] = []
+    waiting: list[tuple[str | Label, int, int]] = [(entry, -1, 1) for entry in reversed(labels)]
     while waiting:
-        entry, parent, level, place = waiting.pop()
-        yield entry, parent, level, place
+        entry, parent, level = waiting.pop()
         if isinstance(entry, Label):
-            under = [(child, count, level + 1, f"{place}.children[{i}]") for i, child in enumerate(entry.children)]
-            waiting += under[::-1]
-        count += 1
+            waiting += [(child, len(found), level + 1) for child in reversed(entry.children)]
+        found.append((entry, parent, level))
+    return found
 
 
 def read(name: str, value: bytes) -> LabelSetRecord:
@@ -215,21 +215,26 @@ def read(name: str, value: bytes) -> LabelSetRecord:
     except ValueError as error:
         raise RefusedError(f"the key {error}") from None
     try:
-        parsed = json.loads(value, object_pairs_hook=_object)
+        found = parsed(value)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
         raise RefusedError(f"the value is no JSON: {str(error)[:100]}") from None
-    return checked(parsed, name)
+    return checked(found, name)
 
 
-def checked(parsed: object, name: str | None) -> LabelSetRecord:
+def parsed(text: str | bytes) -> Any:
+    """JSON in which no object has a key twice. Raises ValueError or RecursionError."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def checked(value: object, name: str | None) -> LabelSetRecord:
     """As `read`, of JSON that is parsed already. ``name`` None: the record's own, if it has one."""
-    if not isinstance(parsed, list | dict):
+    if not isinstance(value, list | dict):
         raise RefusedError("the value is no object with labels, and no array of them")
-    if parsed == []:
+    if value == []:
         raise RefusedError("the value is an empty array")
-    _within_depth(parsed)
+    _within_depth(value)
     try:
-        found = _VALUE.validate_python(parsed)
+        found = _VALUE.validate_python(value)
     except ValidationError as error:
         raise RefusedError("; ".join(_findings(error))) from None
     if isinstance(found, list):
@@ -237,7 +242,7 @@ def checked(parsed: object, name: str | None) -> LabelSetRecord:
         return LabelSetRecord.model_construct(labels=tuple(found))
     if name is not None and found.name is not None and found.name != name:
         raise RefusedError(f"name = {_shown(found.name)}: the key of the record is {_shown(name)}; write the same")
-    _check_tree(found)
+    _check_tree(found.labels)
     return found
 
 
@@ -261,29 +266,35 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _within_depth(parsed: object) -> None:
+def _within_depth(value: object) -> None:
     """Refuse a tree that is too deep before anything recurses into it."""
-    level = [parsed] if isinstance(parsed, dict) else []
+    level = [value] if isinstance(value, dict) else []
     key, depth = "labels", 0
     while level:
-        below = [found for node in level if isinstance(found := node.get(key), list) for found in found]
+        lists = [node[key] for node in level if isinstance(node.get(key), list)]
+        below = [entry for entries in lists for entry in entries]
         level = [node for node in below if isinstance(node, dict)]
         depth, key = depth + bool(below), "children"
         if depth > MAX_DEPTH:
             raise RefusedError(f"labels: they stand in more than {MAX_DEPTH} levels")
 
 
-def _check_tree(record: LabelSetRecord) -> None:
-    seen: dict[tuple[int, str], str] = {}
-    for count, (entry, parent, _, place) in enumerate(nodes(record.labels), 1):
-        if count > MAX_LABELS:
-            raise RefusedError(f"labels: with the labels under them they are more than {MAX_LABELS}")
-        label = entry if isinstance(entry, str) else entry.label
-        other = seen.setdefault((parent, label), place)
-        if other != place:
-            raise RefusedError(
-                f"{place} = {_shown(label)}: {other} beside it is the same; results could not tell them apart"
-            )
+def _check_tree(labels: Sequence[str | Label], place: str = "labels") -> int:
+    """How many labels they are, with those under them. Raises RefusedError."""
+    names = [entry.label if isinstance(entry, Label) else entry for entry in labels]
+    if len(set(names)) < len(names):
+        first, again = next((names.index(name), i) for i, name in enumerate(names) if names.index(name) < i)
+        raise RefusedError(
+            f"{place}[{again}] = {_shown(names[again])}: {place}[{first}] beside it is the same; results could not "
+            "tell them apart"
+        )
+    count = len(names)
+    for i, entry in enumerate(labels):
+        if isinstance(entry, Label) and entry.children:
+            count += _check_tree(entry.children, f"{place}[{i}].children")
+    if count > MAX_LABELS:
+        raise RefusedError(f"labels: with the labels under them they are more than {MAX_LABELS}")
+    return count
 
 
 def _findings(error: ValidationError) -> Iterator[str]:

@@ -11,7 +11,6 @@ from worker.messages import LongText
 from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template
 from worker.settings.section import Section, listed
 
-
 _AUTO: Final = "auto"
 
 

@@ -19,6 +19,8 @@ Cost: everything is counted per poll, per batch or per publish. Any thread may c
 ``lag`` and ``rebalanced``, which belong to the Kafka thread.
 """
 
+# size: the one table of all metrics, and a method for each; to part them would hide what there is.
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ from worker.messages import (
     Classification,
     Embedding,
     Entailment,
+    Evidence,
     Job,
     Judgement,
     LabelScore,
+    LabelSetVersion,
     ModelIdentity,
     Outcome,
     Pooling,
+    Span,
+    Step,
     Task,
 )
 
@@ -42,25 +47,50 @@ def written(task: Task, outcome: Outcome, timestamp_ms: int = 1_767_225_600_000)
 
 def test_a_classification_with_all_that_surrounds_it() -> None:
     scored = LabelScore("gut", 0.9, 0.8, 0.15, 0.05)
+    probabilities = {"entailment": 0.8, "neutral": 0.15, "contradiction": 0.05}
+    label = {"label": "gut", "score": 0.9, **probabilities, "path": [], "evidence": [], "window": None}
     assert written(Task.CLASSIFY, Classification((scored, scored), multi_label=True, abstained=False)) == {
         "id": "id-1",
         "task": "CLASSIFY",
         "attributes": {"a": "b"},
         "outcome": {
-            "labels": [{"label": "gut", "score": 0.9, "entailment": 0.8, "neutral": 0.15, "contradiction": 0.05}] * 2,
+            "labels": [label] * 2,
             "multi_label": True,
             "abstained": False,
+            "evidence_cut": False,
         },
         "model": {"name": "some/model", "revision": "abc123"},
         "truncated": True,
         "windows": 2,
+        "window": None,
+        "label_set": None,
+        "language": None,
         "source": {"topic": "in", "partition": 3, "offset": 2**40, "timestamp": 1_767_225_600_000},
     }
 
 
+def test_what_few_results_have() -> None:
+    made = job(Task.CLASSIFY)
+    asked = replace(made.request, label_set=LabelSetVersion("policy", "v1"), detected="de")
+    scored = LabelScore(
+        *("gut", 0.9, 0.8, 0.15, 0.05),
+        path=(Step("alles", 0.95), Step("gut", 0.9)),
+        evidence=(Evidence(Span(3, 8), 0.5),),
+        window=Span(0, 90),
+    )
+    outcome = Classification((scored,), multi_label=True, abstained=False, evidence_cut=True)
+    payload = to_bytes(result.result(replace(made, request=asked), outcome, MODEL), SCHEMA)
+    got = decode(payload, SCHEMA, SCHEMA)
+    assert (got["label_set"], got["language"]) == ({"name": "policy", "version": "v1"}, "de")
+    assert got["window"] == {"start": 0, "end": 90} == got["outcome"]["labels"][0]["window"]
+    assert got["outcome"]["labels"][0]["evidence"] == [{"start": 3, "end": 8, "drop": 0.5}]
+    assert [step["label"] for step in got["outcome"]["labels"][0]["path"]] == ["alles", "gut"]
+    assert got["outcome"]["evidence_cut"]
+
+
 def test_an_abstention() -> None:
     outcome = written(Task.CLASSIFY, Classification((), multi_label=False, abstained=True))["outcome"]
-    assert outcome == {"labels": [], "multi_label": False, "abstained": True}
+    assert outcome == {"labels": [], "multi_label": False, "abstained": True, "evidence_cut": False}
 
 
 def test_an_entailment_keeps_the_order() -> None:
@@ -68,7 +98,8 @@ def test_an_entailment_keeps_the_order() -> None:
         "outcome"
     ]
     assert [judged["hypothesis"] for judged in outcome["judgements"]] == ["b", "a"]
-    assert outcome["judgements"][0] == {"hypothesis": "b", "entailment": 0.1, "neutral": 0.2, "contradiction": 0.7}
+    probabilities = {"entailment": 0.1, "neutral": 0.2, "contradiction": 0.7}
+    assert outcome["judgements"][0] == {"hypothesis": "b", **probabilities, "window": None}
 
 
 def test_an_embedding_is_kept_to_the_bit() -> None:

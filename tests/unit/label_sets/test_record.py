@@ -123,7 +123,7 @@ def test_parents_stand_before_their_children(shape: list[Any]) -> None:
 
     expected: list[int] = []
     made = record.checked({"labels": entries(shape, -1), "beam": 3}, None)
-    if any(level > MAX_DEPTH for _, _, level, _ in record.nodes(made.labels)):
+    if any(level > MAX_DEPTH for _, _, level in record.nodes(made.labels)):
         return
     completed = made.complete(VERSION, None, "{}")
     assert completed.labels == tuple(str(i) for i in range(len(expected)))

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from worker.label_sets import stored_sets
+from worker.label_sets import record, stored_sets
 from worker.label_sets.record import RefusedError
 from worker.label_sets.stored_sets import StoredSets
 
@@ -22,9 +22,10 @@ def filled(count: int, labels: int = 8) -> StoredSets:
     return sets
 
 
-@pytest.mark.parametrize("count", [1_000, 11_000, 22_000])
-def test_what_sets_take_is_counted_honestly(count: int) -> None:
+@pytest.mark.parametrize("count", [1_000, 10_900, 11_000])
+def test_what_sets_take_is_counted_honestly(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Just after the dictionary has grown, and just before: what is counted is never less than what is taken."""
+    monkeypatch.setattr(record, "read", lambda *_: None)  # which keeps nothing, and takes its time while it is traced
     filled(1)  # whatever is made once
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
