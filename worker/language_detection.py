@@ -13,7 +13,7 @@ from typing import Final
 from worker.errors import SettingsError
 
 # The beginning of a text tells as much as the whole, and costs as little as a short one.
-READ_CHARS: Final = 400
+READ_CHARS: Final = 200
 
 
 def detector(*, is_needed: bool = False) -> Callable[[str], str | None] | None:

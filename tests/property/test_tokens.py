@@ -243,6 +243,20 @@ def test_languages_are_embeddings_of_xlm_alone(family: str) -> None:
     assert row.language_id == language_id
 
 
+def test_a_detected_language_that_xlm_does_not_know_is_its_default() -> None:
+    def read_as(of: Tokens, language: str) -> int | None:
+        return of.encode(embed("nuqneH", language=language, detected=language)).rows[0].language_id
+
+    known = checkpoint("xlm").languages
+    german = Tokens(replace(checkpoint("xlm"), default_language="de"))
+    assert [read_as(german, language) for language in ("fr", "tlh", "und")] == [known["fr"], known["de"], known["de"]]
+    none = Tokens(replace(checkpoint("xlm"), default_language=None))
+    assert read_as(none, "und") == known["en"]
+    without_english = {code: number for code, number in known.items() if code != "en"}
+    with pytest.raises(Rejection, match="does not know the language 'tlh'; it knows ar, bg, de"):
+        read_as(Tokens(replace(checkpoint("xlm"), default_language=None, languages=without_english)), "tlh")
+
+
 def test_xlm_needs_a_language_it_knows() -> None:
     with pytest.raises(Rejection, match="does not know the language 'tlh'; it knows ar, bg, de"):
         tokens("xlm").encode(embed("nuqneH", language="tlh"))

@@ -98,7 +98,7 @@ class Tokens:
         """
         if request.task is not Task.EMBED and not self._classifies:
             _reject(f"{self._name} has no classification head: it serves EMBED, not {request.task}")
-        language_id = self._language_id(request.language, was_detected=request.detected is not None)
+        language_id = self._language_id(request)
         if request.task is Task.EMBED:
             frame, tails = self._single, [self._single.after]
         else:
@@ -181,12 +181,12 @@ class Tokens:
             "shorten the label, the hypothesis or the template"
         )
 
-    def _language_id(self, language: str | None, *, was_detected: bool) -> int | None:
+    def _language_id(self, request: Request) -> int | None:
         if not self._languages:
             return None
-        wanted = language if language is not None else self._default_language
-        if was_detected and wanted not in self._languages:
-            wanted = self._otherwise  # nobody named it: that is no reason to refuse the text
+        wanted = request.language if request.language is not None else self._default_language
+        if request.detected is not None and wanted not in self._languages:
+            wanted = self._otherwise or wanted  # nobody named it: that is no reason to refuse the text
         known = ", ".join(sorted(self._languages))
         if wanted is None:
             _reject(f"{self._name} has language embeddings and the request names no language; it knows {known}")
