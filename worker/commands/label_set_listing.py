@@ -89,8 +89,9 @@ def _tree(stored: StoredSet, record: LabelSetRecord) -> None:
             continue
         notes = [] if entry.threshold is None else [f"from {entry.threshold:g}"]
         own = entry.hypothesis
-        shown = own if isinstance(own, str) else worded(own, None) or (", ".join(sorted(own)) if own else None)
-        notes += [] if shown is None else [shown]
+        if own is not None:
+            # Of several the default, else the languages that it has one for.
+            notes.append(worded(own, None) or ", ".join(sorted(own)))
         more = f"  ({terminal.harmless('; '.join(notes))})" if notes else ""
         out.line(f"{indent}{terminal.harmless(entry.label)}{more}")
 

@@ -94,9 +94,9 @@ class LabelSetTopic:
             while not told:  # it ends: after message.timeout.ms a record has failed
                 producer.poll(0.5)
                 self._reports.check()
-            error, message = told[0]
-            if error is not None:
-                raise FatalError(f"{name}: not written to {self.name}: {error.str()}")
+            failed, message = told[0]
+            if failed is not None:
+                raise FatalError(f"{name}: not written to {self.name}: {failed.str()}")
             places[name] = (message.partition() or 0, message.offset() or 0)
         return places
 

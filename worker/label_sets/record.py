@@ -81,12 +81,13 @@ _Wording = Annotated[
     _Text, AfterValidator(_wording), Field(json_schema_extra={"pattern": r"^[^{}]+(\{\}[^{}]*)?$|^\{\}[^{}]*$"})
 ]
 _Code = Annotated[str, AfterValidator(_code)]
+_BY_CODE: Final = Field(min_length=1, json_schema_extra={"propertyNames": {"pattern": f"^{_CODE.pattern}$"}})
 _Templates = Annotated[
-    Annotated[_Template, Tag(_TEXT)] | Annotated[dict[_Code, _Template], Field(min_length=1), Tag(_OBJECT)],
+    Annotated[_Template, Tag(_TEXT)] | Annotated[dict[_Code, _Template], _BY_CODE, Tag(_OBJECT)],
     Discriminator(_kind),
 ]
 _Wordings = Annotated[
-    Annotated[_Wording, Tag(_TEXT)] | Annotated[dict[_Code, _Wording], Field(min_length=1), Tag(_OBJECT)],
+    Annotated[_Wording, Tag(_TEXT)] | Annotated[dict[_Code, _Wording], _BY_CODE, Tag(_OBJECT)],
     Discriminator(_kind),
 ]
 _Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]

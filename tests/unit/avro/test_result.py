@@ -48,7 +48,7 @@ def written(task: Task, outcome: Outcome, timestamp_ms: int = 1_767_225_600_000)
 def test_a_classification_with_all_that_surrounds_it() -> None:
     scored = LabelScore("gut", 0.9, 0.8, 0.15, 0.05)
     probabilities = {"entailment": 0.8, "neutral": 0.15, "contradiction": 0.05}
-    label = {"label": "gut", "score": 0.9, **probabilities, "path": [], "evidence": [], "window": None}
+    label: dict[str, Any] = {"label": "gut", "score": 0.9, **probabilities, "path": [], "evidence": [], "window": None}
     assert written(Task.CLASSIFY, Classification((scored, scored), multi_label=True, abstained=False)) == {
         "id": "id-1",
         "task": "CLASSIFY",

@@ -15,6 +15,8 @@ from confluent_kafka import Producer
 
 from worker import cli
 from worker.avro.codec import schema_folder
+from worker.commands.connection import load_settings
+from worker.commands.topic_declaration import declared
 from worker.kafka.embedded import EmbeddedBroker
 
 EXAMPLE = schema_folder() / "examples" / "label-set-moderation.json"
@@ -164,6 +166,12 @@ def test_toml_that_is_no_text_is_named(run: Run, tmp_path: Path) -> None:
     code, _, err = run("put", file)
     assert code == 2
     assert "write it as text, in quotes" in err
+
+
+def test_the_topic_is_declared_compacted_and_in_one_partition(topic: str) -> None:
+    found = next(one for one in declared(load_settings(None), 12) if one.setting == "topics.label_sets")
+    assert (found.name, found.partitions, found.config["cleanup.policy"]) == (topic, 1, "compact")
+    assert "retention.ms" not in found.config
 
 
 def test_without_a_topic_in_the_settings_the_setting_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

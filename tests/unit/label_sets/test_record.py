@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.documents.command_lines import ROOT
 from worker.avro.codec import schema_folder
+from worker.commands import label_set_files
 from worker.label_sets import record
 from worker.label_sets.record import MAX_DEPTH, MAX_LABELS, RefusedError
 from worker.messages import LabelSetVersion, Taxonomy
@@ -40,6 +43,17 @@ def test_every_field_of_the_schema_is_explained() -> None:
 def test_examples_are_sets(path: Path) -> None:
     made = record.read(path.stem.removeprefix("label-set-"), path.read_bytes())
     assert made.complete(VERSION, "de", "{}").hypotheses
+
+
+def test_the_sets_that_the_documents_print_are_sets(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "label-sets.md").read_text("utf-8")
+    blocks = re.findall(r"^```(json|toml)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    printed = [(kind, block) for kind, block in blocks if "labels =" in block or '"labels":' in block]
+    assert [kind for kind, _ in printed] == ["json", "toml"]
+    for kind, block in printed:
+        file = tmp_path / f"set.{kind}"
+        file.write_text(block, encoding="utf-8")
+        assert label_set_files.read([file], None)
 
 
 def test_a_bare_array_is_what_it_always_was() -> None:
