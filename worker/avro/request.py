@@ -152,6 +152,8 @@ def _label_set(datum: Mapping[str, Any], defaults: Defaults, limits: Limits, lan
     if defaults.label_sets is None:
         raise _invalid("label_set", name, "the worker reads no label sets; set topics.label_sets, or send labels")
     found = defaults.label_sets.find(name, language)
+    if found is None and is_blank(name):
+        raise _invalid("label_set", name, "no set has such a name; name one, or send labels")
     if found is None:
         mend = "there is no set of this name; write it (xnli-worker label-sets put), or name another"
         raise UnknownLabelSet(name, f"label_set = {excerpt(name)}: {mend}")

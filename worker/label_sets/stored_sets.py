@@ -52,13 +52,16 @@ class StoredSets:
     def __iter__(self) -> Iterator[str]:
         return iter(self._packed)
 
-    def put(self, name: str, value: bytes, partition: int, offset: int) -> None:
+    def put(self, name: str, value: bytes, partition: int, offset: int) -> bool:
         """Take a set in, or its new version in place of the former.
+
+        Returns:
+            Whether the set is another than the former and says that it is the same version.
 
         Raises:
             RefusedError: the value holds no set, or there is no room for it; what was there stays.
         """
-        record.read(name, value)
+        found = record.read(name, value)
         packed = _PLACE.pack(partition, offset) + value
         former = self._packed.get(name)
         grown = self.bytes + _cost(name, packed) - (0 if former is None else _cost(name, former))
@@ -70,6 +73,10 @@ class StoredSets:
         self._packed[name] = packed
         self.bytes = grown
         self.changes += 1
+        if former is None or found.version is None or (was := former[_PLACE.size :]) == value:
+            return False
+        old = record.read(name, was)
+        return old.version == found.version and old != found
 
     def remove(self, name: str) -> None:
         """Forget a set, if there is one of this name."""

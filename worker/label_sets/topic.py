@@ -156,10 +156,19 @@ class FollowedSets:
             return
         partition, offset = record.position.partition.number, record.position.offset
         try:
-            self.stored.put(name, record.value, partition, offset)
+            is_repeated = self.stored.put(name, record.value, partition, offset)
         except RefusedError as refused:
             why = str(refused)
         else:
+            if is_repeated:
+                log.warning(
+                    "label_set_version_repeated",
+                    topic=self._topic,
+                    partition=partition,
+                    offset=offset,
+                    name=name,
+                    mend="results cannot tell it from the former set: give it a version of its own, or none",
+                )
             return
         self._metrics.label_set_refused()
         log.error(

@@ -153,10 +153,9 @@ class Admission:
         except (RegistryAway, FatalError):
             raise
         except UnknownLabelSet as unknown:
-            if self._set_wait is None:
-                self._resolver.unreadable(record, unknown)
-            else:
-                self._set_wait.begin(record, unknown)
+            refused = unknown if self._set_wait is None else self._set_wait.begin(record, unknown)
+            if refused is not None:
+                self._resolver.unreadable(record, refused)
         except Exception as error:  # noqa: BLE001 (whatever else reading a record raises concerns that record only)
             self._resolver.unreadable(record, error)
         else:

@@ -3,18 +3,26 @@
 Whoever writes a set and whoever writes requests for it are two producers, and nothing orders their records. So a
 request whose set is unknown waits here as data, while everything else goes on, and is read anew when its set arrives.
 A set that was deleted is unknown too. The results of its partition wait in the ledger, so their order holds.
+
+That order is why a name is waited for in vain only once a minute: else one producer that misspells a name in a hundred
+requests would hold everything up, for what waits keeps its partition, and what is held in hand is bounded.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from worker.errors import Rejection, UnknownLabelSet
 from worker.messages import Record, value
 from worker.pipeline.clocks import Clocks
 from worker.telemetry.metrics import Metrics
+
+# So long after a name was waited for in vain, others that name it do not wait. By then its producer has lost its race.
+IN_VAIN_S: Final = 60.0
+# Names that are remembered for that.
+_NAMES: Final = 1_000
 
 
 class KnownSets(Protocol):
@@ -54,11 +62,18 @@ class SetWait:
         self._clocks = clocks
         self._line: deque[_Waiting] = deque()
         self._seen = sets.changes  # up to here the sets of those in line are known not to be there
+        self._in_vain: dict[str, float] = {}  # when a name was given up, the latest last
 
-    def begin(self, record: Record, unknown: UnknownLabelSet) -> None:
-        """Let a request wait."""
-        self._line.append(_Waiting(record, unknown, self._clocks.monotonic_s()))
+    def begin(self, record: Record, unknown: UnknownLabelSet) -> Rejection | None:
+        """Let a request wait; or what to say of it, where its set was waited for in vain a moment ago."""
+        now_s = self._clocks.monotonic_s()
+        given_up_s = self._in_vain.get(unknown.label_set)
+        if given_up_s is not None and now_s < given_up_s + IN_VAIN_S:
+            ago_s = now_s - given_up_s
+            return _refused(unknown, f"it was waited for in vain (label_sets.wait_s) until {ago_s:.1f} s ago")
+        self._line.append(_Waiting(record, unknown, now_s))
         self._metrics.label_set_waited_for()
+        return None
 
     def released(self) -> list[Record]:
         """Those whose sets have arrived, in their order; they wait no more. Also looks whether sets have."""
@@ -66,6 +81,7 @@ class SetWait:
         if self._seen == self._sets.changes:
             return []
         self._seen = self._sets.changes
+        self._in_vain = {name: at_s for name, at_s in self._in_vain.items() if name not in self._sets}
         if not self._line:
             return []
         line, self._line = self._line, deque()
@@ -82,14 +98,21 @@ class SetWait:
         now_s = self._clocks.monotonic_s()
         while self._line and self._line[0].since_s + self._wait_s <= now_s:
             waiting = self._line.popleft()
-            unknown, waited_s = waiting.unknown, now_s - waiting.since_s
-            refused = Rejection(
-                unknown.reason, unknown.stage, f"{unknown}; waited {waited_s:.1f} s for it (label_sets.wait_s)"
-            )
-            refused.request_id = unknown.request_id
-            yield waiting.record, refused
+            name = waiting.unknown.label_set
+            self._in_vain.pop(name, None)
+            self._in_vain[name] = now_s
+            if len(self._in_vain) > _NAMES:
+                del self._in_vain[next(iter(self._in_vain))]
+            waited_s = now_s - waiting.since_s
+            yield waiting.record, _refused(waiting.unknown, f"waited {waited_s:.1f} s for it (label_sets.wait_s)")
 
     @property
     def deadline_s(self) -> float:
         """When the oldest has waited long enough, by the monotonic clock; infinity if none waits."""
         return self._line[0].since_s + self._wait_s if self._line else float("inf")
+
+
+def _refused(unknown: UnknownLabelSet, how: str) -> Rejection:
+    refused = Rejection(unknown.reason, unknown.stage, f"{unknown}; {how}")
+    refused.request_id = unknown.request_id
+    return refused

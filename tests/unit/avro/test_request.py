@@ -88,6 +88,7 @@ def test_an_unknown_set_is_named_so_that_it_can_be_waited_for() -> None:
     with pytest.raises(UnknownLabelSet, match="label_set = 'mods': there is no set of this name") as caught:
         request(datum(labels=[], label_set="mods"), DEFAULTS, LIMITS)
     assert caught.value.label_set == "mods"
+    assert "no set has such a name" in rejected(Reason.INVALID, labels=[], label_set="\u200b")
 
 
 def test_a_set_has_limits_of_its_own_but_for_the_length_of_a_text() -> None:

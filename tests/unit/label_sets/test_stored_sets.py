@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from worker.label_sets import record, stored_sets
-from worker.label_sets.record import RefusedError
+from worker.label_sets.record import LabelSetRecord, RefusedError
 from worker.label_sets.stored_sets import StoredSets
 
 MIB = 1 << 20
@@ -25,7 +25,9 @@ def filled(count: int, labels: int = 8) -> StoredSets:
 @pytest.mark.parametrize("count", [1_000, 10_900, 11_000])
 def test_what_sets_take_is_counted_honestly(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Just after the dictionary has grown, and just before: what is counted is never less than what is taken."""
-    monkeypatch.setattr(record, "read", lambda *_: None)  # which keeps nothing, and takes its time while it is traced
+    monkeypatch.setattr(
+        record, "read", lambda *_: LabelSetRecord(labels=("a",))
+    )  # which keeps nothing, and takes its time while it is traced
     filled(1)  # whatever is made once
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
@@ -72,6 +74,16 @@ def test_a_new_version_is_what_is_found_from_then_on() -> None:
     assert (new.labels, new.version) == (("new",), ("tenant-000001", "3/17"))
     sets.remove("tenant-000001")
     assert sets.find("tenant-000001", "de") is None
+
+
+def test_one_version_of_two_sets_is_told() -> None:
+    sets = filled(0)
+    assert not sets.put("s", b'{"version": "1", "labels": ["a"]}', 0, 0)
+    assert not sets.put("s", b'{"version": "1",  "labels": ["a"]}', 0, 1)
+    assert sets.put("s", b'{"version": "1", "labels": ["a", "b"]}', 0, 2)
+    assert not sets.put("s", b'{"version": "2", "labels": ["a"]}', 0, 3)
+    assert not sets.put("s", b'{"labels": ["b"]}', 0, 4)
+    assert not sets.put("s", b'{"labels": ["c"]}', 0, 5)
 
 
 def test_what_is_ready_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.brokers.memory import MemoryBroker
 from tests.delivery.observed import BOTH, P0, P1, committed, offsets, reasons, started
 from tests.delivery.worker import Guarantee, Worker
+from worker.pipeline.set_wait import IN_VAIN_S
 from worker.rules.dead_letter import PREFIX
 
 WAIT_S = 5.0
@@ -57,6 +58,32 @@ def test_in_vain_it_is_a_dead_letter_that_names_the_set_and_the_time(
     said = (dict(letter.headers)[f"{PREFIX}message"] or b"").decode()
     assert said.startswith("label_set = 'later': there is no set of this name; waited 5.")
     assert said.endswith(" s for it (label_sets.wait_s)")
+
+
+def test_what_was_waited_for_in_vain_is_not_waited_for_again_at_once(broker: MemoryBroker) -> None:
+    worker = waiting(broker)
+    worker.settle()
+    broker.send(P0, b"set later", b"set other")
+    pass_time(worker, 1.0)
+    assert reasons(broker) == {1: "invalid", 3: "invalid"}, "the fourth does not wait, and other names do"
+    said = (dict(broker.visible[-1].headers)[f"{PREFIX}message"] or b"").decode()
+    assert "it was waited for in vain (label_sets.wait_s) until " in said
+    worker.codec.sets.put("other", 1)
+    worker.codec.sets.put("later", 1)
+    worker.settle()
+    worker.codec.sets.put("later", None)  # deleted, it may come back
+    broker.send(P0, b"set later")
+    pass_time(worker, 1.0)
+    assert offsets(broker) == [0, 1, 2, 3, 4]
+    worker.settle()
+    pass_time(worker, IN_VAIN_S)
+    broker.send(P0, b"set later")
+    pass_time(worker, 1.0)
+    assert set(reasons(broker)) == {1, 3, 5}
+    worker.codec.sets.put("later", 2)
+    worker.settle()
+    assert offsets(broker) == [0, 1, 2, 3, 4, 5, 6]
+    assert set(reasons(broker)) == {1, 3, 5}
 
 
 def test_a_set_that_was_deleted_is_unknown_to_what_waits(broker: MemoryBroker) -> None:
