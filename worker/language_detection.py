@@ -1,7 +1,9 @@
 """Which language a text is in: the extra ``language``, offline, by lingua.
 
-Lingua's models of n-grams come with the package, so nothing is downloaded. The statistical models of all languages are
-loaded when the first text asks for them.
+Lingua's models of n-grams come with the package, so nothing is downloaded. They are loaded when the first text asks for
+them: 50 MiB and half a second, for trigrams alone. With all its n-grams lingua takes 850 MiB and ten seconds, and eight
+times as long for a text of one sentence. Of 1,710 such sentences (37 characters, 15 languages) it then tells 99 % right
+in place of 95 %; of three sentences together both tell all.
 """
 
 from __future__ import annotations
@@ -14,6 +16,14 @@ from worker.errors import SettingsError
 
 # The beginning of a text tells as much as the whole, and costs as little as a short one.
 READ_CHARS: Final = 200
+# Among fewer it is more often right: with all 75 of lingua's a short Hindi text is Marathi, and a Swahili one Shona.
+LANGUAGES: Final = (
+    *("ar", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "gu", "he", "hi", "hr"),
+    *("hu", "hy", "id", "it", "ja", "ka", "ko", "lt", "lv", "mk", "ms", "nb", "nl", "pa", "pl", "pt", "ro", "ru"),
+    *("sk", "sl", "sq", "sr", "sv", "sw", "ta", "te", "th", "tl", "tr", "uk", "ur", "vi", "zh"),
+)
+# By so much the likeliest language has to be ahead of the second: else none is told. It takes a fifth of the errors.
+_AHEAD: Final = 0.1
 
 
 def detector(*, is_needed: bool = False) -> Callable[[str], str | None] | None:
@@ -50,9 +60,11 @@ class _Detector:
 
 
 def _load() -> Callable[[str], str | None]:
-    from lingua import LanguageDetectorBuilder  # noqa: PLC0415 (an extra, and half a second)
+    from lingua import IsoCode639_1, LanguageDetectorBuilder  # noqa: PLC0415 (an extra)
 
-    built = LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
+    codes = [getattr(IsoCode639_1, code.upper()) for code in LANGUAGES]
+    among = LanguageDetectorBuilder.from_iso_codes_639_1(*codes)
+    built = among.with_low_accuracy_mode().with_minimum_relative_distance(_AHEAD).build()
 
     def detect(text: str) -> str | None:
         found = built.detect_language_of(text)

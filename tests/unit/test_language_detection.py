@@ -6,7 +6,7 @@ import pytest
 
 from worker import language_detection
 from worker.errors import SettingsError
-from worker.language_detection import READ_CHARS, detector
+from worker.language_detection import LANGUAGES, READ_CHARS, detector
 
 TEXTS = {
     "de": "Mein Paket ist nicht angekommen, wann bekomme ich mein Geld zurück?",
@@ -25,6 +25,7 @@ def test_languages_are_told_by_their_codes_and_what_tells_nothing_is_none() -> N
     detect = detector()
     assert detect is not None
     assert {code: detect(text) for code, text in TEXTS.items()} == {code: code for code in TEXTS}
+    assert len(LANGUAGES) == len(set(LANGUAGES)) == 51
     assert [detect(text) for text in ("12345 !!", "🐍")] == [None, None]
     assert detect(TEXTS["de"].ljust(READ_CHARS) + TEXTS["ru"] * 100) == "de", "the beginning tells"
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -68,6 +69,12 @@ def _code(text: str) -> str:
     return normal_code(text) or text
 
 
+def _distinct(wordings: object) -> object:
+    if isinstance(wordings, dict) and len({normal_code(str(code)) for code in wordings}) < len(wordings):
+        raise ValueError("two of its keys are one language: case does not count")
+    return wordings
+
+
 def _kind(value: object) -> str:
     return _OBJECT if isinstance(value, dict | BaseModel) else _ARRAY if isinstance(value, list | tuple) else _TEXT
 
@@ -83,11 +90,13 @@ _Wording = Annotated[
 _Code = Annotated[str, AfterValidator(_code)]
 _BY_CODE: Final = Field(min_length=1, json_schema_extra={"propertyNames": {"pattern": f"^{_CODE.pattern}$"}})
 _Templates = Annotated[
-    Annotated[_Template, Tag(_TEXT)] | Annotated[dict[_Code, _Template], _BY_CODE, Tag(_OBJECT)],
+    Annotated[_Template, Tag(_TEXT)]
+    | Annotated[dict[_Code, _Template], _BY_CODE, BeforeValidator(_distinct), Tag(_OBJECT)],
     Discriminator(_kind),
 ]
 _Wordings = Annotated[
-    Annotated[_Wording, Tag(_TEXT)] | Annotated[dict[_Code, _Wording], _BY_CODE, Tag(_OBJECT)],
+    Annotated[_Wording, Tag(_TEXT)]
+    | Annotated[dict[_Code, _Wording], _BY_CODE, BeforeValidator(_distinct), Tag(_OBJECT)],
     Discriminator(_kind),
 ]
 _Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
@@ -216,10 +225,10 @@ def read(name: str, value: bytes) -> LabelSetRecord:
     except ValueError as error:
         raise RefusedError(f"the key {error}") from None
     try:
-        found = parsed(value)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
+        return checked(parsed(value), name)
+    # A number of 5,000 digits is a bare ValueError; what is nested deeply can be read and then not be shown.
+    except (ValueError, RecursionError) as error:
         raise RefusedError(f"the value is no JSON: {str(error)[:100]}") from None
-    return checked(found, name)
 
 
 def parsed(text: str | bytes) -> Any:
@@ -309,10 +318,16 @@ def _findings(error: ValidationError) -> Iterator[str]:
                 fields = Label if "[" in place else LabelSetRecord
                 yield f"{place} is no field; fields are {', '.join(fields.model_fields)}"
             case _:
-                why = finding["msg"].removeprefix("Value error, ")
-                yield f"{place} = {_shown(finding['input'])}: {why}"
+                yield f"{place} = {_shown(finding['input'])}: {_in_words_of_json(finding['msg'])}"
     if len(found) > 3:
         yield f"and {len(found) - 3} more"
+
+
+def _in_words_of_json(said: str) -> str:
+    words = {"Value error, ": "", "Tuple": "The array", "List": "The array", "tuple": "array", "list": "array"}
+    for theirs, ours in (words | {"Dictionary": "The object", "dictionary": "object"}).items():
+        said = said.replace(theirs, ours)
+    return said
 
 
 def _path(loc: Sequence[int | str]) -> str:

@@ -31,6 +31,8 @@ from worker.telemetry.metrics import Metrics
 log = structlog.get_logger("worker.kafka")
 
 _TIMEOUT_S: Final = 5.0
+# Requests wait meanwhile. Some hundred sets are taken in in that time, or a few of thousands of labels.
+_AT_ONCE_S: Final = 0.02
 
 
 class FollowedSets:
@@ -93,16 +95,16 @@ class FollowedSets:
         log.info("label_sets_loaded", topic=self._topic, sets=len(self.stored), bytes=self.stored.bytes)
         self._metrics.label_sets(len(self.stored), self.stored.bytes)
 
-    def refresh(self, most: int = 100) -> None:
-        """Take in what has arrived since, at most ``most`` changes, without waiting."""
+    def refresh(self) -> None:
+        """Take in what has arrived since, without waiting, and no more at once than takes `_AT_ONCE_S`."""
         if not self._ids.ask(time.monotonic()) and (state := (self._ids.answer() or {}).get(self._topic)):
             self._compare(state)
         before = self.stored.changes
-        for _ in range(most):
-            record = self._reader.poll(0)
-            if record is None:
-                break
+        record = self._reader.poll(0)
+        until_s = time.monotonic() + _AT_ONCE_S
+        while record is not None:
             self._take(record)
+            record = self._reader.poll(0) if time.monotonic() < until_s else None
         if self._again is not None and self._reader.is_caught_up:
             # Until now the former topic's sets served: requests that name one need not fail meanwhile.
             for name in set(self.stored) - self._again:

@@ -71,7 +71,8 @@ class SetWait:
         if given_up_s is not None and now_s < given_up_s + IN_VAIN_S:
             ago_s = now_s - given_up_s
             return _refused(unknown, f"it was waited for in vain (label_sets.wait_s) until {ago_s:.1f} s ago")
-        self._line.append(_Waiting(record, unknown, now_s))
+        # Without its traceback, which would keep all that was decoded of the request.
+        self._line.append(_Waiting(record, unknown.with_traceback(None), now_s))
         self._metrics.label_set_waited_for()
         return None
 

@@ -66,7 +66,10 @@ def test_a_bare_array_is_what_it_always_was() -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"labels": []}, "labels = []: "),
+        ({"labels": []}, "labels = []: The array should have at least 1 item"),
+        ({"labels": {"a": 1}}, "labels = {'a': 1}: Input should be a valid array"),
+        ({"labels": ["a"], "hypothesis_template": {"de": "{}", "DE": "{}."}},
+         "hypothesis_template = {'de': '{}', 'DE': '{}.'}: two of its keys are one language"),
         ({"labels": ["a", {"label": "b", "children": [{"label": "c", "threshold": 1.5}]}]},
          "labels[1].children[0].threshold = 1.5: "),
         ({"labels": [{"label": "a", "threshold": "0.5"}]}, "labels[0].threshold = '0.5': "),
@@ -97,6 +100,12 @@ def test_what_is_refused_is_named_by_its_place(value: object, said: str) -> None
 def test_json_that_says_one_thing_twice_is_refused() -> None:
     with pytest.raises(RefusedError, match="the key 'threshold' stands twice"):
         record.read("set", b'{"labels": ["a"], "threshold": 0.1, "threshold": 0.2}')
+
+
+def test_what_is_nested_too_deeply_to_be_shown_is_refused_too() -> None:
+    for depth in (500, 900, 960, 990):
+        with pytest.raises(RefusedError):
+            record.read("set", b'{"labels": ["a"], "description": ' + b"[" * depth + b"]" * depth + b"}")
 
 
 def test_no_number_is_no_threshold() -> None:
