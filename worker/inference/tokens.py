@@ -162,7 +162,8 @@ class Tokens:
         before, text = len(self._pair.before), self._segment(request.text)
         rooms = self._max_length - before - lengths
         least = int(rooms.min())
-        windows, spans, is_cut = 1, (), False
+        spans: tuple[Span, ...] = ()
+        windows, is_cut = 1, False
         read = np.minimum(rooms, len(text))
         if len(text) > least:
             is_cut = request.long_text is LongText.TRUNCATE
