@@ -63,7 +63,7 @@ class Tokens:
     def __init__(
         self, checkpoint: Checkpoint, *, max_request_tokens: int | None = None, cache_hypotheses: int = 10_000
     ) -> None:
-        self._max_request_tokens = max_request_tokens
+        self.max_request_tokens = max_request_tokens
         self._segmenter = segmenter(checkpoint.tokenizer)
         self._segment = self._segmenter.ids
         self._max_length = checkpoint.max_length
@@ -96,11 +96,6 @@ class Tokens:
     def pairs(self) -> Pairs:
         """How a text's tokens and a hypothesis become a row."""
         return self._pairs
-
-    @property
-    def max_request_tokens(self) -> int | None:
-        """How many tokens the rows of one request may have together; None: any number."""
-        return self._max_request_tokens
 
     def encode(self, request: Request) -> Encoded:
         """Tokenise a request.
@@ -233,7 +228,7 @@ class Tokens:
 
     def _require_work(self, rows: int, tokens: int) -> None:
         """Refuse too much work, before any of the rows is made: they may be gigabytes."""
-        limit = self._max_request_tokens
+        limit = self.max_request_tokens
         if limit is not None and tokens > limit:
             raise Rejection(
                 Reason.TOO_LARGE,
