@@ -48,7 +48,7 @@ from worker.inference.tree import Tree
 from worker.messages import Encoded, LongText, Request, Row, Span, Task, Taxonomy
 
 _STRANGE = "ß 文 \U0001f40d \u0378"  # of these some vocabulary lacks each; the last is no character at all
-_TREES: Final = 32  # taxonomies remembered with the tokens of their hypotheses: a megabyte each at 4,096 labels
+_TREES: Final = 32  # taxonomies that are kept unfolded: a megabyte each at 4,096 labels
 
 
 class Tokens:
@@ -137,8 +137,7 @@ class Tokens:
             self._pairs.require_room(request, rooms, self._max_length // 4)
             starts = _window_starts(len(text), least)
             self._require_work(len(tails) * len(starts), len(starts) * (around + least * len(tails)))
-            if request.task is not Task.EMBED:
-                spans = self._spans(request, starts, least)
+            spans = self._spans(request, starts, least)
             windows = [text[start : start + least] for start in starts]
             heads, truncated = [[np.concatenate((before, window)) for window in windows]] * len(tails), False
         rows = [
@@ -206,9 +205,9 @@ class Tokens:
         return self._segmenter.all_ids(texts)
 
     def _spans(self, request: Request, starts: Sequence[int], size: int) -> tuple[Span, ...]:
-        """Where windows of ``size`` tokens stand in the text; empty where the tokenizer does not tell."""
-        places = self._segmenter.places(request.text)
-        if places is None:
+        """Where windows of ``size`` tokens stand in the text; empty where nobody asks, or the tokenizer does not tell."""
+        is_asked = request.long_text is LongText.WINDOW_MAX or request.evidence
+        if request.task is Task.EMBED or not is_asked or (places := self._segmenter.places(request.text)) is None:
             return ()
         return tuple(_extent(places[start : start + size]) for start in starts)
 
