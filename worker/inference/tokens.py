@@ -205,7 +205,7 @@ class Tokens:
         return self._segmenter.all_ids(texts)
 
     def _spans(self, request: Request, starts: Sequence[int], size: int) -> tuple[Span, ...]:
-        """Where windows of ``size`` tokens stand in the text; empty where nobody asks, or the tokenizer does not tell."""
+        """Where windows of ``size`` tokens stand in the text; empty where nobody asks, or nobody knows."""
         is_asked = request.long_text is LongText.WINDOW_MAX or request.evidence
         if request.task is Task.EMBED or not is_asked or (places := self._segmenter.places(request.text)) is None:
             return ()
