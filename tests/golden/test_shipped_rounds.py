@@ -16,7 +16,6 @@ from worker.messages import Classification, Request, Span, Taxonomy
 
 CODES = ("en", "de", "fr", "ru", "zh", "th")
 PLANTED = ("insult", "threat", "politics", "health", "science", "technology")
-SENTENCES = 12
 # Everyday sentences of the lexicon that are about no concept of it, by row.
 TOUCHING = {0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 15}
 
@@ -39,8 +38,8 @@ def answers(engine: Engine, requests: Sequence[Request]) -> list[Classification]
     return [outcome for outcome in found if isinstance(outcome, Classification)]
 
 
-def planted(corpus: Corpus, code: str, name: str) -> tuple[Request, Span]:
-    """A text of everyday sentences, one of them held out and about a concept, and where that one stands."""
+def planted(corpus: Corpus, code: str, name: str, count: int) -> tuple[Request, Span]:
+    """A text of ``count`` everyday sentences, one of them held out and about a concept, and where that one stands."""
     language = corpus.languages[code]
     everyday = [
         text
@@ -48,9 +47,9 @@ def planted(corpus: Corpus, code: str, name: str) -> tuple[Request, Span]:
         if row not in TOUCHING
         for text in (each.premise, each.contradicted, each.detail)
     ]
-    sentences = corpus.rng.sample(everyday, SENTENCES - 1)
+    sentences = corpus.rng.sample(everyday, count - 1)
     decisive = corpus.text(language, language.concepts[name], framed=False).text
-    at = corpus.rng.randrange(SENTENCES)
+    at = corpus.rng.randrange(count)
     sentences.insert(at, decisive)
     start = len(language.gap.join([*sentences[:at], ""]))
     label = language.concepts[name].labels[0]
@@ -58,10 +57,12 @@ def planted(corpus: Corpus, code: str, name: str) -> tuple[Request, Span]:
     return request, Span(start, start + len(decisive))
 
 
-@pytest.mark.parametrize("texts", [1, pytest.param(10, marks=pytest.mark.acceptance)])
-def test_evidence_lies_in_the_sentence_that_decides(engine: Engine, texts: int) -> None:
+@pytest.mark.parametrize(
+    ("sentences", "texts"), [(3, 1), *(pytest.param(12, texts, marks=pytest.mark.acceptance) for texts in (1, 10))]
+)
+def test_evidence_lies_in_the_sentence_that_decides(engine: Engine, sentences: int, texts: int) -> None:
     corpus = Corpus(Random(11), evaluation=True)
-    drawn = [planted(corpus, code, name) for code in CODES for name in PLANTED for _ in range(texts)]
+    drawn = [planted(corpus, code, name, sentences) for code in CODES for name in PLANTED for _ in range(texts)]
     right = 0
     for (_, place), outcome in zip(drawn, answers(engine, [request for request, _ in drawn]), strict=True):
         spans = [found.span for label in outcome.labels for found in label.evidence]
@@ -104,7 +105,8 @@ def shares(engine: Engine, texts: int, beam: int) -> tuple[float, float, float]:
     return found[0], found[1], pairs[0] / pairs[1]
 
 
-@pytest.mark.parametrize("texts", [4, pytest.param(40, marks=pytest.mark.acceptance)])
+@pytest.mark.acceptance
+@pytest.mark.parametrize("texts", [4, 40])
 def test_a_tree_of_known_labels_is_as_right_as_all_its_leaves(engine: Engine, texts: int) -> None:
     deep, flat, _ = shares(engine, texts, beam=1)
     assert flat >= 0.85

@@ -49,17 +49,19 @@ def _flat(request: Request, encoded: Encoded, logits: Logits, order: LabelOrder)
     """What `scores.score` keeps, before ``top_k``, with the windows that decided."""
     judged = judge(logits, encoded.windows, request.long_text, order)
     scores = (apart if request.multi_label else competing)(judged.logits)
-    kept = ranked(request, scores, judged.probabilities[:, 1].tolist())
+    entailment, neutral, contradiction = judged.probabilities.T.tolist()
     return [
         Found(
             i,
             LabelScore(
                 request.labels[i],
                 float(scores[i]),
-                *judged.probabilities[i].tolist(),
+                entailment[i],
+                neutral[i],
+                contradiction[i],
                 window=window_of(request, judged, encoded.spans, i),
             ),
             None if judged.windows is None else int(judged.windows[i]),
         )
-        for i in kept
+        for i in ranked(request, scores, neutral)
     ]

@@ -117,10 +117,13 @@ def _scored(
         path, above = (siblings.parent.label.path, siblings.parent.label.score) if siblings.parent else ((), 1.0)
         group: list[Found] = []
         for node, score in zip(siblings.nodes, own, strict=True):
+            entailment, neutral, contradiction = probabilities[row]
             label = LabelScore(
                 request.labels[node],
                 score if request.multi_label else above * score,
-                *probabilities[row],
+                entailment,
+                neutral,
+                contradiction,
                 path=(*path, Step(request.labels[node], score)),
                 window=window_of(request, judged, encoded.spans, row),
             )

@@ -147,8 +147,7 @@ class Engine:
                     outcomes[i] = self._outcome(request, encoded, own)
                 else:  # a taxonomy or evidence
                     asking[i] = classified(request, encoded, own, self._tokens, _order(self._checkpoint))
-        if asking:
-            outcomes |= in_lockstep(asking, partial(self._results, pooling=None, tally=tally))
+        outcomes |= in_lockstep(asking, partial(self._results, pooling=None, tally=tally))
         tally.shrinks, self._shrinks = self._shrinks, 0
         return [outcomes[i] for i in range(len(requests))], tally.close(self._budget.tokens)
 

@@ -12,8 +12,9 @@ From coarse to fine (`search`):
    with the largest drop takes its place while it keeps `KEPT` of what the whole passage drops, down to `PHRASE` words.
    So a span is a few words that a reviewer can read, or a whole sentence where no part of it says the same.
 
-That is some 16 rows and six more for each span, whatever the length of the text. Spans below `LEAST` are no
-evidence: where a text says the same thing several times, leaving one out changes little, and there may be none.
+That is a row for each sentence, at most some 16; as many for each span where there are more sentences; and three or six
+to narrow a span down. Spans below `LEAST` are no evidence: where a text says the same thing several times, leaving one
+out changes little, and there may be none.
 
 Of a text that is cut, the part that the model read is searched. With several windows it is the window that entails the
 label most, and the drop is of that window's probability; so under WINDOW_MAX it is the label's own.

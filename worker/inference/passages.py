@@ -19,8 +19,8 @@ from worker.messages import Span
 
 LONGEST: Final = 24
 """Words of a passage: a longer sentence is divided."""
-PHRASE: Final = 4
-"""Words that are not divided any more: few enough to see at a glance, and enough to say something."""
+PHRASE: Final = 6
+"""Words that are not divided any more: few enough to see at a glance, and a short sentence stays whole."""
 
 _PAIRED: Final = r"\p{Han}\p{Hiragana}\p{Katakana}ー々〆〇"
 _SPACELESS: Final = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"

@@ -48,7 +48,7 @@ from worker.inference.tree import Tree
 from worker.messages import Encoded, LongText, Request, Row, Span, Task, Taxonomy
 
 _STRANGE = "ß 文 \U0001f40d \u0378"  # of these some vocabulary lacks each; the last is no character at all
-_TREES: Final = 32  # taxonomies remembered with the tokens of their hypotheses: a megabyte each at 4,096 labels
+_TREES: Final = 32  # taxonomies that are kept unfolded: a megabyte each at 4,096 labels
 
 
 class Tokens:
@@ -63,7 +63,7 @@ class Tokens:
     def __init__(
         self, checkpoint: Checkpoint, *, max_request_tokens: int | None = None, cache_hypotheses: int = 10_000
     ) -> None:
-        self._max_request_tokens = max_request_tokens
+        self.max_request_tokens = max_request_tokens
         self._segmenter = segmenter(checkpoint.tokenizer)
         self._segment = self._segmenter.ids
         self._max_length = checkpoint.max_length
@@ -98,11 +98,6 @@ class Tokens:
     def pairs(self) -> Pairs:
         """How a text's tokens and a hypothesis become a row."""
         return self._pairs
-
-    @property
-    def max_request_tokens(self) -> int | None:
-        """How many tokens the rows of one request may have together; None: any number."""
-        return self._max_request_tokens
 
     def encode(self, request: Request) -> Encoded:
         """Tokenise a request.
@@ -144,8 +139,7 @@ class Tokens:
             self._pairs.require_room(request, rooms, self._max_length // 4)
             starts = _window_starts(len(text), least)
             self._require_work(len(tails) * len(starts), len(starts) * (around + least * len(tails)))
-            if request.task is not Task.EMBED:
-                spans = self._spans(request, starts, least)
+            spans = self._spans(request, starts, least)
             windows = [text[start : start + least] for start in starts]
             heads, truncated = [[np.concatenate((before, window)) for window in windows]] * len(tails), False
         rows = [
@@ -164,7 +158,8 @@ class Tokens:
         before, text = len(self._pair.before), self._segment(request.text)
         rooms = self._max_length - before - lengths
         least = int(rooms.min())
-        windows, spans, is_cut = 1, (), False
+        spans: tuple[Span, ...] = ()
+        windows, is_cut = 1, False
         read = np.minimum(rooms, len(text))
         if len(text) > least:
             is_cut = request.long_text is LongText.TRUNCATE
@@ -212,9 +207,9 @@ class Tokens:
         return self._segmenter.all_ids(texts)
 
     def _spans(self, request: Request, starts: Sequence[int], size: int) -> tuple[Span, ...]:
-        """Where windows of ``size`` tokens stand in the text; empty where the tokenizer does not tell."""
-        places = self._segmenter.places(request.text)
-        if places is None:
+        """Where windows of ``size`` tokens stand in the text; empty where nobody asks, or nobody knows."""
+        is_asked = request.long_text is LongText.WINDOW_MAX or request.evidence
+        if request.task is Task.EMBED or not is_asked or (places := self._segmenter.places(request.text)) is None:
             return ()
         return tuple(_extent(places[start : start + size]) for start in starts)
 
@@ -234,7 +229,7 @@ class Tokens:
 
     def _require_work(self, rows: int, tokens: int) -> None:
         """Refuse too much work, before any of the rows is made: they may be gigabytes."""
-        limit = self._max_request_tokens
+        limit = self.max_request_tokens
         if limit is not None and tokens > limit:
             raise Rejection(
                 Reason.TOO_LARGE,

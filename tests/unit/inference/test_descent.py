@@ -37,6 +37,7 @@ class Known:
     def __init__(self) -> None:
         order = checkpoint().order
         assert order is not None
+        assert order.neutral is not None
         self._places = [order.contradiction, order.neutral, order.entailment]
         self._known: dict[bytes, npt.NDArray[np.float32]] = {}
 
@@ -101,10 +102,8 @@ def test_where_labels_compete_a_leaf_scores_the_product_along_its_path() -> None
     expected = {"aa": a * sigmoid(2), "ab": a * sigmoid(-2), "ba": b * sigmoid(1), "bb": b * sigmoid(-1)}
     assert scores(outcome.labels) == pytest.approx(expected)
     assert [label.label for label in outcome.labels] == sorted(expected, key=lambda name: -expected[name])
-    assert [(step.label, step.score) for step in outcome.labels[0].path] == [
-        ("a", pytest.approx(a)),
-        ("aa", pytest.approx(sigmoid(2))),
-    ]
+    assert [step.label for step in outcome.labels[0].path] == ["a", "aa"]
+    assert [step.score for step in outcome.labels[0].path] == pytest.approx([a, sigmoid(2)])
     assert sum(label.score for label in outcome.labels) == pytest.approx(1)
 
 
