@@ -6,23 +6,21 @@ A worker with the shipped checkpoint on real Kafka, under load that comes and go
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import math
 import random
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Producer
 
-from tests.bench.broker import broker, new_topic
 from tests.brokers.browser import chromium, picture
+from tests.brokers.kafka import KafkaCluster
 from tests.faults.workers import REAL, ROOT, WorkerProcess
 from worker.avro import json_request
 from worker.avro.codec import Codecs
@@ -56,15 +54,16 @@ def keep_sending(servers: str, topic: str, stopping: threading.Event) -> None:
     producer.flush(10)
 
 
-def keep_asking(url: str, stopping: threading.Event) -> None:
+def keep_asking(port: int, stopping: threading.Event) -> None:
     """Requests over HTTP."""
     draw, requests = random.Random(2), samples()
     while not stopping.is_set():
         fields = draw.choice(requests)
         body = json.dumps({"text": fields["text"], "labels": fields["labels"] if draw.random() > 0.02 else []}).encode()
-        asked = urllib.request.Request(f"{url}v1/classify", body, {"Content-Type": "application/json"})
-        with suppress(urllib.error.HTTPError), urllib.request.urlopen(asked, timeout=30) as answer:
-            answer.read()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("POST", "/v1/classify", body, {"Content-Type": "application/json"})
+        connection.getresponse().read()
+        connection.close()
         stopping.wait(draw.expovariate(8.0))
 
 
@@ -105,8 +104,10 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=DOCS)
     arguments = parser.parse_args()
     stopping = threading.Event()
-    with tempfile.TemporaryDirectory() as folder, broker() as kafka:
-        topics = {name: new_topic(kafka, name) for name in ("requests", "results", "dead")}
+    with tempfile.TemporaryDirectory() as folder, KafkaCluster() as kafka:
+        topics = {name: f"parcels.{name}" for name in ("requests", "results", "dead")}
+        for topic in topics.values():
+            kafka.create_topic(topic, 6)
         environment = {
             "XNLI_MODEL__NAME": "demo",
             "XNLI_LOG__FORMAT": "json",
@@ -119,16 +120,16 @@ def main() -> None:
         }
         with WorkerProcess(environment, Path(folder) / "log", REAL) as worker:
             worker.wait_for("rebalance", 240)
-            url = f"http://127.0.0.1:{worker.events('started')[0]['http_port']}/"
+            port = worker.events("started")[0]["http_port"]
             works: list[Callable[[], None]] = [
                 lambda: keep_sending(kafka.bootstrap_servers, topics["requests"], stopping),
-                lambda: keep_asking(url, stopping),
+                lambda: keep_asking(port, stopping),
             ]
             threads = [threading.Thread(target=work, daemon=True) for work in works]
             for thread in threads:
                 thread.start()
             time.sleep(arguments.seconds)
-            make(url, arguments.into)
+            make(f"http://127.0.0.1:{port}/", arguments.into)
             stopping.set()
             for thread in threads:
                 thread.join(20)
