@@ -217,7 +217,8 @@ def http_beside(stage: Stage) -> None:
         stage.feed(0.8, poison=10)
         stage.await_results(0.3)
         _strike(stage)
-        stage.await_results(0.5)
+        # Before, a signal would find a process that does not listen yet.
+        stage.until(lambda: all(len(m.events("started")) == m.starts for m in stage.members), "the workers to be back")
         stage.leave(stage.random.choice(stage.members))
         stage.join()
         stage.await_results(0.7)
