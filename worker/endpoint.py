@@ -21,7 +21,8 @@ from worker.http.server import HttpServer
 from worker.http.site import Site, Watched
 from worker.messages import Encoded, ModelIdentity, Pooling, Request
 from worker.pipeline.batch import BATCHES_IN_HAND
-from worker.pipeline.infer import InferenceThread, Runs
+from worker.pipeline.computation import Runs
+from worker.pipeline.infer import InferenceThread
 from worker.rules.device_share import DeviceShare
 from worker.rules.retry import RetryPolicy
 from worker.settings import Settings
