@@ -22,7 +22,8 @@ from worker.http.site import Site, Watched
 from worker.label_sets.stored_sets import ReadySets
 from worker.messages import Encoded, ModelIdentity, Pooling, Request
 from worker.pipeline.batch import BATCHES_IN_HAND
-from worker.pipeline.infer import InferenceThread, Runs
+from worker.pipeline.computation import Runs
+from worker.pipeline.infer import InferenceThread
 from worker.rules.device_share import DeviceShare
 from worker.rules.label_set import LabelSets
 from worker.rules.retry import RetryPolicy

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from tests.faults.http_load import http_load
 from tests.faults.stage import CellFailed, Stage
 from tests.faults.verifier import count
 
@@ -220,11 +221,29 @@ def ambiguous_commit(stage: Stage) -> None:
         stage.await_results(0.7)
 
 
+def http_beside(stage: Stage) -> None:
+    """Workers are asked over HTTP, rightly and wrongly, while they answer the stream; then they die, and one leaves."""
+    with http_load(stage.members, stage.random.randrange(2**31)) as load:
+        stage.feed(0.8, poison=10)
+        stage.await_results(0.3)
+        _strike(stage)
+        # Before, a signal would find a process that does not listen yet.
+        stage.until(lambda: all(len(m.events("started")) == m.starts for m in stage.members), "the workers to be back")
+        stage.leave(stage.random.choice(stage.members))
+        stage.join()
+        stage.await_results(0.7)
+    if load.wrong:
+        raise CellFailed(f"over HTTP: {load.wrong[:5]}")
+    if not load.statuses["sound", 200] or not load.statuses["healthz", 200]:
+        raise CellFailed(f"nothing was answered over HTTP: {load.statuses}")
+
+
 SCENARIOS = (
     Scenario("sigkill", sigkill),
     Scenario("sigterm", sigterm, "at_least_once"),
     Scenario("sigstop", sigstop, seconds=20),
     Scenario("poison", poison, "at_least_once", seconds=1),
+    Scenario("http_beside", http_beside, settings={"XNLI_HTTP__INFERENCE": "true"}),
     Scenario("registry_away", registry_away, registry=True),
     Scenario("rebalance_storm", rebalance_storm, "at_least_once", seconds=20),
     Scenario("broker_restart", broker_restart, "at_least_once", seconds=3, transactional_nodes=3),

@@ -113,7 +113,7 @@ def test_every_field_has_a_name_and_can_be_reached_by_the_keyboard(shown: Any) -
     assert len(fields) > 6
     for field in fields:
         assert field.accessible_name, field.get_attribute("outerHTML")
-    reached = set()
+    reached = set[str]()
     shown.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
     body = shown.find_element("css selector", "body")
     for _ in range(3 * len(fields)):

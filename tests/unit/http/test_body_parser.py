@@ -36,7 +36,7 @@ SOUND: list[tuple[Callable[[Any, Rules], Asked], Any]] = [
     (TEI, {"inputs": ["a", "b"], "normalize": True, "truncate": False}),
     (OPENAI, {"input": ["a", "b"], "model": "m", "encoding_format": "base64"}),
 ]
-LEAVES = [
+LEAVES: list[Any] = [
     None, True, False, 0, -1, 2**63, 10**400, 1e308, -0.0, "", " ", "a", "\ud800", "\u0000", "\u200b", "{}", "a" * 2000,
     [], {}, [[]], [{}], {"": {}}, ["a"] * 30, [1] * 30, {"a": 1}, "CLASSIFY", "text", [None], [[1, 2]], {"text": "a"},
 ]  # fmt: skip

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
+import time
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +92,38 @@ def test_several_requests_on_one_connection_are_answered_in_order() -> None:
             part = connection.recv(4096)
             assert part, received
             received += part
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(600)
+def test_ten_thousand_silent_connections_and_hundred_megabyte_bodies_keep_no_probe_waiting() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 24_000), hard))
+    before = _resident_bytes()
+    most_s = 0.0
+    try:
+        with served() as found, contextlib.ExitStack() as held:
+            for number in range(10_000):
+                connection = held.enter_context(found.connect())
+                with contextlib.suppress(OSError):  # it has made room for others already
+                    connection.sendall((b"", b"GET /hea", HEAD, b"GET / HTTP/1.1\r\nX: ")[number % 4])
+                if number % 250 == 0:
+                    began_s = time.monotonic()
+                    assert found.ask("/healthz").status == 200
+                    most_s = max(most_s, time.monotonic() - began_s)
+            for _ in range(20):
+                with contextlib.suppress(OSError):
+                    answer = found.ask("/v1/embed", b"a" * 100_000_000)
+                    assert answer.status in {413, 429}
+            began_s = time.monotonic()
+            assert found.ask("/metrics").status == 200
+            most_s = max(most_s, time.monotonic() - began_s)
+            assert most_s < 1.0
+            assert found.endpoint._server.door.open <= 512
+            assert _resident_bytes() - before < 400_000_000  # of which the client's body is the most
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
