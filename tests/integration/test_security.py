@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,13 +136,25 @@ def test_the_worker_is_let_in_and_needs_no_more_than_is_written_down(
         secured.kafka.rotate(f"broker-after-{way}")
         _send(secured, topics, "second")
         wait_until(lambda: _is_answered(secured, topics), 60, "answers after the rotation", worker)
+        pages = [_page(worker, path) for path in ("healthz", "readyz", "metrics", "nowhere")]
         assert worker.stop() == 0
     assert len(read_all(secured.kafka.bootstrap_servers, topics.results)) == 2 * (REQUESTS - 1)
     assert len(read_all(secured.kafka.bootstrap_servers, topics.dead_letters)) == 2
     # Its own certificate is read once, and one that nears its end is told of.
     told = [(line["setting"], line["days"] <= 10) for line in worker.events("certificate_expires")]
     assert told == ([("kafka.properties.ssl.certificate.location", True)] if way == "certificate" else [])
-    assert PASSWORD not in worker.log_path.read_text()
+    letters = read_all(secured.kafka.bootstrap_servers, topics.dead_letters)
+    for written in (worker.log_path.read_text(), *pages, *(repr((each.headers(), each.value())) for each in letters)):
+        assert PASSWORD not in written
+
+
+def _page(worker: WorkerProcess, path: str) -> str:
+    (started,) = worker.events("started")
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{started['http_port']}/{path}", timeout=10) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as refused:
+        return refused.read().decode()
 
 
 MENDS = {

@@ -31,7 +31,7 @@ def _send(kafka: Kafka, topic: str) -> None:
         at = i % PRODUCERS
         context = f"00-{_trace(at)}-{i + 1:016x}-01".encode()
         labels = ("a", "b") if i != 3 else ()  # which becomes a dead letter
-        headers = [("traceparent", context)] if i < REQUESTS - 1 else []
+        headers: list[tuple[str, str | bytes | None]] = [("traceparent", context)] if i < REQUESTS - 1 else []
         clients[at].produce(topic, request(f"k{i}", f"text {i}", labels), key=f"k{i}", headers=headers)
         clients[at].flush(30)
 
@@ -68,7 +68,9 @@ def test_the_trace_of_a_batch_of_many_producers_arrives(kafka: Kafka, topic: Top
         _is_whole(batch, spans)
     # Results carry their requests' traces on, and the span that they name was received.
     for message in read_all(kafka.bootstrap_servers, topics.results):
-        _, trace, span_id, _ = dict(message.headers() or [])["traceparent"].decode().split("-")
+        context = dict(message.headers() or [])["traceparent"]
+        assert isinstance(context, bytes)
+        _, trace, span_id, _ = context.decode().split("-")
         key = int((message.key() or b"")[1:])
         assert span_id in spans
         assert spans[span_id].trace_id == trace

@@ -184,7 +184,7 @@ def test_what_is_for_this_machine_listens_on_loopback() -> None:
 
 
 def test_the_settings_for_this_machine_lead_to_what_the_compose_file_runs() -> None:
-    settings = load(ROOT / "worker.toml", {})
+    settings = load(ROOT / "deploy" / "worker.toml", {})
     worker = load(None, _environment("worker", {}))
     assert settings.kafka.bootstrap_servers in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
     port = settings.kafka.bootstrap_servers.partition(":")[2]

@@ -165,6 +165,13 @@ def test_what_the_settings_hold_is_taken_out_wherever_it_is_repeated(written: st
     assert SECRET not in fault_of(RuntimeError(odd), "x", f"RuntimeError: {odd}").stacktrace
 
 
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+def test_what_opentelemetry_shows_its_collector_is_taken_out(name: str) -> None:
+    load(environ=REQUIRED | {name: f"x-tenant=a%20tenant,x-api-key={quote(SECRET + '/')}"})
+    assert SECRET not in redaction.in_text(f"metadata was (('x-api-key', '{SECRET}/'),)")
+    assert SECRET not in redaction.in_text(f"x-api-key={quote(SECRET + '/')}")
+
+
 def test_a_short_secret_goes_where_it_stands_alone_and_other_settings_make_it_forgotten() -> None:
     load(environ=environment("schema_registry", "password", "kafka") | {"XNLI_SCHEMA_REGISTRY__USERNAME": "me"})
     assert redaction.in_text("kafka, kafkaesque") == "[redacted], kafkaesque"

@@ -32,6 +32,7 @@ from opentelemetry.util.types import Attributes
 from worker.messages import BatchResult, Encoded, Failed, Fault, Headers, Job, Outcome, Output, Record, Request, value
 
 Protocol = Literal["grpc", "http/protobuf"]
+_Attributes = dict[str, str | int | float | bool]
 Encode = Callable[[Request], Encoded]
 Write = Callable[[Job, Outcome], Output]
 
@@ -277,9 +278,9 @@ class Traces:
         began_s, ended_s = times_s
         self._tracer.start_span(name, parent, kind, attributes, start_time=self._ns(began_s)).end(self._ns(ended_s))
 
-    def _operation(self, name: str, topic: str | None) -> dict[str, str | int | float | bool]:
+    def _operation(self, name: str, topic: str | None) -> _Attributes:
         kind = "send" if name == "publish" else name
-        found: dict[str, str | int | float | bool] = {
+        found: _Attributes = {
             **_KAFKA,
             "messaging.operation.name": name,
             "messaging.operation.type": kind,
@@ -293,7 +294,7 @@ class Traces:
         return int((self._wall_s() - (self._monotonic_s() - monotonic_s)) * 1e9)
 
 
-def _place(record: Record) -> dict[str, str | int]:
+def _place(record: Record) -> _Attributes:
     partition, offset = record.position.partition, record.position.offset
     return {"messaging.destination.partition.id": str(partition.number), "messaging.kafka.offset": offset}
 
