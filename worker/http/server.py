@@ -123,8 +123,10 @@ class HttpServer:
 
 def _listening(host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol's number: asyncio sends at once (TCP_NODELAY) only where a socket says that it is TCP's, and
+        # else the second half of an answer waits 40 ms for the client to acknowledge the first.
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
         try:
             if os.name == "posix":  # bind although connections of the former process linger
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

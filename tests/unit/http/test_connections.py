@@ -85,6 +85,14 @@ def test_what_is_no_http_is_told_so() -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
+def test_an_answer_is_sent_at_once() -> None:
+    """Without TCP_NODELAY the second half of one waits for the client's delayed acknowledgement of the first."""
+    with served() as found, found.connect(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n") as connection:
+        assert connection.recv(100)
+        (accepted,) = found.endpoint._server.door._open
+        assert accepted.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_several_requests_on_one_connection_are_answered_in_order() -> None:
     with served() as found, found.connect(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n" * 3) as connection:
         received = b""
