@@ -86,7 +86,7 @@ def idle(folder: Path, asked: int) -> dict[str, float]:
 
     loaded = settings.load(None, {"XNLI_KAFKA__BOOTSTRAP_SERVERS": "none:1", "XNLI_MODEL__NAME": "demo"})
     engine = load_engine(loaded)
-    defaults, limits = defaults_of(loaded, engine.pooling, {}), limits_of(loaded)
+    defaults, limits = defaults_of(loaded, engine.pooling, None), limits_of(loaded)
 
     def alone(fields: dict[str, Any]) -> None:
         request = checked_request(json_request.request({"id": "1"} | fields), defaults, limits)

@@ -40,7 +40,8 @@ ALLOWED = {
     "pipeline": _EDGES | {"avro", "inference", "http"},
     "start": _NOUNS | {"process", "inference"},  # of inference the shape of a callback alone
     "endpoint": _RUNNING,
-    "app": _RUNNING | {"start", "endpoint"},
+    "tracing": _NOUNS | {"settings", "telemetry", "__version__"},
+    "app": _RUNNING | {"start", "endpoint", "tracing"},
     "serve": _RUNNING | {"start", "endpoint", "app"},
     "demo": _EDGES | {"avro", "process", "streams", "screen"},
     # (The demo's texts and tokenizer are what bench measures with.)

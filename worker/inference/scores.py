@@ -142,7 +142,8 @@ def window_of(request: Request, judged: Judged, spans: Sequence[Span], index: in
     """The place of the window that decided for a hypothesis; None where that is the whole text, or not known."""
     if judged.windows is None or not spans or request.long_text is not LongText.WINDOW_MAX:
         return None
-    return spans[int(judged.windows[index])]
+    span: Span = spans[int(judged.windows[index])]
+    return span
 
 
 def score(

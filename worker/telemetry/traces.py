@@ -47,8 +47,8 @@ _KAFKA: Final[Mapping[str, str]] = {"messaging.system": "kafka"}
 class _Timed(Encoded):
     """Tokens, and the monotonic times between which they were made."""
 
-    began_s: float
-    ended_s: float
+    began_s: float = 0.0
+    ended_s: float = 0.0
 
 
 class _HeaderGetter(Getter[Headers]):

@@ -18,7 +18,7 @@ from worker.http.problem import Problem
 from worker.messages import LongText, Pooling, Task
 
 RULES = Rules(
-    Defaults("This is {}.", LongText.TRUNCATE, Pooling.MEAN, True, {}),
+    Defaults("This is {}.", LongText.TRUNCATE, Pooling.MEAN, True),
     Limits(1000, 20, 100, 100_000),
     Engine().encode,
     Engine.identity,

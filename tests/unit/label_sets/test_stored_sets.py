@@ -95,11 +95,11 @@ def test_what_is_ready_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.
     sets.find("tenant-000003", None)
     assert sets.find("tenant-000000", None) is first
     assert sets.find("tenant-000001", None) is not second
-    assert sets._ready_labels == 24
+    assert sets._ready._ready_labels == 24
 
 
 def test_what_is_no_language_code_takes_no_room_of_its_own() -> None:
     sets = filled(1)
     for i in range(50):
         sets.find("tenant-000000", f"{i}" * 40)
-    assert len(sets._ready) == 1
+    assert len(sets._ready._ready) == 1
