@@ -71,8 +71,8 @@ def show(config: Path | None, *, as_json: bool) -> None:
     section = ""
     for shown in in_force(loaded, sources):
         if is_wanted(as_json):
-            said = {"setting": _name(shown), "value": shown.value, "source": shown.source}
-            sys.stdout.write(json.dumps(said, ensure_ascii=False) + "\n")
+            told = {"setting": _name(shown), "value": shown.value, "source": shown.source}
+            sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
             continue
         name, _, key = _name(shown).partition(".")
         if name != section:
