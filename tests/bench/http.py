@@ -68,6 +68,7 @@ class Client:
 
     def published(self) -> float:
         """How many results the stream has published."""
+        self._connection.close()  # the worker has, too, if it was not used for some seconds
         self._connection.request("GET", "/metrics")
         text = self._connection.getresponse().read().decode()
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)

@@ -72,15 +72,16 @@ def make(url: str, folder: Path) -> None:
     with chromium(width=1180, height=700) as driver:
         driver.get(url)
         picture(driver, folder / "http-page.png")
+        sample = next(request for request in samples() if request["id"] == "en-moderation")
         fields = {
-            "text": "The courier left my parcel at the wrong door, and nobody at the hotline could help.",
-            "labels": "delivery, payment, customer service, praise",
+            "text": sample["text"],
+            "labels": ", ".join(sample["labels"]),
+            "hypothesis_template": sample["hypothesis_template"],
         }
         for name, value in fields.items():
             field = driver.find_element("name", name)
             field.clear()
             field.send_keys(value)
-        driver.find_element("name", "multi_label").click()
         driver.find_element("css selector", "#try button").click()
         deadline_s = time.monotonic() + 30
         while not driver.find_elements("css selector", "#answer tbody tr") and time.monotonic() < deadline_s:
@@ -105,7 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
     stopping = threading.Event()
     with tempfile.TemporaryDirectory() as folder, KafkaCluster() as kafka:
-        topics = {name: f"parcels.{name}" for name in ("requests", "results", "dead")}
+        topics = {name: f"messages.{name}" for name in ("requests", "results", "dead")}
         for topic in topics.values():
             kafka.create_topic(topic, 6)
         environment = {

@@ -71,15 +71,15 @@ def show(config: Path | None, *, as_json: bool) -> None:
     section = ""
     for shown in in_force(loaded, sources):
         if is_wanted(as_json):
-            said = {"setting": _name(shown), "value": shown.value, "source": shown.source}
-            sys.stdout.write(json.dumps(said, ensure_ascii=False) + "\n")
+            told = {"setting": _name(shown), "value": shown.value, "source": shown.source}
+            sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
             continue
         name, _, key = _name(shown).partition(".")
         if name != section:
             sys.stdout.write(("\n" if section else "") + f"[{name}]\n")
             section = name
-        said = f"{key} = {'(not set)' if shown.value is None else toml(shown.value)}"
-        sys.stdout.write(f"{said:<{_VALUE_COLUMN}}  # {shown.source}\n")
+        line = f"{key} = {'(not set)' if shown.value is None else toml(shown.value)}"
+        sys.stdout.write(f"{line:<{_VALUE_COLUMN}}  # {shown.source}\n")
 
 
 def _name(shown: Shown) -> str:

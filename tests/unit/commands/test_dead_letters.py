@@ -310,7 +310,7 @@ def test_an_age_is_no_bound_of_a_replay_and_the_time_to_write_is_told() -> None:
 )
 def test_ages_are_shown_as_they_are_asked_for(seconds: int, age: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.commands.dead_letter_listing.time.time", lambda: 1_000_000.0 + seconds)
-    assert dead_letter_listing._age(1_000_000_000) == age
+    assert dead_letter_listing.age(1_000_000_000) == age
 
 
 # replay: the rest is proved on real Kafka -----------------------------------------------------------------------------

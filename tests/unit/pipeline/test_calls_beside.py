@@ -261,24 +261,29 @@ def test_a_start_that_counts_shares_no_forward_with_calls(broker: MemoryBroker, 
     assert worker.engine.runs[-1] == 5
 
 
-def test_a_call_that_kills_again_and_again_condemns_no_record(broker: MemoryBroker) -> None:
-    """Its client is patient: it asks every new process, whatever that has in hand, as soon as that is possible."""
+@pytest.mark.parametrize("is_spiteful", [False, True])
+def test_a_call_that_kills_again_and_again_condemns_no_record(broker: MemoryBroker, is_spiteful: bool) -> None:
+    """Its client asks every new process: at once, or, to do the most harm, as soon as a record is looked at alone."""
     broker.send(P0, *[b"ok"] * 6)
     deaths = 0
-    for _ in range(20):
+    for start in range(20):
         loop = asyncio.new_event_loop()
         queue = CallQueue(loop, most_calls=100, most_tokens=100_000)
         worker = started(broker, queue)
         deadline_s = worker.clock() + 2 * SUSPECT_DELAY_S
+        worker.stuck = start < STARTS  # records are in hand, and none makes progress
         try:
             while worker.clock() < deadline_s:
-                if not queue.in_hand:
+                is_time = queue.gate.is_held if is_spiteful else start >= STARTS
+                if is_time and not queue.in_hand:
                     ask(queue, "kill")
+                if queue.in_hand:
+                    worker.infer()
                 worker.turn()
         except Killed:
             deaths += 1
         loop.close()
-    assert deaths >= 10
+    assert deaths
     assert all(reason(output) == "" for output in broker.visible)
     started(broker, CallQueue(asyncio.new_event_loop(), most_calls=1, most_tokens=1)).settle()
     assert [reason(output) for output in broker.visible] == [""] * 6
