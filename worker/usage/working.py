@@ -42,8 +42,8 @@ def demo(
     examples=[
         'xnli-worker classify "Interest rates were raised." --labels finance,sport',
         "xnli-worker classify --labels spam,harmless --json < texts.txt",
-        'xnli-worker classify "We like it here. You fool!" --labels insult,praise --multi-label --evidence 1',
-        'xnli-worker classify "Where is it?" --label-set labels.json --url http://127.0.0.1:9400',
+        'xnli-worker classify "Nice here. You fool!" -l insult,praise --evidence 1',
+        'xnli-worker classify "Is it lost?" -l yes,no --url http://127.0.0.1:9400',
     ],
 )
 def classify(

@@ -81,7 +81,7 @@ def test_evidence_is_quoted_in_json(
     assert shown["evidence_cut"] is False
 
 
-@pytest.mark.parametrize(("has_colour", "found"), [(True, "\x1b[1;32mfool\x1b[0m"), (False, "[fool]")])
+@pytest.mark.parametrize(("has_colour", "found"), [(True, "\x1b[32mfool\x1b[0m"), (False, "[fool]")])
 def test_evidence_stands_out_in_its_surroundings(
     monkeypatch: pytest.MonkeyPatch, *, has_colour: bool, found: str
 ) -> None:

@@ -15,7 +15,7 @@ def test_the_file_to_begin_with_loads_and_shows_every_default(tmp_path: Path) ->
     file = tmp_path / "worker.toml"
     config.init(file, force=False)
     loaded = load(file, {})
-    assert (loaded.kafka.bootstrap_servers, loaded.model.name) == ("127.0.0.1:9092", "demo")
+    assert (loaded.kafka.bootstrap_servers, loaded.model.name) == ("localhost:9092", "demo")
     # With each line switched on it means the same: what is shown is the default.
     lines = file.read_text("utf-8").splitlines()
     on = [line.removeprefix("#") for line in lines if not line.startswith("# ") and not line.endswith("=")]

@@ -30,6 +30,7 @@ def test_one_request_is_answered_by_one_result(worker: Served) -> None:
             ],
             "multi_label": False,
             "abstained": False,
+            "evidence_cut": False,
         },
         "model": {"name": "scripted", "revision": "1"},
         "truncated": False,

@@ -187,7 +187,7 @@ def test_what_the_worker_cannot_do_is_named(environ: dict[str, str], named: str)
 def test_without_them_nothing_of_opentelemetry_is_imported() -> None:
     program = (
         "import sys, worker.app, worker.pipeline.wiring, worker.settings;"
-        "from worker.app import _open_traces; assert _open_traces(None, '') is None;"
+        "from worker.tracing import open_traces; assert open_traces(None, '') is None;"
         "sys.exit(any(name.split('.')[0] in {'opentelemetry', 'grpc'} for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
