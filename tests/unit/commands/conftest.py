@@ -7,8 +7,8 @@ import pytest
 from worker.kafka.embedded import EmbeddedBroker
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def embedded() -> Iterator[EmbeddedBroker]:
-    """One embedded broker for the session: use topics of your own."""
+    """One embedded broker for a file of tests: use topics of your own."""
     with EmbeddedBroker() as broker:
         yield broker
