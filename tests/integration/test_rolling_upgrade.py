@@ -6,6 +6,7 @@ is kept, on the way up and on the way back.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tarfile
 import warnings
@@ -51,6 +52,14 @@ def _topics(kafka: Kafka, topic: TopicFactory) -> Topics:
     for delay_s in DELAYS_S:
         kafka.create_topic(f"{topics.requests}.retry.{delay_s:g}s", 2)
     return topics
+
+
+def _register(registry: LoopbackRegistry, topics: Topics, checkout: Path) -> None:
+    """Register the schemas of a checkout, as its operators did before they upgrade."""
+    for topic, file in ((topics.requests, "inference-request.avsc"), (topics.results, "inference-result.avsc")):
+        body = json.dumps({"schema": (checkout / "schemas" / file).read_text("utf-8")}).encode()
+        status, answer = registry.answer("POST", f"/subjects/{topic}-value/versions", body)
+        assert status == 200, answer
 
 
 def _replace_all(stage: Stage, checkout: Path, *, kill: bool) -> None:
@@ -106,10 +115,12 @@ def test_up_and_back_under_load(
     }
     if protocol == "consumer":  # whose time-outs are the broker's
         settings["XNLI_KAFKA__CONSUMER_PROPERTIES"] = '{"max.poll.interval.ms": 8000}'
+    topics = _topics(kafka, topic)
     with LoopbackRegistry() as registry:
+        _register(registry, topics, older)
         stage = Stage(
             kafka,
-            _topics(kafka, topic),
+            topics,
             Size(messages, outage_s=30.0),
             "exactly_once",
             seed=5,
