@@ -68,6 +68,12 @@ def train(size: int) -> XLMRobertaTokenizer:
     )
 
 
+def read(directory: Path) -> XLMRobertaTokenizer:
+    """The tokenizer of a checkpoint."""
+    tokenizer: XLMRobertaTokenizer = XLMRobertaTokenizer.from_pretrained(directory)
+    return tokenizer
+
+
 def save(tokenizer: XLMRobertaTokenizer, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     tokenizer.save_pretrained(directory)
