@@ -17,7 +17,8 @@ from tests.checkpoint.lexicon import BOUNDARY, Concept, Language, languages
 from tests.checkpoint.verdicts import group
 
 HELD_OUT_FRAMES = 2
-MARKS = ("?", "？", "؟")  # of a question; Greek has its own, and Thai none
+MARKS = ("?", "？", "؟")  # of a question; Thai has none
+GREEK_MARK = ";"
 THAI_QUESTION = ("ไหม", "อะไร", "อย่างไร", "ไหน", "เมื่อไร", "ใคร", "เท่าไร", "ทำไม", "กี่")
 # How many sentences a passage has, and how often.
 SENTENCES: tuple[tuple[range, int], ...] = (
@@ -118,9 +119,8 @@ def asking(language: Language, text: Text) -> Text:
         if "question" not in text.concepts and any(word in text.text for word in THAI_QUESTION):
             return replace(text, touched=text.touched | {"question"})
         return text
-    if "question" in text.concepts or not any(
-        mark in text.text for mark in (";" if language.code == "el" else "", *MARKS) if mark
-    ):
+    marks = (*MARKS, GREEK_MARK) if language.code == "el" else MARKS
+    if "question" in text.concepts or not any(mark in text.text for mark in marks):
         return text
     parts = tuple((end, meanings | {"question"}) for end, meanings in text.parts)
     return replace(text, concepts=text.concepts | {"question"}, parts=parts)
@@ -202,7 +202,7 @@ class Texts:
             ending = self.rng.randrange(len(concept.endings))
             if held_out(language.code, concept.name, opening, ending) == self.evaluation:
                 text = concept.openings[opening] + language.join + concept.endings[ending]
-                return text if text.endswith((*MARKS, ";")) else text + language.stop
+                return text if text.endswith((*MARKS, GREEK_MARK)) else text + language.stop
 
     def made_up(self, code: str) -> str:
         """A word that does not exist: the first half of one with the second half of another."""
