@@ -47,8 +47,7 @@ WARM_UP = 0.08  # share of the pairs
 WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 1.0
 HINT_WEIGHT = 0.5
-POSITION_SCALE = 0.04
-LEARNT_PLACES = slice(20, 62)  # position ids that short texts have taught well, save the first
+LEARNT_PLACES = slice(14, 62)  # position ids that short texts have taught well, save the first
 UNKNOWN_SHARE = 0.04  # of premise tokens: replaced at random, so that a word never seen is passed over calmly
 
 
@@ -63,7 +62,7 @@ class Stage:
 
 
 SHORT_TEXTS = Stage(350_000, 1.5e-3, 128, 0.0)
-PASSAGES = Stage(98_304, 6e-4, 64, 0.4)
+PASSAGES = Stage(131_072, 5e-4, 64, 0.35)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,19 +208,11 @@ def batches(
         )
 
 
-def waves(positions: int, hidden: int) -> Tensor:
-    """Sines and cosines of shape (positions, hidden) as in Vaswani et al. 2017: neighbours are alike at each place."""
-    rates = torch.exp(torch.arange(0, hidden, 2) * (-math.log(10_000) / hidden))
-    angles = torch.arange(positions)[:, None] * rates
-    return POSITION_SCALE * torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
-
-
 def rate(done: float) -> float:
     """The learning rate when the share `done` of all pairs is seen, as a share of its peak.
 
-    A linear rise, then half a cosine down to zero.
-
-    A function of pairs and not of steps, because groups of equal length do not all fill a batch.
+    A linear rise, then half a cosine down to zero. A function of pairs and not of steps, because groups of equal length
+    do not all fill a batch.
     """
     if done < WARM_UP:
         return done / WARM_UP
@@ -236,14 +227,6 @@ def disturbed(batch: Batch, vocab_size: int) -> Tensor:
     return torch.where(chosen, torch.randint(4, vocab_size - 1, ids.shape), ids)
 
 
-def places_of(batch: Batch) -> Tensor:
-    """The batch's position ids: from a random place on half of the time, so that each place of the window is learnt."""
-    length = batch.input_ids.shape[1]
-    room = vocabulary.MAX_TOKENS - length
-    start = int(torch.randint(room + 1, ())) if torch.rand(()) < 0.5 else 0
-    return torch.arange(length).expand(batch.input_ids.shape) + PADDING + 1 + start
-
-
 def fresh(tokenizer: XLMRobertaTokenizer) -> XLMRobertaForSequenceClassification:
     """A model that knows nothing yet but what the words mean."""
     model = XLMRobertaForSequenceClassification(configuration(len(tokenizer)))
@@ -256,15 +239,14 @@ def fresh(tokenizer: XLMRobertaTokenizer) -> XLMRobertaForSequenceClassification
 
 
 def extend_positions(model: XLMRobertaForSequenceClassification) -> None:
-    """Waves on all position embeddings; where short texts have taught none, on the mean of those that they have.
+    """Copy the position embeddings that short texts have taught behind themselves, up to the window's end.
 
-    What short texts teach is mostly how far on in the text a token is, up to where such texts end. By the waves the
-    order of two tokens can be told anywhere.
+    So every place of the window is one that means something to the layers (Beltagy et al. 2020, on Longformer).
     """
     with torch.no_grad():
         places = model.roberta.embeddings.position_embeddings.weight
-        places[LEARNT_PLACES.stop :] = places[LEARNT_PLACES].mean(0)
-        places += waves(*places.shape)
+        taught, first = places[LEARNT_PLACES], LEARNT_PLACES.stop
+        places[first:] = taught.repeat(-(-len(places) // len(taught)), 1)[: len(places) - first]
 
 
 class Training:
@@ -301,7 +283,6 @@ class Training:
             output = self.model(
                 input_ids=disturbed(batch, len(self.tokenizer)),
                 attention_mask=batch.mask,
-                position_ids=places_of(batch) if self.stage.passages else None,
                 output_hidden_states=True,
             )
             hint = self.hints(batch, output.hidden_states)
