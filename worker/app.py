@@ -253,7 +253,7 @@ class App:
             encode=engine.encode,
             write=ResultWriter(codecs, settings.topics.output, engine.identity),
             refusal=limits.refusal,
-            batch=BatchPolicy(batch.max_messages, batch.max_tokens, batch.max_wait_ms / 1000),
+            batch=BatchPolicy(batch.max_messages, batch.max_tokens, batch.max_wait_ms / 1000, batch.wait_for_more),
             policy=policy,
             max_age_s=settings.limits.max_age_s,
             metrics=self.metrics,

@@ -162,6 +162,7 @@ class Trigger(StrEnum):
     MESSAGES = "messages"
     TOKENS = "tokens"
     WAIT = "wait"
+    IDLE = "idle"  # nothing: the device was free
     DRAIN = "drain"
     QUARANTINE = "quarantine"  # a record of a quarantined partition, alone
 

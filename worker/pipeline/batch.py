@@ -18,11 +18,15 @@ BATCHES_IN_HAND: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """What closes a batch, whichever comes first. ``max_wait_s`` counts from the admission of its first job."""
+    """What closes a batch, whichever comes first. ``max_wait_s`` counts from the admission of its first job.
+
+    Unless ``waits_for_more``, a batch is due as soon as the device has room for it, whatever it holds.
+    """
 
     max_messages: int
     max_tokens: int
     max_wait_s: float
+    waits_for_more: bool = True
 
 
 @value
@@ -64,12 +68,16 @@ class Batcher:
             return Trigger.MESSAGES
         if self._tokens >= self._policy.max_tokens:
             return Trigger.TOKENS
+        if not self._policy.waits_for_more:
+            return Trigger.IDLE
         return Trigger.WAIT if now_s >= self.deadline_s else None
 
     @property
     def deadline_s(self) -> float:
         """When the head of the line has waited long enough; infinity with nobody in line."""
-        return self._line[0].since_s + self._policy.max_wait_s if self._line else float("inf")
+        if not self._line:
+            return float("inf")
+        return self._line[0].since_s + (self._policy.max_wait_s if self._policy.waits_for_more else 0.0)
 
     def take(self, trigger: Trigger) -> Batch:
         """Cut a batch off the head: as many as fit both bounds, and at least one, even if it alone is over the budget.
@@ -102,7 +110,14 @@ class Batcher:
             jobs.append(self._line.popleft().job)
             tokens += cost
         self._tokens -= tokens - batch.tokens
-        return replace(batch, jobs=tuple(jobs), tokens=tokens)
+        trigger = batch.trigger
+        if trigger is Trigger.IDLE:
+            # It filled up while it waited for the device.
+            if len(jobs) >= self._policy.max_messages:
+                trigger = Trigger.MESSAGES
+            elif self._line and not _goes_alone(self._line[0].job):
+                trigger = Trigger.TOKENS
+        return replace(batch, jobs=tuple(jobs), tokens=tokens, trigger=trigger)
 
     def forget(self, partition: Partition) -> None:
         """Drop the jobs of a partition that is no longer ours; its next owner reads them again."""

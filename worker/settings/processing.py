@@ -18,6 +18,8 @@ class BatchSettings(Section):
     """Tokens in a batch, and in one forward."""
     max_wait_ms: int = Field(default=50, ge=0, le=60_000)
     """Longest wait of a batch for more messages, in milliseconds."""
+    wait_for_more: bool = True
+    """Wait even while the device is idle, for fuller batches. False: an idle device takes what is there."""
 
 
 class DeliverySettings(Section):
