@@ -85,7 +85,9 @@ class Codecs:
         self._texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(schema_folder().glob("*.avsc"))}
         if not {REQUEST, RESULT} <= self._texts.keys():
             raise SettingsError(f"{schema_folder()}: {REQUEST} or {RESULT} is missing; reinstall the worker")
-        self._shipped = {known.fingerprint: known for known in map(schema, self._texts.values())}
+        # Producers without a registry go on writing the schema that they were built with.
+        former = [path.read_text(encoding="utf-8") for path in sorted((schema_folder() / "former").glob("*.avsc"))]
+        self._shipped = {known.fingerprint: known for known in map(schema, [*former, *self._texts.values()])}
         self._readers = {name: schema(self._texts[name], reader=True) for name in (REQUEST, RESULT)}
         self._registry: Registry | None = None
         self._names: dict[str, _SchemaName] = {}

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import struct
 from uuid import UUID
 
+import fastavro
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
@@ -146,3 +148,13 @@ class TestReading:
         number = register(loopback_registry, "in-value", json.dumps(older))
         read = Codecs(loopback_registry.url).read_request(with_id(number, b"\x021\x0ahello"), ())
         assert read == DATUM | {"labels": []}
+
+
+def test_requests_of_a_former_schema_are_read_without_a_registry() -> None:
+    text = (schema_folder() / "former" / "inference-request-1.avsc").read_text("utf-8")
+    payload = io.BytesIO()
+    fields = json_request.request({"id": "1", "text": "a", "labels": ["b"]})
+    fastavro.schemaless_writer(payload, fastavro.parse_schema(json.loads(text)), fields)
+    mark = b"\xc3\x01" + bytes.fromhex(schema(text).fingerprint)
+    datum = Codecs().read_request(mark + payload.getvalue(), (), 10_000)
+    assert (datum["id"], datum["labels"], datum["evidence"]) == ("1", ["b"], 0)
