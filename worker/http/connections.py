@@ -3,7 +3,8 @@
 uvicorn has no time-out for a request that does not arrive and none for an answer that is not read, and what it does
 when it has too many connections is to answer 503, health checks included. So here a newcomer takes the place of the
 connection that has been silent longest: whoever asks for /healthz sends its request at once and is answered, however
-many others hold connections open. (Those with a request in hand are bounded by `worker.http.site`, below the limit.)
+many others hold connections open. Those with a request in hand are bounded below the limit (`worker.http.inference`);
+those that are being refused are not, for a moment. So a quarter of the limit is there for newcomers whatever comes.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ class Door:
     """Lets connections in.
 
     Args:
-        most: How many may be open.
+        most: How many may be open, beside those that are being refused; twice as many never are.
         timeout_s: In which a request must have arrived, and in which an answer must be read.
     """
 
     def __init__(self, most: int, timeout_s: float) -> None:
         self._most = most
+        self._newcomers = most // 4
         self.timeout_s = timeout_s
         self._open: set[BoundedProtocol] = set()
         self._silent: dict[BoundedProtocol, None] = {}  # the first has been silent longest
@@ -39,10 +41,12 @@ class Door:
 
     def enter(self, connection: BoundedProtocol) -> bool:
         """False if there is no place for a newcomer: every connection has a request in hand."""
-        if len(self._open) >= self._most:
-            longest = next(iter(self._silent), None)
-            if longest is None:
-                return False
+        if len(self._open) >= 2 * self._most:
+            return False
+        # Walked: 64 places, 48 requests in hand, 16 more that are being told "429". A probe comes: it must not be sent
+        # away, and the crowd behind it must not take its place before its request is read.
+        if len(self._open) >= self._most and len(self._silent) >= self._newcomers:
+            longest = next(iter(self._silent))
             self.leave(longest)
             longest.abort()
         self._open.add(connection)
