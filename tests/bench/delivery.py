@@ -24,8 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.brokers.kafka import Kafka, KafkaCluster
-from tests.faults.verifier import count, read_all, request, send
+from tests.faults.verifier import count, read_all, send
 from tests.faults.workers import ROOT, WorkerProcess, wait_until
+from worker.avro import json_request
+from worker.avro.binary import to_bytes
+from worker.avro.codec import REQUEST
+from worker.avro.schema_walk import schema
 
 _BARE = """
 import io, sys, time
@@ -119,11 +123,17 @@ def _topic(kafka: Kafka, hint: str) -> str:
     return name
 
 
-def requests_topic(kafka: Kafka, messages: int) -> str:
-    """A topic with so many requests."""
+def requests_topic(kafka: Kafka, messages: int, *, checkout: Path = ROOT) -> str:
+    """A topic with so many requests, as a producer writes them that was built with the schema of a checkout."""
     source = _topic(kafka, "requests")
-    texts = ((f"k{i}", request(f"k{i}", f"plain {i} " + "word " * 30)) for i in range(messages))
-    send(kafka.bootstrap_servers, source, texts)
+    written = schema((checkout / "schemas" / REQUEST).read_text(encoding="utf-8"), reader=True)
+    framing = b"\xc3\x01" + bytes.fromhex(written.fingerprint)  # Avro's single-object encoding
+
+    def value(number: int) -> bytes:
+        asked = {"id": f"k{number}", "text": f"plain {number} " + "word " * 30, "labels": ["a", "b"]}
+        return framing + to_bytes(json_request.request(asked), written)
+
+    send(kafka.bootstrap_servers, source, ((f"k{number}", value(number)) for number in range(messages)))
     return source
 
 

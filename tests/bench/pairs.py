@@ -3,12 +3,12 @@
     python -m tests.bench.pairs --before DIR [--pairs 9] [--messages N] [delivery | engine]
 
 ``delivery`` takes the CPU time that a message costs the whole worker, exactly once, over real Kafka, with a model that
-answers at once; each checkout's worker is a process of its own. ``engine`` takes the CPU time that the engine needs for
-the workload of ``tests.bench.engine --only ours``, both checkouts in one process. DIR is another checkout of this
-repository (``git worktree add DIR COMMIT``), with the packages of this environment. ``--after`` names the other one,
-where it is not this one. The order within a pair alternates. The interval is that of the mean of the logarithms of the
-ratios (Student's t). Nothing else should run on the machine meanwhile. Many short pairs tell more than a few long ones:
-what varies on a shared machine varies over minutes.
+answers at once; each checkout's worker is a process of its own and reads requests that its own schema wrote. ``engine``
+takes the CPU time that the engine needs for the workload of ``tests.bench.engine --only ours``, both checkouts in one
+process. DIR is another checkout of this repository (``git worktree add DIR COMMIT``), with the packages of this
+environment. ``--after`` names the other one, where it is not this one. The order within a pair alternates. The interval
+is that of the mean of the logarithms of the ratios (Student's t). Nothing else should run on the machine meanwhile.
+Many short pairs tell more than a few long ones: what varies on a shared machine varies over minutes.
 """
 
 from __future__ import annotations
@@ -153,10 +153,10 @@ def main() -> int:
                     keep(number, name, answers[name])
     else:
         with KafkaCluster() as kafka:
-            source = requests_topic(kafka, messages)
+            source = {name: requests_topic(kafka, messages, checkout=checkout) for name, checkout in checkouts.items()}
             for number in range(arguments.pairs):
                 for name in in_turn(number):
-                    once = worker_run(kafka, source, messages, "exactly_once", checkout=checkouts[name])
+                    once = worker_run(kafka, source[name], messages, "exactly_once", checkout=checkouts[name])
                     keep(number, name, once.cpu_us)
     ratio, low, high = interval(found["before"], found["after"])
     unit = "s of CPU" if arguments.what == "engine" else "us of CPU a message"
