@@ -55,6 +55,14 @@ def request(text: str = "text", **fields: Any) -> Request:
     return replace(made, **fields)
 
 
+def as_written(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as it is read, or stands in an example, as it is written: its outcome names its branch of the union."""
+    branches = {"labels": "xnli.Classification", "judgements": "xnli.Entailment", "vector": "xnli.Embedding"}
+    outcome = result["outcome"]
+    (branch,) = (branches[field] for field in outcome if field in branches)
+    return {**result, "outcome": (branch, outcome)}
+
+
 def classify(text: str, *labels: str, template: str = "{}", **fields: Any) -> Request:
     """Each label becomes a hypothesis by way of ``template``."""
     return request(text, labels=labels, hypotheses=tuple(template.format(label) for label in labels), **fields)

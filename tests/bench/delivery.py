@@ -27,9 +27,9 @@ from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.faults.verifier import count, read_all, send
 from tests.faults.workers import ROOT, WorkerProcess, wait_until
 from worker.avro import json_request
-from worker.avro.binary import to_bytes
 from worker.avro.codec import REQUEST
 from worker.avro.schema_walk import schema
+from worker.avro.writing import Writer
 
 _BARE = """
 import io, sys, time
@@ -127,11 +127,12 @@ def requests_topic(kafka: Kafka, messages: int, *, checkout: Path = ROOT) -> str
     """A topic with so many requests, as a producer writes them that was built with the schema of a checkout."""
     source = _topic(kafka, "requests")
     written = schema((checkout / "schemas" / REQUEST).read_text(encoding="utf-8"), reader=True)
+    writer = Writer(written.parsed)
     framing = b"\xc3\x01" + bytes.fromhex(written.fingerprint)  # Avro's single-object encoding
 
     def value(number: int) -> bytes:
         asked = {"id": f"k{number}", "text": f"plain {number} " + "word " * 30, "labels": ["a", "b"]}
-        return framing + to_bytes(json_request.request(asked), written)
+        return framing + writer.to_bytes(json_request.request(asked))
 
     send(kafka.bootstrap_servers, source, ((f"k{number}", value(number)) for number in range(messages)))
     return source

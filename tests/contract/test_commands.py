@@ -23,6 +23,7 @@ from confluent_kafka import Producer
 
 from tests.brokers.kafka import Kafka, KafkaCluster
 from tests.brokers.ports import free_ports
+from tests.builders import as_written
 from tests.conftest import TopicFactory
 from tests.faults.workers import WorkerProcess
 from tests.terminal import Terminal
@@ -143,7 +144,7 @@ def test_sending_with_a_terminal_shows_a_bar_and_a_sentence(shell: Shell, tmp_pa
 
 def test_tail_follows_until_it_is_told_to_stop(shell: Shell, embedded: EmbeddedBroker) -> None:
     producer = Producer({"bootstrap.servers": embedded.bootstrap_servers})
-    value, _ = Codecs().encode_result(RESULT)
+    value, _ = Codecs().encode_result(as_written(RESULT))
     with shell.start("tail", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         assert process.stdout is not None
@@ -160,7 +161,7 @@ def test_tail_follows_until_it_is_told_to_stop(shell: Shell, embedded: EmbeddedB
 
 def test_a_reader_that_goes_away_is_no_failure(shell: Shell, embedded: EmbeddedBroker) -> None:
     producer = Producer({"bootstrap.servers": embedded.bootstrap_servers})
-    value, _ = Codecs().encode_result(RESULT)
+    value, _ = Codecs().encode_result(as_written(RESULT))
     with shell.start("tail", "--from-beginning", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -274,7 +275,7 @@ def test_check_tries_transactions_and_creates_no_topic(real: Shell, kafka: Kafka
 @pytest.mark.kafka
 def test_tail_shows_no_record_of_an_aborted_transaction(real: Shell, kafka: Kafka) -> None:
     topic = real.environment["XNLI_TOPICS__OUTPUT"]
-    value, _ = Codecs().encode_result(RESULT)
+    value, _ = Codecs().encode_result(as_written(RESULT))
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": uuid.uuid4().hex})
     producer.init_transactions(30)
     for key, end in (("aborted", producer.abort_transaction), ("committed", producer.commit_transaction)):

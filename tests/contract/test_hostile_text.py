@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from tests.builders import as_written
 from worker.avro import json_request
 from worker.avro.codec import Codecs, schema_folder
 from worker.kafka.embedded import EmbeddedBroker
@@ -82,7 +83,7 @@ def environment(broker: EmbeddedBroker) -> dict[str, str]:
         ("h", None),
         (HOSTILE, b""),
     ]
-    value = Codecs().encode_result(result)[0]
+    value = Codecs().encode_result(as_written(result))[0]
     producer.produce(found["XNLI_TOPICS__OUTPUT"], value, HOSTILE.encode(), partition=0, headers=headers)
     request = Codecs().encode_request(json_request.request({"id": "1", "text": HOSTILE, "labels": ["a"]}))[0]
     said = ("reason", "stage", "error", "message", "topic", "partition", "offset", "attempts", "group", "worker")

@@ -16,6 +16,7 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerialize
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from tests.brokers.registry import LoopbackRegistry
+from tests.builders import as_written
 from worker.avro import json_request
 from worker.avro.codec import REQUEST, RESULT, Codecs, schema_folder
 from worker.settings import WireFraming
@@ -57,7 +58,7 @@ def test_our_results_are_read_by_confluents_deserializer(
 ) -> None:
     codecs = Codecs(loopback_registry.url, framing=framing, auto_register=True)
     codecs.open(result_topic="out")
-    value, headers = codecs.encode_result(example(name))
+    value, headers = codecs.encode_result(as_written(example(name)))
     with SchemaRegistryClient({"url": loopback_registry.url}) as client:
         deserializer = AvroDeserializer(
             client,

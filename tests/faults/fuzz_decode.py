@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.builders import label_sets
-from worker.avro import binary, json_request, request, schema_walk
+from tests.fastavro_bytes import to_bytes
+from worker.avro import json_request, request, schema_walk
 from worker.avro.codec import Codecs
 from worker.avro.request import Defaults, Limits
 from worker.errors import Rejection
@@ -103,7 +104,7 @@ def large(rng: random.Random) -> Message:
     size = rng.choice((1_000, 30_000, 300_000, 1_000_000))
     piece = rng.choice((b"\x00", b"\x02a", b"\x02\x00", b"\x02\x02a", *TROUBLE))
     body = (piece * (size // len(piece) + 1))[:size]
-    count = binary.to_bytes({"n": size // len(piece)}, COUNT)
+    count = to_bytes({"n": size // len(piece)}, COUNT)
     head = rng.choice((b"", b"\x021\x02t\x00", b"\x021", b"\x021\x02t\x00\x00\x00\x00\x00\x00" + bytes(6)))
     return FRAME + head + rng.choice((b"", count)) + body + bytes(13), ()
 

@@ -11,6 +11,7 @@ from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegis
 
 from tests.brokers.answering import answering, redirecting
 from tests.brokers.registry import Apicurio
+from tests.builders import as_written
 from worker.avro import json_request
 from worker.avro.codec import REQUEST, RESULT, Codecs, schema_folder
 from worker.errors import Reason, RegistryAway, Rejection, SettingsError
@@ -41,7 +42,7 @@ def test_our_schemas_are_missing_then_registered_then_found(schema_registry: Api
         strict.open(result_topic=topic)
     Codecs(schema_registry.url, auto_register=True, sleep=never).open(result_topic=topic, request_topic=f"{topic}-in")
     strict.open(result_topic=topic, request_topic=f"{topic}-in")
-    value, headers = strict.encode_result(RESULT_DATUM)
+    value, headers = strict.encode_result(as_written(RESULT_DATUM))
     assert value[0] == 0
     reader = Codecs(schema_registry.url)
     assert reader.read_result(value, headers) == RESULT_DATUM
@@ -58,7 +59,7 @@ def test_our_schema_is_found_among_other_versions(schema_registry: Apicurio, top
         strict.open(result_topic=topic)
     Codecs(schema_registry.url, auto_register=True, sleep=never).open(result_topic=topic)
     strict.open(result_topic=topic)
-    assert strict.encode_result(RESULT_DATUM)[0][:5] != with_id(first, b"")
+    assert strict.encode_result(as_written(RESULT_DATUM))[0][:5] != with_id(first, b"")
 
 
 def test_a_schema_that_refers_to_others_is_put_together(schema_registry: Apicurio, topic: str) -> None:

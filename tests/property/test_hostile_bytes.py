@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from tests.builders import label_sets
 from tests.examples import examples
+from tests.fastavro_bytes import to_bytes
+from tests.property.schemas import names, records, schemas
 from worker.avro import binary, framing, json_request, request, schema_walk
 from worker.avro.codec import Codecs
 from worker.avro.request import Defaults, Limits
@@ -138,63 +140,6 @@ def test_work_is_bounded_by_length(payload: bytes) -> None:
     assert python_calls(payload) <= 30 + 3 * len(payload)
 
 
-# Schemas at random: the walk must agree with fastavro about every writer's schema, not only about ours.
-
-names = st.integers(0, 10**9).map(lambda n: f"N{n}")
-
-
-def pairs(kind: Any, values: st.SearchStrategy[Any]) -> tuple[Any, st.SearchStrategy[Any]]:
-    return kind, values
-
-
-primitives = st.sampled_from(
-    [
-        pairs("null", st.none()),
-        pairs("boolean", st.booleans()),
-        pairs("int", st.integers(-(2**31), 2**31 - 1)),
-        pairs("long", st.integers(-(2**63), 2**63 - 1)),
-        pairs("float", st.floats(width=32)),
-        pairs("double", st.floats()),
-        pairs("bytes", st.binary(max_size=70)),
-        pairs("string", st.text(st.characters(codec="utf-8"), max_size=70)),
-    ]
-)
-enums = names.map(
-    lambda name: pairs({"type": "enum", "name": name, "symbols": ["A", "B", "C"]}, st.sampled_from("ABC"))
-)
-fixeds = names.map(lambda name: pairs({"type": "fixed", "name": name, "size": 3}, st.binary(min_size=3, max_size=3)))
-
-
-def arrays(inner: tuple[Any, st.SearchStrategy[Any]]) -> tuple[Any, st.SearchStrategy[Any]]:
-    return pairs({"type": "array", "items": inner[0]}, st.lists(inner[1], max_size=4))
-
-
-def maps(inner: tuple[Any, st.SearchStrategy[Any]]) -> tuple[Any, st.SearchStrategy[Any]]:
-    return pairs({"type": "map", "values": inner[0]}, st.dictionaries(texts, inner[1], max_size=4))
-
-
-def optionals(inner: tuple[Any, st.SearchStrategy[Any]]) -> tuple[Any, st.SearchStrategy[Any]]:
-    if inner[0] == "null" or isinstance(inner[0], list):
-        return inner
-    return pairs(["null", inner[0]], st.none() | inner[1])
-
-
-def records(name: str, inners: list[tuple[Any, st.SearchStrategy[Any]]]) -> tuple[Any, st.SearchStrategy[Any]]:
-    return pairs(
-        {"type": "record", "name": name, "fields": [{"name": f"f{i}", "type": k} for i, (k, _) in enumerate(inners)]},
-        st.fixed_dictionaries({f"f{i}": values for i, (_, values) in enumerate(inners)}),
-    )
-
-
-schemas = st.recursive(
-    primitives | enums | fixeds,
-    lambda inner: st.one_of(
-        inner.map(arrays), inner.map(maps), inner.map(optionals), st.builds(records, names, st.lists(inner, max_size=4))
-    ),
-    max_leaves=8,
-)
-
-
 @given(st.builds(records, names, st.lists(schemas, max_size=4)), st.data())
 @settings(max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])
 def test_the_walk_ends_where_the_datum_ends_in_any_schema(
@@ -207,7 +152,7 @@ def test_the_walk_ends_where_the_datum_ends_in_any_schema(
         # Arrays of values without bytes, or one of our random names used twice.
         assert "without bytes" in str(rejection) or "redefined" in str(rejection)  # noqa: PT017 (not every time)
         return
-    payload = binary.to_bytes(data.draw(values), compiled)
+    payload = to_bytes(data.draw(values), compiled)
     binary.decode(payload, compiled, compiled)
     if payload:
         with pytest.raises(Rejection) as caught:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.builders import label_sets
+from tests.fastavro_bytes import to_bytes
 from worker.avro import binary, json_request, request, schema_walk
 from worker.avro.codec import REQUEST, RESULT, schema_folder
 from worker.errors import Reason, Rejection
@@ -42,7 +43,7 @@ def named(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def resolve(datum: dict[str, Any], writer: dict[str, Any], reader: schema_walk.Schema) -> dict[str, Any]:
     compiled = schema_walk.schema(json.dumps(writer))
-    return binary.decode(binary.to_bytes(datum, compiled), compiled, reader)
+    return binary.decode(to_bytes(datum, compiled), compiled, reader)
 
 
 @pytest.mark.parametrize("name", [REQUEST, RESULT])
@@ -74,7 +75,7 @@ def test_symbols_are_those_of_the_code() -> None:
 def test_request_examples_survive_the_wire(path: Path) -> None:
     example = json.loads(path.read_text("utf-8"))
     datum = json_request.request(example)
-    read = binary.decode(binary.to_bytes(datum, REQUEST_READER), REQUEST_READER, REQUEST_READER)
+    read = binary.decode(to_bytes(datum, REQUEST_READER), REQUEST_READER, REQUEST_READER)
     assert read == datum
     assert example.items() <= read.items()
     request.request(
@@ -93,7 +94,7 @@ def test_request_examples_survive_the_wire(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("result-*.json")), ids=lambda p: p.stem)
 def test_result_examples_survive_the_wire(path: Path) -> None:
     example = json.loads(path.read_text("utf-8"))
-    assert binary.decode(binary.to_bytes(example, RESULT_READER), RESULT_READER, RESULT_READER) == example
+    assert binary.decode(to_bytes(example, RESULT_READER), RESULT_READER, RESULT_READER) == example
 
 
 def test_there_is_an_example_of_each_task_and_outcome() -> None:

@@ -1,8 +1,7 @@
-"""Avro's binary encoding, without framing: payloads to data and data to payloads. Pure."""
+"""Payloads in Avro's binary encoding, without framing, become data. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, cast
 
@@ -41,10 +40,3 @@ def decode(payload: bytes, writer: Schema, reader: Schema) -> dict[str, Any]:
             "compare it with the schemas that come with the worker",
         ) from error
     return cast("dict[str, Any]", datum)  # what a record resolves to
-
-
-def to_bytes(datum: Mapping[str, Any], schema: Schema) -> bytes:
-    """The datum in Avro's binary encoding."""
-    buffer = BytesIO()
-    fastavro.schemaless_writer(buffer, schema.parsed, datum)
-    return buffer.getvalue()

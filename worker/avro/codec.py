@@ -16,11 +16,12 @@ from uuid import UUID
 import tenacity
 from pydantic import SecretStr
 
-from worker.avro.binary import decode, to_bytes
+from worker.avro.binary import decode
 from worker.avro.framing import SCHEMA_ID_HEADER, Frame, Framing, frame
 from worker.avro.registry import Registry
 from worker.avro.registry_access import Access, OAuthClient
 from worker.avro.schema_walk import Schema, schema
+from worker.avro.writing import Writer
 from worker.errors import Reason, RegistryAway, Rejection, SettingsError
 from worker.messages import Headers
 from worker.settings import SchemaRegistrySettings, SubjectStrategy, WireFraming
@@ -89,6 +90,7 @@ class Codecs:
         former = [path.read_text(encoding="utf-8") for path in sorted((schema_folder() / "former").glob("*.avsc"))]
         self._shipped = {known.fingerprint: known for known in map(schema, [*former, *self._texts.values()])}
         self._readers = {name: schema(self._texts[name], reader=True) for name in (REQUEST, RESULT)}
+        self._writers = {name: Writer(reader.parsed) for name, reader in self._readers.items()}
         self._registry: Registry | None = None
         self._names: dict[str, _SchemaName] = {}
         if url is not None:
@@ -206,7 +208,7 @@ class Codecs:
 
     def _encode(self, datum: Mapping[str, Any], file: str) -> tuple[bytes, Headers]:
         name = self._names[file]
-        return name.prefix + to_bytes(datum, self._readers[file]), name.headers
+        return name.prefix + self._writers[file].to_bytes(datum), name.headers
 
 
 def _access(settings: SchemaRegistrySettings) -> Access:

@@ -21,21 +21,17 @@ from worker.rules.retry_headers import origin_of
 
 
 def result(job: Job, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:
-    """The answer to ``job`` as a datum of ``xnli.InferenceResult``.
-
-    The outcome carries the name of its union branch (fastavro's tuple notation), which spares the writer the search for
-    a branch that fits.
-    """
+    """The answer to ``job`` as a datum of ``xnli.InferenceResult``; the outcome names its branch of the union."""
     record = job.record
     partition, offset = origin_of(record)  # as it was before any retry topic
-    return answer(job.request, job.encoded, outcome, model) | {
-        "source": {
-            "topic": partition.topic,
-            "partition": partition.number,
-            "offset": offset,
-            "timestamp": None if record.timestamp_ms < 0 else record.timestamp_ms,
-        },
+    datum = answer(job.request, job.encoded, outcome, model)
+    datum["source"] = {
+        "topic": partition.topic,
+        "partition": partition.number,
+        "offset": offset,
+        "timestamp": None if record.timestamp_ms < 0 else record.timestamp_ms,
     }
+    return datum
 
 
 def answer(request: Request, encoded: Encoded, outcome: Outcome, model: ModelIdentity) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from tests.fastavro_bytes import to_bytes
 from tests.unit.avro.samples import number, record, string
 from worker.avro import json_request
-from worker.avro.binary import decode, to_bytes
+from worker.avro.binary import decode
 from worker.avro.codec import REQUEST, schema_folder
 from worker.avro.schema_walk import schema
 from worker.errors import Reason, Rejection

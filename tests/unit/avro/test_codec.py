@@ -10,6 +10,7 @@ import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 from tests.brokers.registry import LoopbackRegistry
+from tests.builders import as_written
 from worker.avro import json_request
 from worker.avro.codec import REQUEST, RESULT, Codecs, schema_folder
 from worker.avro.schema_walk import schema
@@ -44,7 +45,7 @@ class TestWithoutRegistry:
         assert value[2:10] == bytes.fromhex(schema(REQUEST_TEXT).fingerprint)
         assert headers == ()
         assert codecs.read_request(value, headers) == DATUM
-        assert codecs.read_result(*codecs.encode_result(RESULT_DATUM)) == RESULT_DATUM
+        assert codecs.read_result(*codecs.encode_result(as_written(RESULT_DATUM))) == RESULT_DATUM
 
     def test_an_unknown_fingerprint_says_which_are_known(self) -> None:
         with pytest.raises(Rejection, match=r"xnli\.InferenceRequest.*xnli\.InferenceResult") as caught:
@@ -59,7 +60,7 @@ class TestWithoutRegistry:
     def test_a_result_is_no_request(self) -> None:
         codecs = Codecs()
         with pytest.raises(Rejection, match=r"xnli\.InferenceResult does not resolve") as caught:
-            codecs.read_request(*codecs.encode_result(RESULT_DATUM))
+            codecs.read_request(*codecs.encode_result(as_written(RESULT_DATUM)))
         assert caught.value.reason is Reason.SCHEMA
 
 
@@ -77,7 +78,7 @@ class TestOpening:
         number = register(loopback_registry, subject, RESULT_TEXT)
         codecs = Codecs(loopback_registry.url, subject_strategy=strategy, sleep=never)
         codecs.open(result_topic="out")
-        value, headers = codecs.encode_result(RESULT_DATUM)
+        value, headers = codecs.encode_result(as_written(RESULT_DATUM))
         assert (value[:5], headers) == (with_id(number), ())
         assert codecs.read_result(value, headers) == RESULT_DATUM
 
@@ -85,7 +86,7 @@ class TestOpening:
         codecs = Codecs(loopback_registry.url, auto_register=True, sleep=never)
         codecs.open(result_topic="out", request_topic="in")
         assert codecs.read_request(*codecs.encode_request(DATUM)) == DATUM
-        assert codecs.read_result(*codecs.encode_result(RESULT_DATUM)) == RESULT_DATUM
+        assert codecs.read_result(*codecs.encode_result(as_written(RESULT_DATUM))) == RESULT_DATUM
 
     def test_guids(self, loopback_registry: LoopbackRegistry) -> None:
         codecs = Codecs(loopback_registry.url, auto_register=True, framing="guid", sleep=never)
@@ -115,7 +116,7 @@ class TestOpening:
         codecs = Codecs(loopback_registry.url, sleep=sleep)
         codecs.open(result_topic="out")
         assert len(waits) == 3
-        codecs.encode_result(RESULT_DATUM)
+        codecs.encode_result(as_written(RESULT_DATUM))
 
     def test_an_outage_is_not_waited_for_forever(self, loopback_registry: LoopbackRegistry) -> None:
         loopback_registry.available = False

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from tests import builders
+from tests.fastavro_bytes import to_bytes
 from worker.avro import result
-from worker.avro.binary import decode, to_bytes
+from worker.avro.binary import decode
 from worker.avro.codec import RESULT, schema_folder
 from worker.avro.schema_walk import schema
 from worker.messages import (

@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.brokers.registry import LoopbackRegistry
+from tests.builders import as_written
 from worker.avro import json_request
 from worker.avro.codec import Codecs, schema_folder
 from worker.commands import tail as tail_module
@@ -74,7 +75,7 @@ def follow(
 
 
 def test_a_result_and_where_it_lies(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    value, headers = Codecs().encode_result(RESULT)
+    value, headers = Codecs().encode_result(as_written(RESULT))
     broker.produce(
         broker.results, value, b"k", partition=2, timestamp=1234, headers=[*headers, ("traceparent", b"00-1")]
     )
@@ -91,14 +92,14 @@ def test_a_result_and_where_it_lies(broker: Broker, capfd: pytest.CaptureFixture
 
 
 def test_it_ends_after_count(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    value, _ = Codecs().encode_result(RESULT)
+    value, _ = Codecs().encode_result(as_written(RESULT))
     for number in range(5):
         broker.produce(broker.results, value, str(number).encode(), partition=0)
     assert [shown["key"] for shown in follow(capfd, 3)] == ["0", "1", "2"]
 
 
 def test_all_partitions_are_read(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
-    value, _ = Codecs().encode_result(RESULT)
+    value, _ = Codecs().encode_result(as_written(RESULT))
     for partition in range(4):
         broker.produce(broker.results, value, partition=partition)
     assert {shown["partition"] for shown in follow(capfd, 4)} == {0, 1, 2, 3}
@@ -133,7 +134,7 @@ def test_a_dead_letter_with_its_headers_and_its_request(broker: Broker, capfd: p
 def test_it_starts_at_the_end_and_writes_what_comes_after_the_notice(
     broker: Broker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value, _ = Codecs().encode_result(RESULT)
+    value, _ = Codecs().encode_result(as_written(RESULT))
     broker.produce(broker.results, value, b"old", partition=0)
     said: list[str] = []
 
@@ -149,7 +150,7 @@ def test_it_starts_at_the_end_and_writes_what_comes_after_the_notice(
 def test_the_last_records_of_all_partitions_come_in_the_order_of_their_times(
     broker: Broker, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    value, _ = Codecs().encode_result(RESULT)
+    value, _ = Codecs().encode_result(as_written(RESULT))
     for number in range(12):
         broker.produce(broker.results, value, str(number).encode(), partition=number % 3, timestamp=1000 + number)
     assert [shown["key"] for shown in follow(capfd, 5, begin=Begin(last=5))] == ["7", "8", "9", "10", "11"]
@@ -163,7 +164,7 @@ def test_the_last_records_of_all_partitions_come_in_the_order_of_their_times(
 
 def test_answers_are_found_by_the_id_of_their_request(broker: Broker, capfd: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
-        broker.produce(broker.results, Codecs().encode_result({**RESULT, "id": f"id-{number}"})[0], b"same")
+        broker.produce(broker.results, Codecs().encode_result(as_written({**RESULT, "id": f"id-{number}"}))[0], b"same")
     (found,) = follow(capfd, 1, choice=Choice(id="id-1"))
     assert found["result"]["id"] == "id-1"
 
@@ -181,7 +182,7 @@ def test_two_places_to_begin_and_a_partition_that_is_not_there_are_wrong_usage(
 def test_a_topic_that_is_not_there_yet_is_waited_for(
     broker: Broker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value, _ = Codecs().encode_result(RESULT)
+    value, _ = Codecs().encode_result(as_written(RESULT))
     said: list[str] = []
 
     def say(text: str) -> None:
@@ -216,7 +217,7 @@ def test_a_registry_that_is_away_is_waited_for(
     monkeypatch.setenv("XNLI_SCHEMA_REGISTRY__URL", loopback_registry.url)
     codecs = Codecs(loopback_registry.url, auto_register=True)
     codecs.open(result_topic=broker.results)
-    broker.produce(broker.results, codecs.encode_result(RESULT)[0], partition=0)
+    broker.produce(broker.results, codecs.encode_result(as_written(RESULT))[0], partition=0)
     loopback_registry.available = False
     said: list[str] = []
 
