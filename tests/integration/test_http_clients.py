@@ -109,15 +109,19 @@ def test_classify_asks_a_worker_by_its_address(serving: Serving) -> None:
     command = [serving.process._command[5], "-m", "worker.cli", "classify", TEXT, "--labels", ",".join(LABELS)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
     done = subprocess.run(
-        [*command, "--url", serving.url, "--template", TEMPLATE, "--json"],
+        [*command, "--url", serving.url, "--template", TEMPLATE, "--evidence", "1", "--json"],
         env=environment | {"PYTHONPATH": str(ROOT)},
         check=True,
         capture_output=True,
         timeout=60,
     )
     shown = json.loads(done.stdout)
-    own = serving.curl("/v1/classify", {"text": TEXT, "labels": LABELS, "hypothesis_template": TEMPLATE})
+    asked = {"text": TEXT, "labels": LABELS, "hypothesis_template": TEMPLATE, "evidence": 1}
+    own = serving.curl("/v1/classify", asked)
     assert isinstance(own, dict)
+    spans = [[(one["start"], one["end"]) for one in label.get("evidence", ())] for label in own["outcome"]["labels"]]
+    assert any(spans)
+    assert [[(one["start"], one["end"]) for one in label["evidence"]] for label in shown["labels"]] == spans
     assert [one["label"] for one in shown["labels"]] == [one["label"] for one in own["outcome"]["labels"]]
     assert [one["score"] for one in shown["labels"]] == pytest.approx(
         [one["score"] for one in own["outcome"]["labels"]], abs=CLOSE

@@ -16,6 +16,7 @@ import yaml
 from tests.deploy.chart import schema
 from worker.cli import program
 from worker.errors import SettingsError
+from worker.label_sets import record
 from worker.settings import Settings, load
 from worker.usage import topic_commands
 
@@ -299,3 +300,12 @@ def test_what_the_image_is_made_of_is_sent_to_the_build() -> None:
     assert "*" in rules
     assert copied == admitted
     assert [path for path in copied if not (ROOT / path).exists()] == []
+
+
+def test_label_sets_in_the_charts_values_are_label_sets() -> None:
+    values = yaml.safe_load((ROOT / "deploy/helm/xnli-worker/values-production.yaml").read_text(encoding="utf-8"))
+    files = values["labelSets"]["files"]
+    assert files
+    for file, text in files.items():
+        label_set = record.checked(record.parsed(text), None)
+        assert label_set.name == Path(file).stem

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from worker.errors import Reason, Rejection, SettingsError
-from worker.messages import Classification, Encoded, LabelScore, ModelIdentity
+from worker.messages import Classification, Encoded, Evidence, LabelScore, ModelIdentity, Span, Step
 from worker.rules import addresses
 
 _TIMEOUT_S: Final = 120.0
@@ -65,13 +65,25 @@ class RemoteWorker:
 
 def _result(found: Any) -> tuple[Encoded, Classification, ModelIdentity]:
     outcome = found["outcome"]
-    labels = tuple(
-        LabelScore(one["label"], one["score"], one["entailment"], one["neutral"], one["contradiction"])
-        for one in outcome["labels"]
+    scored = Classification(
+        tuple(map(_label, outcome["labels"])), outcome["multi_label"], outcome["abstained"], outcome["evidence_cut"]
     )
     encoded = Encoded((), found["windows"], found["truncated"], 0)
-    model = ModelIdentity(found["model"]["name"], found["model"]["revision"])
-    return encoded, Classification(labels, outcome["multi_label"], outcome["abstained"]), model
+    return encoded, scored, ModelIdentity(found["model"]["name"], found["model"]["revision"])
+
+
+def _label(found: Any) -> LabelScore:
+    window = found.get("window")
+    return LabelScore(
+        found["label"],
+        found["score"],
+        found["entailment"],
+        found["neutral"],
+        found["contradiction"],
+        path=tuple(Step(step["label"], step["score"]) for step in found.get("path", ())),
+        evidence=tuple(Evidence(Span(one["start"], one["end"]), one["drop"]) for one in found.get("evidence", ())),
+        window=None if window is None else Span(window["start"], window["end"]),
+    )
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

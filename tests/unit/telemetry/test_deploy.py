@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from worker.messages import Partition
 from worker.telemetry.certificates import CertificateWatch, OwnCertificate
+from worker.telemetry.http_metrics import HttpMetrics
 from worker.telemetry.metrics import Metrics, Rebalance
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -37,6 +38,7 @@ def series() -> dict[str, dict[str, set[str]]]:
     metrics.lag("requests", 0, 0)
     metrics.unstable("requests", 0, 0)
     metrics.stalled([("requests", "0")])
+    HttpMetrics(registry).answered("/v1/classify", 200, 0.0)
     CertificateWatch([OwnCertificate("schema_registry.certificate", 0.0)], registry)
     found: dict[str, dict[str, set[str]]] = {}
     for family in registry.collect():
