@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +61,21 @@ def _load(kafka: Kafka, topic: str, stop: threading.Event) -> None:
     producer.flush(10)
 
 
+def _call(url: str, stop: threading.Event) -> None:
+    """A sample over HTTP, ten times a second; one in twenty is refused."""
+    text = "The central bank raised interest rates."
+    body = json.dumps({"text": text, "labels": ["finance", "sport"]}).encode()
+    sent = 0
+    while not stop.wait(0.1):
+        sent += 1
+        request = urllib.request.Request(  # noqa: S310 (our own)
+            f"{url}/v1/classify", b"{}" if sent % 20 == 0 else body, {"Content-Type": "application/json"}
+        )
+        # (What is refused, or not answered while the model is loaded, is counted by the worker.)
+        with suppress(OSError), urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 (our own)
+            answer.read()
+
+
 def _prometheus(folder: Path, target: str) -> tuple[Process, str]:
     """Prometheus with the configuration of the repository, its discovery by DNS replaced by this target."""
     deploy = ROOT / "deploy" / "prometheus"
@@ -101,6 +117,7 @@ def observe(minutes: float) -> list[tuple[dict[str, Any], list[tuple[str, list[A
             "XNLI_KAFKA__GROUP_ID": topics.requests,
             "XNLI_MODEL__NAME": "demo",
             "XNLI_HTTP__PORT": str(port),
+            "XNLI_HTTP__INFERENCE": "true",
         }
         prometheus, url = _prometheus(folder, f"127.0.0.1:{port}")
         stop = threading.Event()
@@ -108,8 +125,12 @@ def observe(minutes: float) -> list[tuple[dict[str, Any], list[tuple[str, list[A
             with WorkerProcess(environment, folder / "worker.log", REAL) as worker:
                 began_s = time.time()
                 worker.wait_for("rebalance", 180)
-                sender = threading.Thread(target=_load, args=(kafka, topics.requests, stop))
-                sender.start()
+                senders = [
+                    threading.Thread(target=_load, args=(kafka, topics.requests, stop)),
+                    threading.Thread(target=_call, args=(f"http://127.0.0.1:{port}", stop)),
+                ]
+                for sender in senders:
+                    sender.start()
                 wait_until(lambda: time.time() > began_s + 60 * minutes, 60 * minutes + 60, "the load", worker, 1.0)
                 found = [
                     (panel, [series for target in panel["targets"] for series in _series(url, target, began_s)])
@@ -117,7 +138,8 @@ def observe(minutes: float) -> list[tuple[dict[str, Any], list[tuple[str, list[A
                     if "targets" in panel
                 ]
                 stop.set()
-                sender.join()
+                for sender in senders:
+                    sender.join()
                 worker.stop()
         finally:
             stop.set()
