@@ -7,6 +7,7 @@ width of ours, which takes the larger figure.
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -59,11 +60,14 @@ def _beginning(text: str, columns: int) -> str:
     return text
 
 
+_WORD: Final = re.compile(r"\d[\d.,]* (?:s|ms|kB|MB|GB)(?!\w)\S*|\S+")
+
+
 def wrapped(text: str, columns: int) -> list[str]:
-    """A text over as many lines as it takes, broken between words where there are any."""
+    """A text over as many lines as it takes, broken between words where there are any; a number keeps its unit."""
     lines: list[str] = []
     line = ""
-    for word in text.split():
+    for word in _WORD.findall(text):
         joined = f"{line} {word}" if line else word
         if width(joined) <= columns:
             line = joined

@@ -34,6 +34,10 @@ def test_what_is_wrapped_is_whole(text: str, columns: int) -> None:
     assert all(screen.width(line) <= columns for line in lines)
 
 
+def test_a_number_keeps_its_unit() -> None:
+    assert screen.wrapped("loaded in 56.6 s on cpu", 15) == ["loaded in", "56.6 s on cpu"]
+
+
 @pytest.mark.parametrize(("text", "columns"), [("नमस्ते", 4), ("你好", 4), ("สวัสดี", 4), ("مرحبا", 5), ("a", 1)])
 def test_widths(text: str, columns: int) -> None:
     assert columns <= screen.width(text) <= columns + 1  # some terminals give vowel signs a column
