@@ -10,8 +10,9 @@ The script is in the texts themselves, so that every process and every attempt m
 - ``kill=137``    the process dies inside inference with this exit code (``os._exit``), every time
 - ``hang``        the model never returns
 
-``XNLI_TEST_SECONDS_PER_BATCH`` is what every batch takes. ``XNLI_TEST_HANG_AT_BATCH=8``: from the eighth batch of this
-process the model never returns, whatever the texts; so it helps to start another.
+``XNLI_TEST_SECONDS_PER_BATCH`` is what every batch takes, ``XNLI_TEST_SECONDS_PER_MESSAGE`` what each of its messages
+adds. ``XNLI_TEST_HANG_AT_BATCH=8``: from the eighth batch of this process the model never returns, whatever the texts;
+so it helps to start another.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from worker.settings import Settings
 from worker.telemetry import log
 
 SECONDS_PER_BATCH = float(os.environ.get("XNLI_TEST_SECONDS_PER_BATCH", "0"))
+SECONDS_PER_MESSAGE = float(os.environ.get("XNLI_TEST_SECONDS_PER_MESSAGE", "0"))
 HANG_AT_BATCH = int(os.environ.get("XNLI_TEST_HANG_AT_BATCH", "0"))
 
 
@@ -74,7 +76,7 @@ class ScriptedModel:
     def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
         beat()
         began_s = time.perf_counter()
-        pause_s = SECONDS_PER_BATCH
+        pause_s = SECONDS_PER_BATCH + SECONDS_PER_MESSAGE * len(requests)
         self._batches += 1
         if self._batches == HANG_AT_BATCH:
             time.sleep(3600)
