@@ -66,7 +66,7 @@ def calibrate(
     if not is_whole and stop_requested():
         say("nothing is written")
         return False
-    template = given.template or labelled.settings.model.hypothesis_template
+    template = labelled.settings.model.hypothesis_template
     plan = Plan(name or output.stem, wanted, of_label, folds, seed, template)
     fit = calibrating.fit(scored, engine.identity, plan)
     calibration_file.write(fit.file, output, replaces=replaces)
@@ -117,7 +117,7 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
         sys.stdout.buffer.flush()
         return
     out, file = Screen(), fit.file
-    out.line(f"{terminal.harmless(file.model.name)} at {file.model.revision[:12]}, calibration {file.name}")
+    out.line(f"{terminal.harmless(file.model.name)} at {file.model.revision}, calibration {file.name}")
     if file.temperature is not None:
         out.line(f"  the labels compete: temperature {file.temperature:.3f}")
     shown = file.labels[:_MOST_LABELS]

@@ -31,7 +31,7 @@ class Plan:
         of_label: of single labels.
         folds: how many are held out in turn.
         seed: draws them.
-        hypothesis_template: the one that was in force, for the file's readers.
+        hypothesis_template: of examples that have none of their own, for the file's readers.
     """
 
     name: str
@@ -206,6 +206,7 @@ def _fit_of(
     before = quality.calibration_error(raw, came_true, seed=plan.seed)
     after = quality.calibration_error(held_out, came_true, seed=plan.seed)
     sets = {one.request.label_set.name for one in scored if one.request.label_set is not None}
+    templates = {one.example.hypothesis_template or plan.hypothesis_template for one in scored} if not sets else set()
     fitted: dict[str, Any] = {
         "examples": len(scored),
         "folds": plan.folds,
@@ -221,7 +222,7 @@ def _fit_of(
         name=plan.name,
         model=Model(name=model.name, revision=model.revision),
         multi_label=temperature is None,
-        hypothesis_template=plan.hypothesis_template,
+        hypothesis_template=templates.pop() if len(templates) == 1 else None,
         label_set=sets.pop() if len(sets) == 1 else None,
         temperature=temperature,
         labels=tuple(labels),

@@ -7,9 +7,10 @@ all examples. A text that occurs several times lies in one fold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,6 @@ _FEWEST_PREDICTED: Final = 20  # a share of fewer decisions is no precision that
 _ROUNDED: Final = 6  # digits behind the point, of what a file holds
 
 Integers = npt.NDArray[np.intp]
-_Fitted = TypeVar("_Fitted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,10 @@ class FittedTemperature:
 
 
 def fit_curve(seen: Seen, *, folds: int = FOLDS, seed: int = 0) -> FittedCurve | str:
-    """The curve of a label with the lower log loss on held-out folds; or why there is none.
+    """The curve of a label with the least log loss on held-out folds; or why there is none.
 
-    Isotonic regression needs many examples on both sides; with fewer there is Platt's line alone.
+    Isotonic regression needs many examples on both sides; with fewer there is Platt's line alone. Scores that neither
+    makes better stay as they are: by a line that changes nothing.
 
     Raises:
         SettingsError: the extra ``learn`` is not installed.
@@ -106,12 +107,12 @@ def fit_curve(seen: Seen, *, folds: int = FOLDS, seed: int = 0) -> FittedCurve |
     positives, negatives = int(seen.holds.sum()), int((~seen.holds).sum())
     if min(positives, negatives) < FEWEST:
         return f"{positives} of {len(seen.holds)} examples expect it, and it takes {FEWEST} that do and {FEWEST} not"
-    tried = [_platt]
+    tried: list[Callable[[Floats, Booleans], Curve | str]] = [_platt]
     if min(positives, negatives) >= FEWEST_FOR_ISOTONIC:
         tried.append(_isotonic)
     split = _folds(seen.holds, seen.groups, folds, seed)
-    best: FittedCurve | None = None
-    least = np.inf
+    best = FittedCurve(Platt(1.0, 0.0), seen.scores)
+    least = _log_loss(seen.scores, seen.holds)
     for fit in tried:
         curve = fit(seen.scores, seen.holds)
         if isinstance(curve, str):
@@ -125,11 +126,11 @@ def fit_curve(seen: Seen, *, folds: int = FOLDS, seed: int = 0) -> FittedCurve |
         loss = _log_loss(held_out, seen.holds)
         if loss < least:
             least, best = loss, FittedCurve(curve, held_out)
-    return best or "its scores do not tell"
+    return best
 
 
 def fit_temperature(seen: Competing, *, folds: int = FOLDS, seed: int = 0) -> FittedTemperature:
-    """The temperature with the least log loss.
+    """The temperature with the least log loss; 1, which changes nothing, where that has no more on held-out folds.
 
     Raises:
         SettingsError: the extra ``learn`` is not installed.
@@ -139,11 +140,18 @@ def fit_temperature(seen: Competing, *, folds: int = FOLDS, seed: int = 0) -> Fi
     for learnt, tested in _folds(seen.right, seen.groups, folds, seed):
         value = _temperature(seen.scores[learnt], seen.right[learnt])
         held_out[tested] = _warmed(seen.scores[tested], value)
+    rows = np.arange(len(seen.right))
+    raw, calibrated = (np.maximum(scores[rows, seen.right], 1e-300) for scores in (seen.scores, held_out))
+    if np.log(calibrated).sum() <= np.log(raw).sum():
+        return FittedTemperature(1.0, seen.scores)
     return FittedTemperature(_temperature(seen.scores, seen.right), held_out)
 
 
 def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives: int) -> Reached | None:
     """The threshold for what is wanted: the lowest for a precision, the highest for a recall.
+
+    For a precision two estimates have to agree: the share that was counted, and what the calibrated scores expect. The
+    lowest threshold of one alone is the one that chance favours most, and disappoints on other texts.
 
     Args:
         wanted: What it is chosen for.
@@ -164,7 +172,8 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
     is_met = True
     match wanted.of:
         case "precision":
-            enough = np.flatnonzero(precision >= wanted.value)
+            expected = np.cumsum(ordered)[ends] / (ends + 1)
+            enough = np.flatnonzero(np.minimum(precision, expected) >= wanted.value)
             is_met = len(enough) > 0
             at = int(enough[-1]) if is_met else int(precision.argmax())
         case "recall":
@@ -174,14 +183,14 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
         case "f1":
             at = int((2 * precision * recall / np.maximum(precision + recall, 1e-12)).argmax())
     # Between this score and the next below it, so that the last digits of a score decide nothing.
-    below = ordered[ends[at] + 1] if ends[at] + 1 < len(ordered) else 0.0
-    threshold = _between(float(below), float(ordered[ends[at]]))
+    score = float(ordered[ends[at]])
+    threshold = _between(float(ordered[ends[at] + 1]) if ends[at] + 1 < len(ordered) else score, score)
     return Reached(threshold, float(precision[at]), float(recall[at]), is_met)
 
 
 def _between(low: float, high: float) -> float:
     middle = round((low + high) / 2, _ROUNDED)
-    return middle if low < middle <= high else high
+    return middle if low < middle <= high else math.floor(high * 10**_ROUNDED) / 10**_ROUNDED
 
 
 def _folds(strata: npt.NDArray[np.generic], groups: Integers, folds: int, seed: int) -> list[tuple[Integers, Integers]]:
@@ -229,15 +238,17 @@ def _isotonic(scores: Floats, holds: Booleans) -> Isotonic | str:
     order = np.argsort(scores, kind="stable")
     points, hits = _margins(scores[order]), holds[order].astype(np.float64)
     count = max(1, min(_POINTS, len(points) // FEWEST))
-    middles, shares, sizes = [], [], []
+    middles: list[float] = []
+    shares: list[float] = []
+    sizes: list[int] = []
     for part, own in zip(np.array_split(points, count), np.array_split(hits, count), strict=True):
         middle = round(float(part.mean()), _ROUNDED)
         if middles and middle <= middles[-1]:  # equal scores over several bins
-            shares[-1] = (shares[-1] * sizes[-1] + own.sum()) / (sizes[-1] + len(own))
+            shares[-1] = (shares[-1] * sizes[-1] + float(own.sum())) / (sizes[-1] + len(own))
             sizes[-1] += len(own)
             continue
         middles.append(middle)
-        shares.append((own.sum()) / len(own))
+        shares.append(float(own.mean()))
         sizes.append(len(own))
     least = 1 / (len(points) + 2)  # as Laplace: never seen is not impossible
     fitted = IsotonicRegression(y_min=least, y_max=1 - least).fit(middles, shares, sample_weight=sizes)
