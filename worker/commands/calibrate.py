@@ -122,7 +122,7 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
         out.line(f"  the labels compete: temperature {file.temperature:.3f}")
     shown = file.labels[:_MOST_LABELS]
     columns = min(_LABEL_COLUMNS, max([screen.width(terminal.harmless(one.label)) for one in shown] + [5]))
-    widths = [0, columns, 8, 9, 9, 9, 6]
+    widths = [0, columns, 8, 9, 9, 9]
     head = ("label", "expected", "curve", "threshold", "precision", "recall")
     out.line("")
     out.row(["", *(Cell(word, screen.DIM) for word in head)], widths)
@@ -139,6 +139,9 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
     if missed := [label for label, one in fit.reached.items() if not one.is_met]:
         count = plural(len(missed), "label")
         out.line(f"  what was wanted is not reached for {count}: the nearest stands there", screen.MAGENTA)
+    if fit.silent:
+        named = ", ".join(terminal.harmless(label) for label in fit.silent[:_MOST_LABELS])
+        out.line(f"  too rarely predicted for a threshold: {named}", screen.MAGENTA)
     out.line(f"  written to {output}; name it in model.calibration, or a folder that it lies in")
     sys.stdout.flush()
 
@@ -178,4 +181,5 @@ def _datum(fit: Fit, output: Path) -> dict[str, Any]:
             for one in file.labels
         ],
         "uncalibrated": dict(fit.left),
+        "without_threshold": list(fit.silent),
     }

@@ -121,8 +121,8 @@ def _error(error: CalibrationError) -> str:
 def _curve(out: Screen, report: Report) -> None:
     """What the surest decisions are worth."""
     points = [min(report.coverage, key=lambda point: abs(point.coverage - wanted)) for wanted in _COVERED]
-    told = list(dict.fromkeys(f"{point.accuracy:.3f} at {point.coverage:.0%}" for point in points))
-    out.line(f"  accuracy where only the surest decisions are made: {', '.join(told)}")
+    told = list(dict.fromkeys(f"{point.coverage:.0%}: {point.accuracy:.3f}" for point in points))
+    out.line(f"  accuracy of the surest {', '.join(told)}")
 
 
 def _confused(out: Screen, report: Report) -> None:

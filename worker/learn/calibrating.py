@@ -56,6 +56,7 @@ class Fit:
         after: that of the scores calibrated by the other folds.
         left: labels that are not calibrated, and why.
         reached: what the thresholds reached.
+        silent: labels of which a threshold was wanted that nobody can tell: they are predicted too rarely.
     """
 
     file: CalibrationFile
@@ -63,6 +64,7 @@ class Fit:
     after: CalibrationError
     left: Mapping[str, str]
     reached: Mapping[str, Reached]
+    silent: tuple[str, ...] = ()
 
 
 def to_fit(asked: Sequence[Asked]) -> list[Asked]:
@@ -228,7 +230,8 @@ def _fit_of(
         labels=tuple(labels),
         fitted=fitted,
     )
-    return Fit(file, before, after, left, reached)
+    silent = [one.label for one in labels if one.threshold is None and plan.wanted_of(one.label) is not None]
+    return Fit(file, before, after, left, reached, tuple(silent))
 
 
 def _label(
