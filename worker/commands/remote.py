@@ -83,6 +83,7 @@ def _label(found: Any) -> LabelScore:
         path=tuple(Step(step["label"], step["score"]) for step in found.get("path", ())),
         evidence=tuple(Evidence(Span(one["start"], one["end"]), one["drop"]) for one in found.get("evidence", ())),
         window=None if window is None else Span(window["start"], window["end"]),
+        calibrated=found.get("calibrated"),
     )
 
 
