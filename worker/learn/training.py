@@ -1,0 +1,271 @@
+"""Training on NLI pairs, by transformers' Trainer: a loss, what is trained, and when to stop.
+
+The rows are those that the worker serves (`worker.inference.tokens`), padded a batch at a time. The loss of a pair is
+the cross-entropy between the probabilities wanted and those of the model, so pairs with a right answer and pairs that
+keep an old one go through the same loss.
+
+The rate at which weights may change falls with their number: Adam's best learning rate is proportional to one over the
+width (Yang et al., "Tensor Programs V", 2022). Both constants give the usual rates at 1,024: 2.5e-5, and ten times as
+much for LoRA.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from worker.errors import SettingsError
+from worker.inference.forwards.padded import Padded
+from worker.inference.model import Checkpoint
+from worker.inference.scores import LabelOrder
+from worker.learn.training_pairs import Target
+from worker.messages import Row
+
+Method = Literal["lora", "layers", "full"]
+
+_WIDTH_TIMES_RATE: Final = {"full": 0.0256, "layers": 0.0256, "lora": 0.256}
+_WARM_UP: Final = 0.1  # of all steps
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to train.
+
+    Attributes:
+        method: "lora" trains low-rank additions to every linear layer, "layers" some of the blocks and the head,
+            "full" everything.
+        layers: with "layers" the blocks, as the names of the weights count them.
+        rank: with "lora" the rank of the additions.
+        learning_rate: at its height; None: by the width of the model.
+        epochs: at most.
+        patience: epochs without a better loss on what is held out, after which training ends.
+        batch_pairs: pairs in a step.
+        seed: of everything that is drawn.
+    """
+
+    method: Method = "lora"
+    layers: tuple[int, ...] = ()
+    rank: int = 16
+    learning_rate: float | None = None
+    epochs: int = 30
+    patience: int = 4
+    batch_pairs: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A pair as the model reads it. ``weight`` says how much it counts."""
+
+    row: Row
+    target: Target
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """How far training is, and the loss on what is held out; ``best`` is that of the epoch kept so far."""
+
+    number: float
+    steps: int
+    loss: float
+    held_out_loss: float | None
+
+
+Tell = Callable[[int, int, Epoch | None], None]
+"""Hears of each step: how many are done, of how many at most, and of an epoch at its end."""
+
+
+def train(
+    checkpoint: Checkpoint,
+    lessons: Sequence[Lesson],
+    held_out: Sequence[Lesson],
+    plan: Plan,
+    scratch: Path,
+    tell: Tell,
+) -> list[Epoch]:
+    """Change the checkpoint's weights in place, and leave those of the best epoch in it.
+
+    Args:
+        checkpoint: in float32.
+        lessons: what is trained on.
+        held_out: what tells when to stop; empty: all epochs run, and the last is kept.
+        plan: how.
+        scratch: a folder for what training keeps meanwhile.
+        tell: hears how far it is.
+
+    Raises:
+        SettingsError: the plan does not fit the model.
+    """
+    order = checkpoint.order
+    if order is None:
+        raise SettingsError(f"{checkpoint.identity.name} has no classification head to train")
+    padded = Padded(checkpoint)  # before the model is wrapped: it asks what the model accepts
+    transformers.set_seed(plan.seed)  # LoRA's additions begin at random
+    model = _trainable(checkpoint, plan)
+    watch = _Watch(tell)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(checkpoint, plan, scratch, stops=bool(held_out)),
+        data_collator=lambda batch: _collated(batch, padded, order),
+        train_dataset=list(lessons),
+        eval_dataset=list(held_out) or None,
+        compute_loss_func=_loss,
+        callbacks=[watch, *([EarlyStoppingCallback(plan.patience)] if held_out else [])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries', about their own defaults
+        trainer.train()
+    if plan.method == "lora":
+        model.merge_and_unload(safe_merge=True)
+    checkpoint.model.eval().requires_grad_(requires_grad=False)
+    return watch.epochs
+
+
+def rate(checkpoint: Checkpoint, plan: Plan) -> float:
+    """The learning rate at its height."""
+    if plan.learning_rate is not None:
+        return plan.learning_rate
+    return _WIDTH_TIMES_RATE[plan.method] / checkpoint.hidden_size
+
+
+def _arguments(checkpoint: Checkpoint, plan: Plan, scratch: Path, *, stops: bool) -> TrainingArguments:
+    when = "epoch" if stops else "no"
+    is_cuda = checkpoint.device.type == "cuda"
+    bfloat16 = is_cuda and torch.cuda.is_bf16_supported()
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        use_cpu=checkpoint.device.type == "cpu",
+        bf16=bfloat16,
+        fp16=is_cuda and not bfloat16,
+        seed=plan.seed,
+        data_seed=plan.seed,
+        learning_rate=rate(checkpoint, plan),
+        warmup_steps=_WARM_UP,
+        lr_scheduler_type="linear",
+        num_train_epochs=plan.epochs,
+        per_device_train_batch_size=plan.batch_pairs,
+        per_device_eval_batch_size=plan.batch_pairs,
+        eval_strategy=when,
+        save_strategy=when,
+        logging_strategy="epoch",
+        load_best_model_at_end=stops,
+        metric_for_best_model="eval_loss" if stops else None,
+        greater_is_better=False if stops else None,
+        save_total_limit=1,
+        save_only_model=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        dataloader_pin_memory=False,  # the rows lie on the device already
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+    )
+    if is_cuda:
+        # One worker has one device; on several the Trainer would run DataParallel.
+        arguments._n_gpu = 1  # noqa: SLF001
+    return arguments
+
+
+def _trainable(checkpoint: Checkpoint, plan: Plan) -> Any:
+    """The model with what is trained marked, wrapped by peft with "lora"."""
+    model = checkpoint.model.requires_grad_(requires_grad=plan.method == "full")
+    if plan.method == "lora":
+        import peft  # noqa: PLC0415 (an extra)
+
+        config = peft.LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=_linear_layers(model))
+        return peft.get_peft_model(model, config)
+    if plan.method == "layers":
+        _unfreeze(model, plan.layers)
+    return model
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def blocks(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The stacks of equal blocks that a transformer is made of, by name: one, or those of encoder and decoder."""
+    stacks = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+    }
+    most = max((len(stack) for stack in stacks.values()), default=0)
+    return {name: stack for name, stack in stacks.items() if len(stack) == most}
+
+
+def _unfreeze(model: Any, layers: Sequence[int]) -> None:
+    for stack in blocks(model).values():
+        for layer in layers:
+            if not 0 <= layer < len(stack):
+                raise SettingsError(
+                    f"--layers: there is no layer {layer}; the model's {len(stack)} are called 0 to {len(stack) - 1}"
+                )
+            stack[layer].requires_grad_(requires_grad=True)
+    base = {id(parameter) for parameter in model.base_model.parameters()}
+    for parameter in model.parameters():  # the head
+        if id(parameter) not in base:
+            parameter.requires_grad_(requires_grad=True)
+
+
+def _collated(batch: Sequence[Lesson], padded: Padded, order: LabelOrder) -> dict[str, torch.Tensor]:
+    inputs = padded.inputs([lesson.row for lesson in batch])
+    classes = 2 if order.neutral is None else 3
+    labels = torch.zeros(len(batch), classes, device=inputs["input_ids"].device)
+    for row, lesson in enumerate(batch):
+        labels[row, order.entailment] = lesson.target.entailment * lesson.weight
+        labels[row, order.contradiction] = lesson.target.contradiction * lesson.weight
+        if order.neutral is not None:
+            labels[row, order.neutral] = lesson.target.neutral * lesson.weight
+    return {**inputs, "labels": labels}
+
+
+def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: object = None) -> torch.Tensor:
+    """Cross-entropy with the probabilities wanted, each pair as heavy as its probabilities together."""
+    del num_items_in_batch  # counts labels of -100, which are none of ours
+    logits: torch.Tensor = outputs.logits if hasattr(outputs, "logits") else outputs["logits"]
+    return -(labels * logits.float().log_softmax(-1)).sum() / labels.sum()
+
+
+class _Watch(TrainerCallback):
+    """Tells of each step, and keeps what each epoch came to."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self.epochs: list[Epoch] = []
+        self._loss = 0.0
+        self._stops = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+        self._tell(state.global_step, state.max_steps, None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_rest: Any) -> None:
+        if "loss" in (logs or {}):
+            self._loss = float(logs["loss"])
+            if args.eval_strategy == "no":
+                self._close(state, None)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_rest: Any) -> None:
+        self._close(state, float(metrics["eval_loss"]))
+
+    def _close(self, state: Any, held_out_loss: float | None) -> None:
+        epoch = Epoch(float(state.epoch), int(state.global_step), self._loss, held_out_loss)
+        self.epochs.append(epoch)
+        self._tell(state.global_step, state.max_steps, epoch)
