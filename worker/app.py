@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -35,6 +36,8 @@ from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
 from worker.kafka.trial import Trial
 from worker.label_sets.topic import FollowedSets
+from worker.learn import calibration_file
+from worker.learn.calibration_file import CalibrationFile
 from worker.messages import Pooling
 from worker.pipeline.admit import RequestReader
 from worker.pipeline.batch import BatchPolicy
@@ -43,6 +46,7 @@ from worker.pipeline.loop import Loop
 from worker.pipeline.resolve import Policy, ResultWriter
 from worker.pipeline.wiring import open_loop
 from worker.rules import names, trouble
+from worker.rules.calibration import Calibrations
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
@@ -138,6 +142,12 @@ def ready_engine(settings: Settings, engine: Model | None, start: Start, metrics
     return ready
 
 
+def calibration_files(settings: Settings) -> list[CalibrationFile]:
+    """What ``model.calibration`` names. Raises SettingsError."""
+    named = settings.model.calibration
+    return [] if named is None else calibration_file.read(Path(named))
+
+
 def retry_policy(settings: Settings) -> RetryPolicy:
     """How often and how patiently what failed is tried again."""
     retry = settings.retry
@@ -172,10 +182,10 @@ def _trouble(settings: Settings) -> str:
 
 
 def _request_reader(
-    settings: Settings, codecs: Codecs, pooling: Pooling, label_sets: FollowedSets | None
+    settings: Settings, codecs: Codecs, pooling: Pooling, label_sets: FollowedSets | None, calibrations: Calibrations
 ) -> RequestReader:
     stored = label_sets.stored if label_sets is not None else None
-    return RequestReader(codecs, defaults_of(settings, pooling, stored), limits_of(settings))
+    return RequestReader(codecs, defaults_of(settings, pooling, stored, calibrations), limits_of(settings))
 
 
 def _own_certificates(settings: Settings) -> Iterator[OwnCertificate]:
@@ -269,9 +279,9 @@ class App:
         start = Start(stop_requested)
         language_detection.detector(is_needed=settings.model.detects_language)  # before minutes of loading
         start.watch(self._check)
-        engine = self._load(start)
+        engine, calibrations = self._load(start)
         policy = _policy(settings, instance)
-        self._inference = self.http.compute(engine, policy.retry)
+        self._inference = self.http.compute(engine, policy.retry, calibrations)
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
         # One for all: each client costs threads, and connections to every broker.
@@ -280,10 +290,10 @@ class App:
         if settings.topics.label_sets is not None:
             template, shared = settings.model.hypothesis_template, client_config.common(settings.kafka, "label-sets")
             self._label_sets = FollowedSets(
-                shared, admin, settings.topics.label_sets, settings.label_sets, template, self.metrics
+                shared, admin, settings.topics.label_sets, settings.label_sets, template, self.metrics, calibrations
             )
             self._label_sets.load(stop_requested)
-            self.http.open(engine, self._label_sets.stored.view())
+            self.http.open(engine, self._label_sets.stored.view(), calibrations)
         consumer = Consumer(client_config.consumer(settings.kafka))
         written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
         self._limits = limits = known_limits.load(settings.kafka, admin, written, self.health.topics_missing)
@@ -296,7 +306,7 @@ class App:
             consumer=consumer,
             publisher=self._publisher,
             inference=self._inference,
-            read=_request_reader(settings, codecs, engine.pooling, self._label_sets),
+            read=_request_reader(settings, codecs, engine.pooling, self._label_sets, calibrations),
             encode=engine.encode,
             write=ResultWriter(codecs, settings.topics.output, engine.identity),
             refusal=limits.refusal,
@@ -314,13 +324,15 @@ class App:
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return self._loop
 
-    def _load(self, start: Start) -> Model:
-        """The model, while the log says whether a broker is there to work for."""
+    def _load(self, start: Start) -> tuple[Model, Calibrations]:
+        """The model and its calibrations, while the log says whether a broker is there to work for."""
+        files = calibration_files(self._settings)  # before minutes of loading
         if why := self._unreachable():
             log.warning("broker_away", error=why, next="the model is loaded meanwhile")
         engine = ready_engine(self._settings, self._engine, start, self.metrics)
+        calibrations = calibration_file.of_model(files, engine.identity)
         self.health.model_loaded()
-        return engine
+        return engine, calibrations
 
     def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
         kafka = self._settings.kafka

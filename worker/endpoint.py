@@ -24,6 +24,7 @@ from worker.messages import Encoded, ModelIdentity, Pooling, Request
 from worker.pipeline.batch import BATCHES_IN_HAND
 from worker.pipeline.computation import Runs
 from worker.pipeline.infer import InferenceThread
+from worker.rules.calibration import NONE, Calibrations
 from worker.rules.device_share import DeviceShare
 from worker.rules.label_set import LabelSets
 from worker.rules.retry import RetryPolicy
@@ -67,7 +68,9 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(limits.max_text_chars, limits.max_labels, limits.max_label_chars, limits.max_message_bytes)
 
 
-def defaults_of(settings: Settings, pooling: Pooling, label_sets: LabelSets | None) -> Defaults:
+def defaults_of(
+    settings: Settings, pooling: Pooling, label_sets: LabelSets | None, calibrations: Calibrations = NONE
+) -> Defaults:
     """What a request means that does not say."""
     model = settings.model
     return Defaults(
@@ -78,6 +81,7 @@ def defaults_of(settings: Settings, pooling: Pooling, label_sets: LabelSets | No
         label_sets,
         language_detection.detector(is_needed=model.detects_language),
         AUTO if model.detects_language else None,
+        calibrations,
     )
 
 
@@ -142,7 +146,7 @@ class Endpoint:
             most_tokens = BATCHES_IN_HAND * settings.batch.max_tokens
             self.calls = CallQueue(self._server.loop, most_calls=http.max_waiting, most_tokens=most_tokens)
 
-    def compute(self, engine: Model, policy: RetryPolicy) -> InferenceThread:
+    def compute(self, engine: Model, policy: RetryPolicy, calibrations: Calibrations = NONE) -> InferenceThread:
         """The inference thread, begun: requests are answered from now on, whatever else is away."""
         inference = InferenceThread(
             engine,
@@ -155,14 +159,14 @@ class Endpoint:
             self._metrics.called,
         )
         inference.start()
-        self.open(engine, None)
+        self.open(engine, None, calibrations)
         return inference
 
-    def open(self, engine: Model, label_sets: ReadySets | None) -> None:
+    def open(self, engine: Model, label_sets: ReadySets | None, calibrations: Calibrations = NONE) -> None:
         """Answer requests by these label sets from now on. They are looked up on a thread of this side."""
         if self.calls is None:
             return
-        defaults = defaults_of(self._settings, engine.pooling, label_sets)
+        defaults = defaults_of(self._settings, engine.pooling, label_sets, calibrations)
         limits, most = limits_of(self._settings), self._settings.http.max_items
         rules = Rules(defaults, limits, engine.encode, engine.identity, most)
         self._inference.open(Service(self.calls, rules, label_sets or ()))

@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, TypeVar, dataclass_transform
+from typing import NamedTuple, Protocol, TypeVar, dataclass_transform
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +125,18 @@ class Taxonomy:
     beam: int
 
 
+class Calibrator(Protocol):
+    """Makes probabilities of a request's scores."""
+
+    def __call__(self, labels: Sequence[int], scores: Sequence[float]) -> list[float | None]:
+        """The calibrated score of each of some labels; None of those that it does not know.
+
+        Args:
+            labels: which of the request's: all of them where they compete.
+            scores: one for each, in [0, 1].
+        """
+
+
 @value
 class Request:
     """A valid request with every default filled in: what follows needs no settings to understand it.
@@ -136,7 +148,8 @@ class Request:
     are all of its nodes. ``thresholds`` has one for each label where a set gives labels their own, after precedence;
     for a label with None, and where it is empty, ``threshold`` holds. A label whose neutral probability reaches
     ``abstain_on_neutral`` does not pass either. ``evidence`` is how many spans of the text are wanted for each label
-    that passes. ``detected`` is the language that was found where the request asked for that.
+    that passes. ``detected`` is the language that was found where the request asked for that. ``calibrator`` is None
+    where no calibration knows any of the labels; thresholds are compared with what it makes of a score, where it does.
     """
 
     id: str
@@ -158,6 +171,12 @@ class Request:
     abstain_on_neutral: float | None = None
     evidence: int = 0
     detected: str | None = None
+    calibrator: Calibrator | None = None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether each label is judged on its own: asked for, or because there is one alone."""
+        return self.multi_label or len(self.labels) == 1
 
 
 @value
@@ -248,7 +267,8 @@ class LabelScore:
     """A label, its score, and the three NLI probabilities behind it (neutral is 0 for two-class checkpoints).
 
     ``path`` leads through a taxonomy to the label, itself included; it is empty without one. ``evidence`` is strongest
-    first. ``window`` is the part of a long text that decided, under WINDOW_MAX.
+    first. ``window`` is the part of a long text that decided, under WINDOW_MAX. ``calibrated`` is the probability that
+    the score stands for, by the calibration in force; None where that does not know the label.
     """
 
     label: str
@@ -259,6 +279,7 @@ class LabelScore:
     path: tuple[Step, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     window: Span | None = None
+    calibrated: float | None = None
 
 
 @value

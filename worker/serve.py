@@ -10,10 +10,11 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from worker import process
-from worker.app import DRAIN_TIMEOUT_S, ready_engine, retry_policy
+from worker.app import DRAIN_TIMEOUT_S, calibration_files, ready_engine, retry_policy
 from worker.endpoint import Endpoint, Model
 from worker.errors import Stalled
 from worker.http.health import Health
+from worker.learn import calibration_file
 from worker.pipeline.infer import InferenceThread
 from worker.settings import Settings
 from worker.start import Start, Stopped
@@ -76,8 +77,10 @@ class Server:
             self.http.close()
 
     def _start(self, start: Start) -> InferenceThread:
+        files = calibration_files(self._settings)  # before minutes of loading
         engine = ready_engine(self._settings, self._engine, start, self._metrics)
-        inference = self.http.compute(engine, retry_policy(self._settings))
+        calibrations = calibration_file.of_model(files, engine.identity)
+        inference = self.http.compute(engine, retry_policy(self._settings), calibrations)
         self.health.model_loaded()
         log.info("started", http_port=self.http.port)
         return inference

@@ -18,7 +18,18 @@ _NOUNS = {"messages", "errors", "redaction", "terminal"}
 _ENGINE = _NOUNS | {"rules", "inference"}  # importable with neither confluent_kafka nor fastavro installed
 _EDGES = _NOUNS | {"rules", "settings", "telemetry", "kafka"}
 _RUNNING = _EDGES | {
-    *("avro", "inference", "http", "label_sets", "language_detection", "pipeline", "process", "streams", "__version__")
+    *(
+        "avro",
+        "inference",
+        "http",
+        "label_sets",
+        "language_detection",
+        "learn",
+        "pipeline",
+        "process",
+        "streams",
+        "__version__",
+    )
 }
 ALLOWED = {
     "messages": set[str](),
@@ -37,6 +48,7 @@ ALLOWED = {
     "avro": _NOUNS | {"rules", "settings"},
     "kafka": _EDGES,
     "label_sets": _EDGES,
+    "learn": _EDGES | {"avro", "inference", "label_sets", "__version__"},
     "pipeline": _EDGES | {"avro", "inference", "http"},
     "start": _NOUNS | {"process", "inference"},  # of inference the shape of a callback alone
     "endpoint": _RUNNING,

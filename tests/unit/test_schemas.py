@@ -148,7 +148,13 @@ def test_results_of_an_older_and_a_newer_worker_resolve() -> None:
     older["fields"] = [
         f for f in older["fields"] if f["name"] not in {"attributes", "truncated", "windows", "language"}
     ]
-    assert resolve(example, older, RESULT_READER) == example | {
+    scored = named(older)["LabelScore"]["fields"]
+    assert scored[-1]["name"] == "calibrated"
+    del scored[-1]
+    read = resolve(example, older, RESULT_READER)
+    assert read["outcome"]["labels"][0].pop("calibrated") is None
+    read["outcome"]["labels"][0]["calibrated"] = example["outcome"]["labels"][0]["calibrated"]
+    assert read == example | {
         "attributes": {},
         "truncated": False,
         "windows": 1,
@@ -157,7 +163,7 @@ def test_results_of_an_older_and_a_newer_worker_resolve() -> None:
 
     newer = raw(RESULT)
     newer["fields"].append({"name": "cost_ms", "type": "double"})
-    named(newer)["LabelScore"]["fields"].append({"name": "calibrated", "type": ["null", "double"]})
+    named(newer)["LabelScore"]["fields"].append({"name": "confidence", "type": ["null", "double"]})
     for scored in (extended := json.loads(json.dumps(example)))["outcome"]["labels"]:
-        scored["calibrated"] = 0.25
+        scored["confidence"] = 0.25
     assert resolve(extended | {"cost_ms": 1.5}, newer, RESULT_READER) == example

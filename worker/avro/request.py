@@ -10,6 +10,7 @@ from worker.avro.excerpt import excerpt
 from worker.errors import Reason, Rejection, UnknownLabelSet
 from worker.messages import LongText, Pooling, Request, Task
 from worker.rules.blank import INVISIBLE, is_blank
+from worker.rules.calibration import NONE, Calibrations
 from worker.rules.hypothesis_template import TEMPLATE_RULE, is_template, split
 from worker.rules.label_set import LabelSet, LabelSets
 
@@ -26,7 +27,7 @@ class Defaults:
     ``hypothesis_template`` keeps the rule of `worker.rules.hypothesis_template`; the settings have checked it.
     ``label_sets`` is where sets are looked up, None where there are none; they may change under us. ``detect`` tells
     the language of a text, None where it cannot; without ``detect`` nothing here detects languages. ``language`` is
-    that of requests that name none: `AUTO` or None.
+    that of requests that name none: `AUTO` or None. ``calibrations`` are those for the model that answers.
     """
 
     hypothesis_template: str
@@ -36,6 +37,7 @@ class Defaults:
     label_sets: LabelSets | None = None
     detect: Callable[[str], str | None] | None = None
     language: str | None = None
+    calibrations: Calibrations = NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,8 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
     # One look at the first character settles it as a rule, and costs no more than `isspace`.
     if not text or (text[0] in INVISIBLE and is_blank(text)):
         raise _invalid("text", text, "nothing of it can be seen; send some text to judge")
-    language, detected = datum["language"], None
-    if language is not None or defaults.language is not None:
-        language, detected = _language(language, text, defaults)
+    has_language = datum["language"] is not None or defaults.language is not None
+    language, detected = _language(datum["language"], text, defaults) if has_language else (None, None)
     task = _TASKS[datum["task"]]
     labels: tuple[str, ...] = ()
     hypotheses: tuple[str, ...] = ()
@@ -111,7 +112,8 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
         evidence=datum["evidence"],
         detected=detected,
     )
-    return asked if label_set is None else _completed(asked, label_set, has_long_text=long_text is not None)
+    completed = asked if label_set is None else _completed(asked, label_set, has_long_text=long_text is not None)
+    return completed if defaults.calibrations is NONE else _calibrated(completed, defaults.calibrations, label_set)
 
 
 def _check_choice(datum: Mapping[str, Any]) -> None:
@@ -185,6 +187,12 @@ def _completed(asked: Request, label_set: LabelSet, *, has_long_text: bool) -> R
         abstain_on_neutral=label_set.abstain_on_neutral if neutral is None else neutral,
         evidence=asked.evidence or label_set.evidence,
     )
+
+
+def _calibrated(asked: Request, calibrations: Calibrations, label_set: LabelSet | None) -> Request:
+    """A request with the calibration that its label set names, else with the worker's own, where that knows it."""
+    calibration = calibrations.find(None if label_set is None else label_set.calibration)
+    return asked if calibration is None or asked.task is not Task.CLASSIFY else calibration.applied(asked)
 
 
 _TASKS: Final = {task.value: task for task in Task}

@@ -94,6 +94,8 @@ def _label(scored: LabelScore) -> dict[str, Any]:
         datum["evidence"] = [_span(found.span) | {"drop": found.drop} for found in scored.evidence]
     if scored.window is not None:
         datum["window"] = _span(scored.window)
+    if scored.calibrated is not None:
+        datum["calibrated"] = scored.calibrated
     return datum
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from worker.inference.descent import Found, descend
 from worker.inference.occlusion import evidence_for
 from worker.inference.rounds import Asking, Logits, Meter
-from worker.inference.scores import LabelOrder, apart, competing, judge, ranked, window_of
+from worker.inference.scores import LabelOrder, apart, calibrated, competing, judge, ranked, window_of
 from worker.inference.tokens import Tokens
 from worker.messages import Classification, Encoded, LabelScore, Outcome, Request
 
@@ -50,6 +50,7 @@ def _flat(request: Request, encoded: Encoded, logits: Logits, order: LabelOrder)
     judged = judge(logits, encoded.windows, request.long_text, order)
     scores = (apart if request.multi_label else competing)(judged.logits)
     entailment, neutral, contradiction = judged.probabilities.T.tolist()
+    probable = calibrated(request, scores)
     return [
         Found(
             i,
@@ -60,8 +61,9 @@ def _flat(request: Request, encoded: Encoded, logits: Logits, order: LabelOrder)
                 neutral[i],
                 contradiction[i],
                 window=window_of(request, judged, encoded.spans, i),
+                calibrated=None if probable is None else probable[i],
             ),
             None if judged.windows is None else int(judged.windows[i]),
         )
-        for i in ranked(request, scores, neutral)
+        for i in ranked(request, scores, neutral, probable)
     ]

@@ -7,7 +7,8 @@
   most 1. The leaves under parents that were followed are what is found.
 - Where each label is judged on its own (multi-label), its score is its own, and the labels that pass are followed: by
   their threshold, or at 0.5 where none is given, and by ``abstain_on_neutral``. The leaves under them are found, and so
-  is a label that passes while no label below it does: it is the most that can be said.
+  is a label that passes while no label below it does: it is the most that can be said. A calibration that knows a
+  label judges it here too. (Of labels that compete in a tree none knows any.)
 
 Leaves may lie at any depth. Thresholds, ``abstain_on_neutral`` and ``top_k`` then choose among what was found as they
 do in a flat request.
@@ -94,13 +95,18 @@ def descend(
         rows = tokens.rows(request, taxonomy, encoded, [node for siblings in level for node in siblings.nodes])
         meter.charge(rows)
         logits = yield rows
-    kept = [one for one in found if passes(request, one.index, one.label.score, one.label.neutral)]
+    kept = [one for one in found if passes(request, one.index, _judged(one.label), one.label.neutral)]
     return sorted(kept, key=lambda one: (-one.label.score, one.index))
 
 
 def _holds(request: Request, one: Found) -> bool:
     """Whether a label that is judged on its own is followed."""
-    return passes(request, one.index, one.label.score, one.label.neutral, otherwise=FOLLOWED)
+    return passes(request, one.index, _judged(one.label), one.label.neutral, otherwise=FOLLOWED)
+
+
+def _judged(label: LabelScore) -> float:
+    """What is compared with a threshold."""
+    return label.score if label.calibrated is None else label.calibrated
 
 
 def _scored(
@@ -116,7 +122,8 @@ def _scored(
         own = (apart if request.multi_label else competing)(part).tolist()
         path, above = (siblings.parent.label.path, siblings.parent.label.score) if siblings.parent else ((), 1.0)
         group: list[Found] = []
-        for node, score in zip(siblings.nodes, own, strict=True):
+        probable = request.calibrator(siblings.nodes, own) if request.calibrator is not None else [None] * len(own)
+        for node, score, calibrated in zip(siblings.nodes, own, probable, strict=True):
             entailment, neutral, contradiction = probabilities[row]
             label = LabelScore(
                 request.labels[node],
@@ -126,6 +133,7 @@ def _scored(
                 contradiction,
                 path=(*path, Step(request.labels[node], score)),
                 window=window_of(request, judged, encoded.spans, row),
+                calibrated=calibrated,
             )
             group.append(Found(node, label, None if judged.windows is None else int(judged.windows[row])))
             row += 1

@@ -10,7 +10,9 @@ The pipeline guesses the contradiction class by its position; here all classes a
 arithmetic is float64 with the maximum subtracted first, so that no logit overflows. Equal scores keep the request's
 order.
 
-A label passes if its score reaches its threshold and its neutral probability stays below ``abstain_on_neutral``.
+A label passes if its score reaches its threshold and its neutral probability stays below ``abstain_on_neutral``. Where
+a calibration knows the label, the calibrated score is compared. Labels are ordered by the score all the same: those
+that are not calibrated have nothing else.
 
 Several windows of a long text become one row of logits per hypothesis *before* any rule is applied, so that the score
 and the three probabilities of a label always describe the same logits:
@@ -121,7 +123,10 @@ def apart(logits: Floats) -> Floats:
 
 
 def passes(request: Request, index: int, score: float, neutral: float, otherwise: float = 0.0) -> bool:
-    """Whether label ``index`` of a request passes: by its own threshold, else the request's, else ``otherwise``."""
+    """Whether label ``index`` of a request passes: by its own threshold, else the request's, else ``otherwise``.
+
+    ``score`` is the calibrated one, where there is one.
+    """
     threshold = request.thresholds[index] if request.thresholds else None
     if threshold is None:
         threshold = otherwise if request.threshold is None else request.threshold
@@ -130,12 +135,24 @@ def passes(request: Request, index: int, score: float, neutral: float, otherwise
     return request.abstain_on_neutral is None or neutral < request.abstain_on_neutral
 
 
-def ranked(request: Request, scores: Floats, neutral: Sequence[float]) -> list[int]:
+def calibrated(request: Request, scores: Floats) -> list[float | None] | None:
+    """The calibrated scores of all of a request's labels; None where nothing calibrates them."""
+    if request.calibrator is None:
+        return None
+    return request.calibrator(range(len(scores)), scores.tolist())
+
+
+def ranked(
+    request: Request, scores: Floats, neutral: Sequence[float], calibrated: Sequence[float | None] | None = None
+) -> list[int]:
     """The labels that pass, by falling score; equal scores in the request's order. ``top_k`` is not applied yet."""
     order: list[int] = np.argsort(-scores, kind="stable").tolist()
     if request.threshold is None and not request.thresholds and request.abstain_on_neutral is None:
         return order
-    return [i for i in order if passes(request, i, scores[i], neutral[i])]
+    if calibrated is None:
+        return [i for i in order if passes(request, i, scores[i], neutral[i])]
+    judged = [score if own is None else own for score, own in zip(scores.tolist(), calibrated, strict=True)]
+    return [i for i in order if passes(request, i, judged[i], neutral[i])]
 
 
 def window_of(request: Request, judged: Judged, spans: Sequence[Span], index: int) -> Span | None:
@@ -175,7 +192,8 @@ def score(
             )
         return Entailment(judgements)
     scores = (apart if request.multi_label else competing)(judged.logits)
-    kept = ranked(request, scores, neutral)
+    probable = calibrated(request, scores)
+    kept = ranked(request, scores, neutral, probable)
     shown = kept[: request.top_k]
     labels = tuple(
         LabelScore(request.labels[i], float(scores[i]), entailment[i], neutral[i], contradiction[i]) for i in shown
@@ -184,6 +202,8 @@ def score(
         labels = tuple(
             replace(label, window=window_of(request, judged, spans, i)) for i, label in zip(shown, labels, strict=True)
         )
+    if probable is not None:
+        labels = tuple(replace(label, calibrated=probable[i]) for i, label in zip(shown, labels, strict=True))
     return Classification(labels, multi_label=request.multi_label, abstained=not kept)
 
 

@@ -152,6 +152,9 @@ class LabelSetRecord(_Part):
     """What becomes of texts longer than the model's window."""
     evidence: Annotated[int, Strict(), Field(ge=0, lt=2**31)] = 0
     """How many spans of the text to return for each label that passed."""
+    calibration: Annotated[_Text, Field(max_length=_MAX_VERSION_CHARS)] | None = None
+    """The name of a calibration that the worker's operator offers (model.calibration). It is no file's name. Without it
+    the worker's own is used, if it has one."""
 
     def complete(self, version: LabelSetVersion, language: str | None, template: str) -> LabelSet:
         """The set in one language (a `normal_code`), with the worker's template where the set has none for it."""
@@ -182,6 +185,7 @@ class LabelSetRecord(_Part):
             abstain_on_neutral=self.abstain_on_neutral,
             evidence=self.evidence,
             long_text=self.long_text,
+            calibration=self.calibration,
         )
 
     @property

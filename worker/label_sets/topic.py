@@ -22,9 +22,11 @@ from worker.kafka.client_config import Properties
 from worker.kafka.client_errors import ErrorLog
 from worker.kafka.reader import Reader
 from worker.kafka.topic_ids import TopicIds, TopicState
+from worker.label_sets import record as records
 from worker.label_sets.record import RefusedError
 from worker.label_sets.stored_sets import StoredSets
 from worker.messages import Record
+from worker.rules.calibration import NONE, Calibrations
 from worker.settings import LabelSetSettings
 from worker.telemetry.metrics import Metrics
 
@@ -45,6 +47,7 @@ class FollowedSets:
         limits: What the sets may take.
         template: The worker's own, for sets that have none.
         metrics: Count them.
+        calibrations: What the operator offers: a set that names another is told of.
     """
 
     def __init__(
@@ -55,9 +58,11 @@ class FollowedSets:
         limits: LabelSetSettings,
         template: str,
         metrics: Metrics,
+        calibrations: Calibrations = NONE,
     ) -> None:
         self._topic = topic
         self._metrics = metrics
+        self._calibrations = calibrations
         self.stored = StoredSets(limits.max_bytes, template)
         client = client_config.open_client(Consumer, client_config.reader(config, group="xnli-worker-label-sets"))
         self._reader = Reader(client, topic, ErrorLog("label sets"))
@@ -171,6 +176,7 @@ class FollowedSets:
                     name=name,
                     mend="results cannot tell it from the former set: give it a version of its own, or none",
                 )
+            self._say_if_uncalibrated(name, record.value, partition, offset)
             return
         self._metrics.label_set_refused()
         log.error(
@@ -182,4 +188,23 @@ class FollowedSets:
             why=why,
             mend="xnli-worker label-sets put checks what it writes, by schemas/label-set.schema.json",
             stays="the former set" if name in self.stored else "no set of this name",
+        )
+
+    def _say_if_uncalibrated(self, name: str, value: bytes, partition: int, offset: int) -> None:
+        """Tell of a set whose calibration nobody offers. It serves all the same: requests wait for it."""
+        if b'"calibration"' not in value:  # which spares most sets a second look
+            return
+        wanted = records.read(name, value).calibration
+        if wanted is None or self._calibrations.find(wanted) is not None:
+            return
+        log.warning(
+            "label_set_uncalibrated",
+            topic=self._topic,
+            partition=partition,
+            offset=offset,
+            name=name,
+            calibration=wanted,
+            offered=sorted(self._calibrations.by_name),
+            next="its results carry raw scores and no calibrated ones, and thresholds are compared with those",
+            mend="offer a calibration of this name in model.calibration (xnli-worker calibrate --name)",
         )

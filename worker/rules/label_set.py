@@ -20,7 +20,8 @@ class LabelSet:
 
     ``labels`` are all nodes of its tree, parents before children, and ``hypotheses`` their finished sentences. The
     length of the longest text among labels and wordings is ``longest_chars``. ``thresholds`` has one for each label,
-    its own or the set's, where any label has its own; it is empty otherwise. All else is as the set says.
+    its own or the set's, where any label has its own; it is empty otherwise. ``calibration`` is the name of one that
+    the operator offers. All else is as the set says.
     """
 
     version: LabelSetVersion
@@ -35,6 +36,7 @@ class LabelSet:
     abstain_on_neutral: float | None = None
     evidence: int = 0
     long_text: LongText | None = None
+    calibration: str | None = None
 
 
 class LabelSets(Protocol):

@@ -41,6 +41,8 @@ class ModelSettings(Section):
     """Whether vectors have length 1."""
     self_test: Literal["refuse", "warn", "off"] = "refuse"
     """What a checkpoint that fails on sure pairs leads to."""
+    calibration: str | None = None
+    """A calibration file, or a folder of them, by xnli-worker calibrate; its scores stand beside the raw ones."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads on the CPU; by default what the cgroup's quota, the CPUs allowed and OMP_NUM_THREADS let it have."""
     # A forward that takes longer means a device that hangs: the worker ends, for a supervisor to restart.

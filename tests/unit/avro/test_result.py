@@ -49,6 +49,7 @@ def test_a_classification_with_all_that_surrounds_it() -> None:
     scored = LabelScore("gut", 0.9, 0.8, 0.15, 0.05)
     probabilities = {"entailment": 0.8, "neutral": 0.15, "contradiction": 0.05}
     label: dict[str, Any] = {"label": "gut", "score": 0.9, **probabilities, "path": [], "evidence": [], "window": None}
+    label |= {"calibrated": None}
     assert written(Task.CLASSIFY, Classification((scored, scored), multi_label=True, abstained=False)) == {
         "id": "id-1",
         "task": "CLASSIFY",
@@ -77,6 +78,7 @@ def test_what_few_results_have() -> None:
         path=(Step("alles", 0.95), Step("gut", 0.9)),
         evidence=(Evidence(Span(3, 8), 0.5),),
         window=Span(0, 90),
+        calibrated=0.75,
     )
     outcome = Classification((scored,), multi_label=True, abstained=False, evidence_cut=True)
     payload = to_bytes(result.result(replace(made, request=asked), outcome, MODEL), SCHEMA)
@@ -86,6 +88,7 @@ def test_what_few_results_have() -> None:
     assert got["outcome"]["labels"][0]["evidence"] == [{"start": 3, "end": 8, "drop": 0.5}]
     assert [step["label"] for step in got["outcome"]["labels"][0]["path"]] == ["alles", "gut"]
     assert got["outcome"]["evidence_cut"]
+    assert got["outcome"]["labels"][0]["calibrated"] == 0.75
 
 
 def test_an_abstention() -> None:
