@@ -21,6 +21,7 @@ import typer
 from worker import __version__, process, redaction, streams
 from worker.errors import FatalError, SettingsError, TransientError, WorkerError
 from worker.usage import (
+    adapting,
     configuration,
     dead_letter_commands,
     grouping,
@@ -105,7 +106,7 @@ def program() -> typer.Typer:
         is_program=True,
     )
     root.callback(invoke_without_command=True)(_root)
-    for part in (working.app, traffic.app):
+    for part in (working.app, traffic.app, adapting.app):
         root.add_typer(part)
     root.add_typer(dead_letter_commands.app, rich_help_panel=Section.MESSAGES)
     root.add_typer(label_set_commands.app, rich_help_panel=Section.MESSAGES)

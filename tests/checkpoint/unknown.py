@@ -31,17 +31,17 @@ def concepts() -> dict[str, Concept]:
 
 
 def unknown_examples(each: int, *, seed: int, evaluation: bool) -> list[dict[str, Any]]:
-    """Labelled examples of the unknown labels, ``each`` of every label, no text twice."""
+    """Labelled examples of the unknown labels, ``each`` of every label, no text twice: at most 24 of each held out."""
     corpus = Corpus(Random(seed), evaluation=evaluation)
     language = languages()["en"]
     known = concepts()
     found = []
-    for name, concept in known.items():
+    for concept in known.values():
         texts: dict[str, None] = {}
         while len(texts) < each:
             texts[_framed(corpus, corpus.composed(language, concept))] = None
         labels = [other.labels[0] for other in known.values()]
-        found += [{"text": text, "labels": labels, "expected": known[name].labels[0]} for text in texts]
+        found += [{"text": text, "labels": labels, "expected": concept.labels[0]} for text in texts]
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -32,8 +32,7 @@ from worker.errors import SettingsError
 from worker.inference.forwards.padded import Padded
 from worker.inference.model import Checkpoint
 from worker.inference.scores import LabelOrder
-from worker.learn.training_pairs import Target
-from worker.messages import Row
+from worker.learn.training_pairs import Pair
 
 Method = Literal["lora", "layers", "full"]
 
@@ -48,7 +47,7 @@ class Plan:
     Attributes:
         method: "lora" trains low-rank additions to every linear layer, "layers" some of the blocks and the head,
             "full" everything.
-        layers: with "layers" the blocks, as the names of the weights count them.
+        layers: with "layers" which, as the names of the weights count them; empty: the last half.
         rank: with "lora" the rank of the additions.
         learning_rate: at its height; None: by the width of the model.
         epochs: at most.
@@ -68,15 +67,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """A pair as the model reads it. ``weight`` says how much it counts."""
-
-    row: Row
-    target: Target
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
 class Epoch:
     """How far training is, and the loss on what is held out; ``best`` is that of the epoch kept so far."""
 
@@ -86,14 +76,14 @@ class Epoch:
     held_out_loss: float | None
 
 
-Tell = Callable[[int, int, Epoch | None], None]
-"""Hears of each step: how many are done, of how many at most, and of an epoch at its end."""
+Tell = Callable[[int, Epoch | None], None]
+"""Hears of each step: how many are done, and of an epoch at its end."""
 
 
 def train(
     checkpoint: Checkpoint,
-    lessons: Sequence[Lesson],
-    held_out: Sequence[Lesson],
+    pairs: Sequence[Pair],
+    held_out: Sequence[Pair],
     plan: Plan,
     scratch: Path,
     tell: Tell,
@@ -102,14 +92,14 @@ def train(
 
     Args:
         checkpoint: in float32.
-        lessons: what is trained on.
+        pairs: what is trained on.
         held_out: what tells when to stop; empty: all epochs run, and the last is kept.
-        plan: how.
+        plan: how, as `resolved` gives it.
         scratch: a folder for what training keeps meanwhile.
         tell: hears how far it is.
 
     Raises:
-        SettingsError: the plan does not fit the model.
+        SettingsError: the model has no head to train.
     """
     order = checkpoint.order
     if order is None:
@@ -122,7 +112,7 @@ def train(
         model=model,
         args=_arguments(checkpoint, plan, scratch, stops=bool(held_out)),
         data_collator=lambda batch: _collated(batch, padded, order),
-        train_dataset=list(lessons),
+        train_dataset=list(pairs),
         eval_dataset=list(held_out) or None,
         compute_loss_func=_loss,
         callbacks=[watch, *([EarlyStoppingCallback(plan.patience)] if held_out else [])],
@@ -137,11 +127,22 @@ def train(
     return watch.epochs
 
 
-def rate(checkpoint: Checkpoint, plan: Plan) -> float:
-    """The learning rate at its height."""
-    if plan.learning_rate is not None:
-        return plan.learning_rate
-    return _WIDTH_TIMES_RATE[plan.method] / checkpoint.hidden_size
+def resolved(checkpoint: Checkpoint, plan: Plan) -> Plan:
+    """The plan with what it leaves open filled in: the learning rate by the width, and the last half of the layers.
+
+    Raises:
+        SettingsError: it names layers that the model does not have.
+    """
+    rate = _WIDTH_TIMES_RATE[plan.method] / checkpoint.hidden_size if plan.learning_rate is None else plan.learning_rate
+    if plan.method != "layers":
+        return replace(plan, learning_rate=rate)
+    count = min((len(stack) for stack in _stacks(checkpoint.model)), default=0)
+    layers = plan.layers or tuple(range(count // 2, count))
+    if strange := [layer for layer in layers if not 0 <= layer < count]:
+        raise SettingsError(
+            f"--layers: {checkpoint.identity.name} has no layer {strange[0]}; its {count} are called 0 to {count - 1}"
+        )
+    return replace(plan, learning_rate=rate, layers=layers)
 
 
 def _arguments(checkpoint: Checkpoint, plan: Plan, scratch: Path, *, stops: bool) -> TrainingArguments:
@@ -155,7 +156,7 @@ def _arguments(checkpoint: Checkpoint, plan: Plan, scratch: Path, *, stops: bool
         fp16=is_cuda and not bfloat16,
         seed=plan.seed,
         data_seed=plan.seed,
-        learning_rate=rate(checkpoint, plan),
+        learning_rate=plan.learning_rate or 0.0,
         warmup_steps=_WARM_UP,
         lr_scheduler_type="linear",
         num_train_epochs=plan.epochs,
@@ -200,48 +201,45 @@ def _linear_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def blocks(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The stacks of equal blocks that a transformer is made of, by name: one, or those of encoder and decoder."""
-    stacks = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
-    }
-    most = max((len(stack) for stack in stacks.values()), default=0)
-    return {name: stack for name, stack in stacks.items() if len(stack) == most}
+def _stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """The stacks of equal blocks that a transformer is made of: one, or those of encoder and decoder."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and _is_uniform(module)]
+    most = max(map(len, stacks), default=0)
+    return [stack for stack in stacks if len(stack) == most]
+
+
+def _is_uniform(blocks: nn.ModuleList) -> bool:
+    return len({type(block) for block in blocks}) == 1
 
 
 def _unfreeze(model: Any, layers: Sequence[int]) -> None:
-    for stack in blocks(model).values():
+    """Train some layers and the head: all that is no part of the base model."""
+    for stack in _stacks(model):
         for layer in layers:
-            if not 0 <= layer < len(stack):
-                raise SettingsError(
-                    f"--layers: there is no layer {layer}; the model's {len(stack)} are called 0 to {len(stack) - 1}"
-                )
             stack[layer].requires_grad_(requires_grad=True)
     base = {id(parameter) for parameter in model.base_model.parameters()}
-    for parameter in model.parameters():  # the head
+    for parameter in model.parameters():
         if id(parameter) not in base:
             parameter.requires_grad_(requires_grad=True)
 
 
-def _collated(batch: Sequence[Lesson], padded: Padded, order: LabelOrder) -> dict[str, torch.Tensor]:
-    inputs = padded.inputs([lesson.row for lesson in batch])
+def _collated(batch: Sequence[Pair], padded: Padded, order: LabelOrder) -> dict[str, torch.Tensor]:
+    inputs = padded.inputs([pair.row for pair in batch])
     classes = 2 if order.neutral is None else 3
     labels = torch.zeros(len(batch), classes, device=inputs["input_ids"].device)
-    for row, lesson in enumerate(batch):
-        labels[row, order.entailment] = lesson.target.entailment * lesson.weight
-        labels[row, order.contradiction] = lesson.target.contradiction * lesson.weight
+    for row, pair in enumerate(batch):
+        labels[row, order.entailment] = pair.target.entailment * pair.weight
+        labels[row, order.contradiction] = pair.target.contradiction * pair.weight
         if order.neutral is not None:
-            labels[row, order.neutral] = lesson.target.neutral * lesson.weight
+            labels[row, order.neutral] = pair.target.neutral * pair.weight
     return {**inputs, "labels": labels}
 
 
 def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: object = None) -> torch.Tensor:
-    """Cross-entropy with the probabilities wanted, each pair as heavy as its probabilities together."""
+    """Cross-entropy with the probabilities wanted, each pair as heavy as those are together: the mean over pairs."""
     del num_items_in_batch  # counts labels of -100, which are none of ours
     logits: torch.Tensor = outputs.logits if hasattr(outputs, "logits") else outputs["logits"]
-    return -(labels * logits.float().log_softmax(-1)).sum() / labels.sum()
+    return -(labels * logits.float().log_softmax(-1)).sum() / len(labels)
 
 
 class _Watch(TrainerCallback):
@@ -251,21 +249,20 @@ class _Watch(TrainerCallback):
         self._tell = tell
         self.epochs: list[Epoch] = []
         self._loss = 0.0
-        self._stops = False
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
-        self._tell(state.global_step, state.max_steps, None)
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
+        self._tell(state.global_step, None)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_rest: Any) -> None:
+    def on_log(self, args: Any, state: Any, _control: Any, logs: Any = None, **_rest: Any) -> None:
         if "loss" in (logs or {}):
             self._loss = float(logs["loss"])
             if args.eval_strategy == "no":
                 self._close(state, None)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_rest: Any) -> None:
+    def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: Any = None, **_rest: Any) -> None:
         self._close(state, float(metrics["eval_loss"]))
 
     def _close(self, state: Any, held_out_loss: float | None) -> None:
         epoch = Epoch(float(state.epoch), int(state.global_step), self._loss, held_out_loss)
         self.epochs.append(epoch)
-        self._tell(state.global_step, state.max_steps, epoch)
+        self._tell(state.global_step, epoch)

@@ -1,23 +1,25 @@
-"""Labelled texts to what a model is trained on: a premise, a hypothesis, and the probabilities that it should give.
+"""Labelled texts to what a model is trained on: a text with a hypothesis, and the probabilities that it should give.
 
 A label that holds is entailed by its text, and a rival is contradicted. Of many rivals those are taken that the model
 takes for entailed the most: the hard negatives, found by the model itself. A text that only keeps the model from
-forgetting has no right answer here; its probabilities are those that the model gave before ("Learning without
-Forgetting", Li and Hoiem, 2016, with Hinton's soft targets at temperature 1).
+forgetting has no right answer here: the model should go on giving the probabilities that it gives ("Learning without
+Forgetting", Li and Hoiem, 2016).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from random import Random
 from typing import Final, NamedTuple
 
-from worker.messages import Judgement, Request, value
+from worker.learn.scoring import Asked
+from worker.messages import Judgement, Row, value
 
 
 class Target(NamedTuple):
-    """The three NLI probabilities wanted of a pair; a head of two classes has no neutral one."""
+    """The three NLI probabilities wanted of a pair. A head of two classes has no neutral one."""
 
     entailment: float
     neutral: float
@@ -29,74 +31,78 @@ CONTRADICTED: Final = Target(0.0, 0.0, 1.0)
 
 
 @value
-class Labelled:
-    """A request, and which of its labels hold."""
+class Judged:
+    """A hypothesis about a text, as the model reads the two, and what it says of them before it is trained."""
 
-    request: Request
-    expected: frozenset[str]
+    row: Row
+    judgement: Judgement
 
 
 @value
 class Pair:
-    """A hypothesis about the text of ``request``, what the model should say, and how much that counts."""
+    """A text and a hypothesis as the model reads them, what it should say, and how much that counts."""
 
-    request: Request
-    hypothesis: str
+    row: Row
     target: Target
     weight: float
 
 
-def split(samples: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """What is trained on, and what is held out: ``share`` of the texts of each label, rounded, and never all of them.
+def split(examples: Sequence[Asked], share: float, seed: int) -> tuple[list[Asked], list[Asked]]:
+    """What is trained on, and what is held out: ``share`` of the examples of each label, rounded, and never all.
 
-    A text with several labels counts for the rarest of them; one with none is a label of its own.
+    An example of several labels counts for the rarest of them, and one of none for a label of its own.
     """
     counts: dict[str, int] = defaultdict(int)
-    for sample in samples:
-        for label in sample.expected:
+    for one in examples:
+        for label in one.example.expected:
             counts[label] += 1
     groups: dict[str, list[int]] = defaultdict(list)
-    for index, sample in enumerate(samples):
-        rarest = min(sample.expected, key=lambda label: (counts[label], label), default="")
+    for index, one in enumerate(examples):
+        rarest = min(one.example.expected, key=lambda label: (counts[label], label), default="")
         groups[rarest].append(index)
     chosen: set[int] = set()
-    random = Random(seed)  # noqa: S311 (a draw that can be repeated, not a secret)
+    random = Random(seed)  # noqa: S311 (a draw that can be repeated, no secret)
     for _, members in sorted(groups.items()):
-        count = min(round(share * len(members)), len(members) - 1)
-        chosen.update(random.sample(members, count))
+        chosen.update(random.sample(members, min(round(share * len(members)), len(members) - 1)))
     return (
-        [sample for index, sample in enumerate(samples) if index not in chosen],
-        [sample for index, sample in enumerate(samples) if index in chosen],
+        [one for index, one in enumerate(examples) if index not in chosen],
+        [one for index, one in enumerate(examples) if index in chosen],
     )
 
 
-def labelled(sample: Labelled, judged: Mapping[str, Judgement], negatives: int) -> list[Pair]:
-    """The pairs of a labelled text. Entailments weigh one half together, and so do contradictions.
+def labelled(judged: Sequence[Judged], right: AbstractSet[str], negatives: int) -> list[Pair]:
+    """The pairs of a labelled text. What is entailed weighs one half together, and so does what is contradicted.
 
     Args:
-        sample: the text, its candidates and those that hold.
-        judged: what the model says of each hypothesis.
-        negatives: rivals to take at most, those first that the model takes for entailed the most.
+        judged: the text with the hypothesis of each candidate.
+        right: the hypotheses that hold.
+        negatives: rivals to take at most: those first that the model takes for entailed the most.
     """
-    hypotheses = dict(zip(sample.request.labels, sample.request.hypotheses, strict=True))
-    right = [hypothesis for label, hypothesis in hypotheses.items() if label in sample.expected]
-    rivals = [hypothesis for label, hypothesis in hypotheses.items() if label not in sample.expected]
-    hardest = sorted(rivals, key=lambda hypothesis: -judged[hypothesis].entailment)[:negatives]
+    entailed = [one for one in judged if one.judgement.hypothesis in right]
+    rivals = [one for one in judged if one.judgement.hypothesis not in right]
+    hardest = sorted(rivals, key=lambda one: -one.judgement.entailment)[:negatives]
     return [
-        Pair(sample.request, hypothesis, target, 0.5 / len(chosen))
-        for chosen, target in ((right, ENTAILED), (hardest, CONTRADICTED))
-        for hypothesis in chosen
+        Pair(one.row, target, 0.5 / len(chosen))
+        for chosen, target in ((entailed, ENTAILED), (hardest, CONTRADICTED))
+        for one in chosen
     ]
 
 
-def kept(request: Request, judged: Mapping[str, Judgement], weight: float) -> list[Pair]:
-    """Pairs of which the model should go on saying what it says. They weigh ``weight`` together."""
+def kept(judged: Sequence[Judged]) -> list[Pair]:
+    """The pairs of a text of which the model should go on saying what it says. They weigh 1 together."""
     return [
-        Pair(
-            request,
-            hypothesis,
-            Target(judgement.entailment, judgement.neutral, judgement.contradiction),
-            weight / len(judged),
-        )
-        for hypothesis, judgement in judged.items()
+        Pair(one.row, Target(said.entailment, said.neutral, said.contradiction), 1 / len(judged))
+        for one in judged
+        for said in (one.judgement,)
     ]
+
+
+def together(learnt: Sequence[Pair], rehearsed: Sequence[Pair], rehearsal_share: float) -> list[Pair]:
+    """All pairs, with weights whose mean is 1, of which those rehearsed have ``rehearsal_share`` (of 0 to below 1)."""
+    shares = ((learnt, 1 - rehearsal_share if rehearsed else 1.0), (rehearsed, rehearsal_share if learnt else 1.0))
+    count = len(learnt) + len(rehearsed)
+    found = []
+    for pairs, share in shares:
+        total = sum(pair.weight for pair in pairs)
+        found += [Pair(pair.row, pair.target, pair.weight * share * count / total) for pair in pairs]
+    return found

@@ -1,0 +1,163 @@
+"""`xnli-worker adapt`, with a few steps of the demo's checkpoint: what it writes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoint.unknown import unknown_examples
+from worker.commands import adaptation_texts
+from worker.commands.adapt import Files, Options, adapt
+from worker.commands.classify import classify
+from worker.errors import SettingsError
+from worker.inference import loading
+from worker.learn.examples import Defaults
+from worker.learn.training import Epoch
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.chdir(tmp_path)  # "demo" is no folder here
+    monkeypatch.setenv("XNLI_MODEL__DEVICE", "cpu")
+    return tmp_path
+
+
+@pytest.fixture
+def given(here: Path) -> Path:
+    file = here / "examples.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in unknown_examples(4, seed=0, evaluation=False)))
+    return file
+
+
+def run(files: Files, output: str = "model", model: str | None = "demo", held_out: float = 0.25, **plan: Any) -> None:
+    adapt(
+        files,
+        None,
+        model=model,
+        output=Path(output),
+        meaning=Defaults(),
+        options=Options(held_out, 6, 0.5, {"epochs": 1, **plan}),
+        as_json=False,
+    )
+
+
+def test_a_checkpoint_is_written_that_the_worker_serves(
+    given: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(Files(given), epochs=2)
+    out, err = capfd.readouterr()
+    assert err == ""
+    *epochs, story = [json.loads(line) for line in out.splitlines()]
+    assert [epoch["number"] for epoch in epochs] == [1, 2]
+    assert {path.name for path in here.iterdir()} == {"examples.jsonl", "model"}
+    output = here / "model"
+    assert story == {"output": "model"} | json.loads((output / "adaptation.json").read_text())
+    assert story["labels"] == ["gardening", "sewing", "fishing", "chess"]
+    assert (story["examples"], story["held_out"]) == (16, 4)
+    assert story["base"]["name"] == "demo"
+    assert story["new_labels"]["examples"] == 4
+    assert not story["new_labels_took_no_part"]
+    assert story["unseen_labels"]["before"]["accuracy"] == 1
+    card = (output / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "base_model: demo" in card
+    assert story["revision"] in card
+    assert f"| labels that were learnt | 4 | {story['new_labels']['before']['macro_f1']:.1%} |" in card
+    assert "flatter" in card
+
+    checkpoint = loading.load(str(output), revision=story["revision"], device="cpu")  # self-test included
+    assert checkpoint.identity.revision != story["base"]["revision"]
+    classify(
+        "My aunt is pruning the roses.",
+        Path(_settings(here, output)),
+        labels="gardening,chess",
+        multi_label=False,
+        template=None,
+        as_json=True,
+    )
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["model"] == {"name": str(output), "revision": story["revision"]}
+
+
+def _settings(here: Path, output: Path) -> Path:
+    file = here / "worker.toml"
+    file.write_text(f'[kafka]\nbootstrap_servers = "none"\n[model]\nname = "{output}"\n')
+    return file
+
+
+def test_the_examples_of_a_test_take_no_part(given: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    test = here / "test.csv"
+    test.write_text("text,label\nThe angler waits for a trout to bite.,fishing\nShe has mended the sleeve.,sewing\n")
+    run(Files(given, test=test, unseen=test, rehearsal=given), held_out=0.0)
+    story = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert story["new_labels"]["examples"] == 2
+    assert story["new_labels_took_no_part"]
+    assert story["unseen_labels"]["examples"] == 2
+    assert story["held_out"] == 0
+    assert "flatter" not in (here / "model/README.md").read_text()
+
+
+def test_samples_that_are_rehearsed_do_not_measure_what_is_lost(given: Path) -> None:
+    from worker.commands.adapt import _settings as settings  # noqa: PLC0415
+
+    texts = adaptation_texts.read(Files(given), Defaults(), settings(None, "demo"))
+    rehearsed = {request.text for request in texts.rehearsal}
+    assert len(rehearsed) > 30
+    assert len(texts.unseen) > 30
+    assert rehearsed.isdisjoint(one.request.text for one in texts.unseen)
+
+
+def test_what_the_self_test_refuses_is_not_written(given: Path, here: Path) -> None:
+    with pytest.raises(SettingsError, match="a worker would refuse, so nothing is written: the self-test of"):
+        run(Files(given), learning_rate=1.0, method="full", epochs=2)
+    assert list(here.iterdir()) == [given]
+
+
+def test_what_is_broken_off_leaves_nothing(given: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_epoch: Epoch) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("worker.commands.adapt.asdict", interrupted)  # an epoch is told of in the midst of training
+    with pytest.raises(KeyboardInterrupt):
+        run(Files(given))
+    assert list(here.iterdir()) == [given]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('{"text": "x"}', r"examples.jsonl:1: expected is missing"),
+        ('{"text": "x", "expected": "a", "labels": ["b"]}', r"examples.jsonl:1: expected = .*none of the candidates"),
+        ('{"text": "x", "expected": "a", "label_set": "s"}', r"examples.jsonl:1: .*label_set"),
+        ("", r"examples.jsonl: holds no examples"),
+    ],
+)
+def test_what_is_no_example_is_told_before_a_model_is_loaded(here: Path, lines: str, said: str) -> None:
+    file = here / "examples.jsonl"
+    file.write_text(lines)
+    with pytest.raises(SettingsError, match=said):
+        run(Files(file), model="no/such-model")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('{"text": "x"}', r"--rehearsal .*rehearsal:1: .*at least one label"),
+        ("[", r"--rehearsal .*rehearsal:1: .*no JSON"),
+        ("", "holds no requests"),
+    ],
+)
+def test_what_is_no_request_cannot_be_rehearsed(given: Path, here: Path, lines: str, said: str) -> None:
+    file = here / "rehearsal"
+    file.write_text(lines)
+    with pytest.raises(SettingsError, match=said):
+        run(Files(given, rehearsal=file), model="no/such-model")
+
+
+def test_a_directory_that_is_there_is_refused_before_anything_is_read(given: Path, here: Path) -> None:
+    (here / "model").mkdir()
+    with pytest.raises(SettingsError, match=r"--output model: is there already"):
+        run(Files(here / "absent"))
