@@ -105,24 +105,24 @@ def train(
     if order is None:
         raise SettingsError(f"{checkpoint.identity.name} has no classification head to train")
     padded = Padded(checkpoint)  # before the model is wrapped: it asks what the model accepts
-    transformers.set_seed(plan.seed)  # LoRA's additions begin at random
-    model = _trainable(checkpoint, plan)
     watch = _Watch(tell)
-    trainer = Trainer(
-        model=model,
-        args=_arguments(checkpoint, plan, scratch, stops=bool(held_out)),
-        data_collator=lambda batch: _collated(batch, padded, order),
-        train_dataset=list(pairs),
-        eval_dataset=list(held_out) or None,
-        compute_loss_func=_loss,
-        callbacks=[watch, *([EarlyStoppingCallback(plan.patience)] if held_out else [])],
-    )
-    trainer.remove_callback(PrinterCallback)
+    transformers.set_seed(plan.seed)  # LoRA's additions begin at random
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries', about their own defaults
+        warnings.simplefilter("ignore")  # libraries', about one another
+        model = _trainable(checkpoint, plan)
+        trainer = Trainer(
+            model=model,
+            args=_arguments(checkpoint, plan, scratch, stops=bool(held_out)),
+            data_collator=lambda batch: _collated(batch, padded, order),
+            train_dataset=list(pairs),
+            eval_dataset=list(held_out) or None,
+            compute_loss_func=_loss,
+            callbacks=[watch, *([EarlyStoppingCallback(plan.patience)] if held_out else [])],
+        )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
-    if plan.method == "lora":
-        model.merge_and_unload(safe_merge=True)
+        if plan.method == "lora":
+            model.merge_and_unload(safe_merge=True)
     checkpoint.model.eval().requires_grad_(requires_grad=False)
     return watch.epochs
 

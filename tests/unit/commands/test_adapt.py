@@ -146,7 +146,7 @@ def test_what_is_no_example_is_told_before_a_model_is_loaded(here: Path, lines: 
     ("lines", "said"),
     [
         ('{"text": "x"}', r"--rehearsal .*rehearsal:1: .*at least one label"),
-        ("[", r"--rehearsal .*rehearsal:1: .*no JSON"),
+        ("{", r"--rehearsal .*rehearsal:1: .*no JSON"),
         ("", "holds no requests"),
     ],
 )

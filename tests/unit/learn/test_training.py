@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_every_family_learns_by_every_method(family: str, method: Any, tmp_path:
 def test_of_the_layers_those_chosen_change_and_the_head(tmp_path: Path) -> None:
     checkpoint = checkpoint_of("xlm-roberta")
     before = weights(checkpoint)
-    train(checkpoint, Plan("layers", layers=(1,), epochs=1), tmp_path)
+    train(checkpoint, Plan("layers", layers=(1,), epochs=3), tmp_path)
     moved = changed(before, checkpoint)
     assert {name for name in before if ".layer.1." in name or name.startswith("classifier.")} >= moved
     assert {name.split(".")[0] for name in moved} == {"roberta", "classifier"}
@@ -165,9 +165,11 @@ def test_a_head_of_two_classes_learns(tmp_path: Path) -> None:
     assert epochs[-1].loss < epochs[0].loss
 
 
-@pytest.fixture(autouse=True)
-def quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Whatever is trained, transformers says nothing."""
-    yield
-    out, err = capfd.readouterr()
-    assert (out, err) == ("", "")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_libraries_say_nothing(method: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoint = checkpoint_of("xlm-roberta")
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(checkpoint, Plan(method, epochs=1), tmp_path, held_out=True)
+    assert capfd.readouterr() == ("", "")
