@@ -26,6 +26,7 @@ from worker.usage import (
     dead_letter_commands,
     grouping,
     label_set_commands,
+    learning,
     schema_commands,
     topic_commands,
     traffic,
@@ -110,6 +111,7 @@ def program() -> typer.Typer:
         root.add_typer(part)
     root.add_typer(dead_letter_commands.app, rich_help_panel=Section.MESSAGES)
     root.add_typer(label_set_commands.app, rich_help_panel=Section.MESSAGES)
+    root.add_typer(learning.app)
     root.add_typer(topic_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(schema_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(configuration.app, rich_help_panel=Section.OPERATE)

@@ -25,19 +25,20 @@ class GivenSet:
     value: bytes
 
 
-def read(files: list[Path], name: str | None) -> list[GivenSet]:
+def read(files: list[Path], name: str | None, *, otherwise: str | None = None) -> list[GivenSet]:
     """The sets of files, checked. A file is a set, or has several by their names under ``sets``.
 
     Args:
         files: TOML, by their suffix, or JSON.
         name: Of the only set, where the file does not say.
+        otherwise: Of a set that has no other name.
 
     Raises:
         SettingsError: a file cannot be read, or holds no set; it says where and why.
     """
     found: dict[str, GivenSet] = {}
     for file in files:
-        for given in _sets_of(file, name):
+        for given in _sets_of(file, name, otherwise):
             if given.name in found:
                 raise SettingsError(f"{file}: the set {given.name!r} is given twice; give it once")
             found[given.name] = given
@@ -51,14 +52,14 @@ def encoded(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _sets_of(file: Path, name: str | None) -> list[GivenSet]:
+def _sets_of(file: Path, name: str | None, otherwise: str | None) -> list[GivenSet]:
     parsed = _parsed(file)
     if isinstance(parsed, Mapping) and _SEVERAL in parsed:
         several = parsed[_SEVERAL]
         if len(parsed) > 1 or not isinstance(several, Mapping):
             raise SettingsError(f"{file}: {_SEVERAL} holds sets by their names, and nothing stands beside it")
         return [_given(file, key, value) for key, value in several.items()]
-    own = parsed.get("name") if isinstance(parsed, Mapping) else None
+    own = parsed.get("name", otherwise) if isinstance(parsed, Mapping) else otherwise
     if name is None and not isinstance(own, str):
         raise SettingsError(f"{file}: the set has no name; give --name NAME, or write name = in the file")
     return [_given(file, name if name is not None else str(own), parsed)]

@@ -81,12 +81,17 @@ class IsotonicCurve(_Part):
 
 
 class Label(_Part):
-    """A label that is known, by its finished hypotheses, and on how many examples that rests."""
+    """A label that is known, by its finished hypotheses, and on how many examples that rests.
+
+    ``precision`` and ``recall`` are what ``threshold`` reached on held-out folds.
+    """
 
     label: Text
     hypotheses: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000)]
     curve: Annotated[PlattCurve | IsotonicCurve, Field(discriminator="method")] | None = None
     threshold: _Probability | None = None
+    precision: _Probability | None = None
+    recall: _Probability | None = None
     positives: _Count = 0
     examples: _Count = 0
 

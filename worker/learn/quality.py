@@ -10,7 +10,7 @@ Figures come from scikit-learn where it has them. It has no calibration error; t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +41,7 @@ class Answer:
         is_apart: whether each label was judged on its own.
         language: of the example, or None.
         thresholds: of each of ``labels``, or nothing: then 0 where labels compete, and 0.5 where each is on its own.
+        raw: the scores before they were calibrated, or nothing where none is.
     """
 
     labels: tuple[str, ...]
@@ -50,6 +51,7 @@ class Answer:
     is_apart: bool
     language: str | None = None
     thresholds: tuple[float, ...] = ()
+    raw: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,10 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All figures of a run. ``accuracy`` is the share of examples whose predicted labels are exactly the expected."""
+    """All figures of a run. ``accuracy`` is the share of examples whose predicted labels are exactly the expected.
+
+    Where scores are calibrated, ``raw_calibration_error`` is that of the scores before.
+    """
 
     examples: int
     accuracy: float
@@ -115,6 +120,7 @@ class Report:
     abstained: int
     calibration_error: CalibrationError
     brier: float
+    raw_calibration_error: CalibrationError | None = None
     labels: dict[str, Quality] = field(default_factory=dict)
     languages: dict[str, Quality] = field(default_factory=dict)
     reliability: tuple[Bin, ...] = ()
@@ -141,6 +147,7 @@ def report(answers: Sequence[Answer], *, seed: int = _SEED) -> Report:
         abstained=sum(not answer.predicted for answer in answers),
         calibration_error=calibration_error(scores, came_true, seed=seed),
         brier=brier(scores, came_true),
+        raw_calibration_error=_raw_error(answers, seed),
         labels=dict(zip(labels, qualities, strict=True)),
         languages={
             language: _mean(_qualities(truth[rows], given[rows]), len(rows))
@@ -150,6 +157,13 @@ def report(answers: Sequence[Answer], *, seed: int = _SEED) -> Report:
         coverage=coverage(answers),
         confusion=_confusion(answers),
     )
+
+
+def _raw_error(answers: Sequence[Answer], seed: int) -> CalibrationError | None:
+    if not any(answer.raw for answer in answers):
+        return None
+    raw = [replace(answer, scores=answer.raw or answer.scores) for answer in answers]
+    return calibration_error(*events(raw), seed=seed)
 
 
 def macro_f1(answers: Sequence[Answer]) -> float:

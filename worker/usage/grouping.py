@@ -24,6 +24,7 @@ class Section(StrEnum):
     FIRST = "First steps"
     WORK = "The worker"
     MESSAGES = "Requests and results"
+    QUALITY = "Quality"
     OPERATE = "Settings and surroundings"
 
 
