@@ -107,11 +107,12 @@ def program() -> typer.Typer:
         is_program=True,
     )
     root.callback(invoke_without_command=True)(_root)
-    for part in (working.app, traffic.app, adapting.app):
+    for part in (working.app, traffic.app):
         root.add_typer(part)
     root.add_typer(dead_letter_commands.app, rich_help_panel=Section.MESSAGES)
     root.add_typer(label_set_commands.app, rich_help_panel=Section.MESSAGES)
     root.add_typer(learning.app)
+    root.add_typer(adapting.app)
     root.add_typer(topic_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(schema_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(configuration.app, rich_help_panel=Section.OPERATE)

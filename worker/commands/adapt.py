@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from worker import screen, terminal
-from worker import settings as settings_module
 from worker.commands import adaptation_texts
 from worker.commands.adaptation_texts import Files
 from worker.commands.connection import say
 from worker.commands.json_lines import is_wanted, json_line
+from worker.commands.labelled import Given
 from worker.commands.progress import progress_bar
-from worker.learn import checkpoint_directory, examples, extra
+from worker.learn import checkpoint_directory, extra
 from worker.screen import Cell, Screen
 from worker.settings import Settings
 from worker.telemetry import log
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from worker.learn.model_card import Compared, Story
     from worker.learn.training import Epoch
 
-_DEMO: Final = "demo"
 _WORSE: Final = 0.02  # of macro-F1 of other labels, of which a person is told
 _LABEL_COLUMNS: Final = 32
 
@@ -40,24 +39,13 @@ class Options:
     plan: Mapping[str, Any]
 
 
-def adapt(
-    files: Files,
-    config: Path | None,
-    *,
-    model: str | None,
-    output: Path,
-    meaning: examples.Defaults,
-    options: Options,
-    as_json: bool,
-) -> None:
+def adapt(given: Given, files: Files, output: Path, options: Options, *, as_json: bool) -> None:
     """Adapt a checkpoint and write it to a directory of its own.
 
     Args:
-        files: the texts.
-        config: the settings' file; without ``model.name`` in it the demo's checkpoint is adapted, and stderr says so.
-        model: in place of ``model.name``; ``model.revision`` then says nothing.
+        given: the examples and the model.
+        files: the other texts.
         output: the directory to write.
-        meaning: what examples of the labels to learn mean that do not say.
         options: how to learn.
         as_json: JSON on a terminal too.
 
@@ -67,8 +55,7 @@ def adapt(
     """
     extra.require("accelerate", "peft", "scikit-learn")
     checkpoint_directory.require_none(output)
-    settings = _settings(config, model)
-    texts = adaptation_texts.read(files, meaning, settings)
+    settings, texts = adaptation_texts.read(given, files)
     log.configure("error", "console", sys.stderr)
     # These import torch: what was typed wrongly is told before.
     from worker.app import load_engine  # noqa: PLC0415
@@ -84,7 +71,7 @@ def adapt(
     story = adaptation.adapt(
         adaptation.Loader(
             source.find(settings.model.name, settings.model.revision, progress=None, attempts=5, sleep=time.sleep),
-            lambda directory: load_engine(_with_model(settings, str(directory))),
+            lambda directory: load_engine(_of(settings, directory)),
             settings.model.device,
             settings.model.labels,
         ),
@@ -111,20 +98,10 @@ def adapt(
         )
 
 
-def _settings(config: Path | None, model: str | None) -> Settings:
-    presets = {"kafka": {"bootstrap_servers": "none"}, "model": {"name": _DEMO}}
-    settings = settings_module.load(config, defaults=presets)
-    if model is not None:
-        return _with_model(settings, model)
-    if not any("name" in source.tables.get("model", {}) for source in settings_module.given(config)):
-        say("model.name is not set: the demo's small checkpoint is adapted; --model names another")
-    return settings
-
-
-def _with_model(settings: Settings, name: str) -> Settings:
-    """The settings with another model, at whatever revision it has, and without the calibration of the former."""
-    other = settings.model.model_copy(update={"name": name, "revision": None, "calibration": None})
-    return settings.model_copy(update={"model": other})
+def _of(settings: Settings, directory: Path) -> Settings:
+    """The settings for the checkpoint of a directory, without what is calibrated for another."""
+    model = settings.model.model_copy(update={"name": str(directory), "revision": None, "calibration": None})
+    return settings.model_copy(update={"model": model})
 
 
 def _write(shown: Mapping[str, Any]) -> None:

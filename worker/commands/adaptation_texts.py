@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from worker.avro import json_request
 from worker.avro.request import request as checked_request
 from worker.commands import request_source
+from worker.commands.labelled import Given, Labelled
 from worker.demo.play import SAMPLES
 from worker.endpoint import defaults_of, limits_of
 from worker.errors import Rejection, SettingsError
@@ -24,14 +25,13 @@ _SHOWN: Final = 5  # findings that are told at once
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where the texts stand: ``examples`` and ``test`` of the labels to learn, ``unseen`` of others.
+    """Where the other texts stand: ``test`` has examples of the labels to learn, ``unseen`` of others.
 
     ``rehearsal`` has requests. The demo's sample messages stand in for the last two.
     """
 
-    examples: Path
-    test: Path | None = None
-    unseen: Path | None = None
+    test: str | None = None
+    unseen: str | None = None
     rehearsal: Path | None = None
 
 
@@ -45,19 +45,20 @@ class Texts:
     rehearsal: list[Request]
 
 
-def read(files: Files, meaning: examples.Defaults, settings: Settings) -> Texts:
-    """Everything, checked.
+def read(given: Given, files: Files) -> tuple[Settings, Texts]:
+    """The settings that hold, and everything that is read, checked.
 
     Args:
-        files: where it stands.
-        meaning: what examples of the labels to learn mean that do not say.
-        settings: what requests mean that do not say, and what they may be.
+        given: the examples of the labels to learn, and what was typed of the model.
+        files: the other texts.
 
     Raises:
-        SettingsError: a file cannot be read, or holds what is no example or no request.
+        SettingsError: a file cannot be read, holds what is no example or no request, or labels in a tree.
     """
-    wanted = _asked(examples.read(files.examples, meaning), settings)
-    test = [] if files.test is None else _asked(examples.read(files.test, meaning), settings)
+    examples_ = _labelled(given)
+    settings = examples_.settings
+    same = replace(given, model=settings.model.name)
+    test = [] if files.test is None else _labelled(replace(same, file=files.test)).asked
     rehearsed, measured = _samples()
     if files.rehearsal is None and files.unseen is None:  # what is rehearsed measures nothing
         rehearsed, measured = rehearsed[::2], measured[1::2]
@@ -65,14 +66,23 @@ def read(files: Files, meaning: examples.Defaults, settings: Settings) -> Texts:
         rehearsal = [_request(fields, settings) for fields in rehearsed]
     else:
         rehearsal = _requests(files.rehearsal, settings)
-    unseen = examples.completed(list(filter(None, measured)), examples.Defaults())
-    if files.unseen is not None:
-        unseen = examples.read(files.unseen)
-    return Texts(wanted, test, _asked(unseen, settings), rehearsal)
+    if files.unseen is None:
+        known = examples.completed([one for one in measured if one is not None], examples.Defaults())
+        unseen = scoring.asked(known, defaults_of(settings, Pooling.MEAN, None), limits_of(settings))
+    else:
+        unseen = _labelled(Given(files.unseen, config=given.config, model=settings.model.name)).asked
+    return settings, Texts(examples_.asked, test, unseen, rehearsal)
 
 
-def _asked(found: list[Example], settings: Settings) -> list[Asked]:
-    return scoring.asked(found, defaults_of(settings, Pooling.MEAN, None), limits_of(settings))
+def _labelled(given: Given) -> Labelled:
+    found = Labelled(given, lambda: False)
+    for one in found.asked:
+        if one.request.taxonomy is not None:
+            raise SettingsError(
+                f"{one.example.place}: its labels are a tree, of which it is not known what contradicts what; name "
+                "them as a list"
+            )
+    return found
 
 
 def _samples() -> tuple[list[dict[str, Any]], list[Example | None]]:

@@ -11,6 +11,7 @@ from worker.errors import SettingsError
 from worker.process import StopFlag
 from worker.usage import grouping
 from worker.usage.grouping import Section
+from worker.usage.learning import Labels, LabelSet, Model, MultiLabel, Template
 from worker.usage.options import ConfigFile, Json
 
 app: Final = grouping.group("What a model is worth, and what it may learn.")
@@ -19,7 +20,7 @@ app: Final = grouping.group("What a model is worth, and what it may learn.")
 @grouping.command(
     app,
     "adapt",
-    section=Section.OPERATE,
+    section=Section.QUALITY,
     examples=[
         "xnli-worker adapt examples.csv --output my-model",
         "xnli-worker adapt examples.jsonl --test test.jsonl --output my-model",
@@ -28,25 +29,19 @@ app: Final = grouping.group("What a model is worth, and what it may learn.")
 )
 def adapt(
     examples: Annotated[
-        Path, typer.Argument(metavar="EXAMPLES", help="labelled texts: JSON lines with expected, or CSV text,label")
+        str, typer.Argument(metavar="EXAMPLES", help="JSON lines with expected, or CSV: text,label; - is stdin")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="the directory to write; a new one")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="M", help="the checkpoint to adapt, in place of model.name")
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option("--labels", "-l", metavar="A,B,C", help="candidates of texts that name none (default: all seen)"),
-    ] = None,
-    multi_label: Annotated[bool, typer.Option("--multi-label", help="score each label by itself")] = False,
-    template: Annotated[
-        str | None, typer.Option(metavar="T", help="the hypothesis of a label, of texts that name none")
-    ] = None,
+    model: Model = None,
+    labels: Labels = "",
+    label_set: LabelSet = None,
+    multi_label: MultiLabel = False,
+    template: Template = None,
     test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="examples to measure on (default: those held out)")
+        str | None, typer.Option(metavar="FILE", help="examples to measure on (default: those held out)")
     ] = None,
     unseen: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="examples of other labels, to measure what is lost")
+        str | None, typer.Option(metavar="FILE", help="examples of other labels, to measure what is lost")
     ] = None,
     rehearsal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="requests whose answers should stay (default: samples)")
@@ -81,16 +76,14 @@ def adapt(
         raise SettingsError("--layers: say --method layers as well, or leave it out")
     StopFlag(interrupt=True)
     from worker.commands import adapt as command  # noqa: PLC0415
-    from worker.commands.request_source import labels_of  # noqa: PLC0415
-    from worker.learn.examples import Defaults  # noqa: PLC0415
+    from worker.commands.adaptation_texts import Files  # noqa: PLC0415
+    from worker.commands.labelled import Given  # noqa: PLC0415
 
     command.adapt(
-        command.Files(examples, test, unseen, rehearsal),
-        config,
-        model=model,
-        output=output,
-        meaning=Defaults(labels=tuple(labels_of(labels or "")), multi_label=multi_label, hypothesis_template=template),
-        options=command.Options(
+        Given(examples, None, config, model, labels, label_set, multi_label, template),
+        Files(test, unseen, rehearsal),
+        output,
+        command.Options(
             held_out=held_out,
             negatives=negatives,
             rehearsal_share=rehearsal_share,

@@ -10,11 +10,12 @@ import pytest
 
 from tests.checkpoint.unknown import unknown_examples
 from worker.commands import adaptation_texts
-from worker.commands.adapt import Files, Options, adapt
+from worker.commands.adapt import Options, adapt
+from worker.commands.adaptation_texts import Files
 from worker.commands.classify import classify
+from worker.commands.labelled import Given
 from worker.errors import SettingsError
 from worker.inference import loading
-from worker.learn.examples import Defaults
 from worker.learn.training import Epoch
 
 
@@ -32,22 +33,15 @@ def given(here: Path) -> Path:
     return file
 
 
-def run(files: Files, output: str = "model", model: str | None = "demo", held_out: float = 0.25, **plan: Any) -> None:
-    adapt(
-        files,
-        None,
-        model=model,
-        output=Path(output),
-        meaning=Defaults(),
-        options=Options(held_out, 6, 0.5, {"epochs": 1, **plan}),
-        as_json=False,
-    )
+def run(examples: Path, model: str = "demo", held_out: float = 0.25, others: Files = Files(), **plan: Any) -> None:  # noqa: B008 (immutable)
+    options = Options(held_out, 6, 0.5, {"epochs": 1, **plan})
+    adapt(Given(str(examples), model=model), others, Path("model"), options, as_json=False)
 
 
 def test_a_checkpoint_is_written_that_the_worker_serves(
     given: Path, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run(Files(given), epochs=2)
+    run(given, epochs=2)
     out, err = capfd.readouterr()
     assert err == ""
     *epochs, story = [json.loads(line) for line in out.splitlines()]
@@ -91,7 +85,7 @@ def _settings(here: Path, output: Path) -> Path:
 def test_the_examples_of_a_test_take_no_part(given: Path, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     test = here / "test.csv"
     test.write_text("text,label\nThe angler waits for a trout to bite.,fishing\nShe has mended the sleeve.,sewing\n")
-    run(Files(given, test=test, unseen=test, rehearsal=given), held_out=0.0)
+    run(given, held_out=0.0, others=Files(str(test), str(test), given))
     story = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert story["new_labels"]["examples"] == 2
     assert story["new_labels_took_no_part"]
@@ -101,9 +95,7 @@ def test_the_examples_of_a_test_take_no_part(given: Path, here: Path, capfd: pyt
 
 
 def test_samples_that_are_rehearsed_do_not_measure_what_is_lost(given: Path) -> None:
-    from worker.commands.adapt import _settings as settings  # noqa: PLC0415
-
-    texts = adaptation_texts.read(Files(given), Defaults(), settings(None, "demo"))
+    _, texts = adaptation_texts.read(Given(str(given), model="demo"), Files())
     rehearsed = {request.text for request in texts.rehearsal}
     assert len(rehearsed) > 30
     assert len(texts.unseen) > 30
@@ -112,7 +104,7 @@ def test_samples_that_are_rehearsed_do_not_measure_what_is_lost(given: Path) -> 
 
 def test_what_the_self_test_refuses_is_not_written(given: Path, here: Path) -> None:
     with pytest.raises(SettingsError, match="a worker would refuse, so nothing is written: the self-test of"):
-        run(Files(given), learning_rate=1.0, method="full", epochs=2)
+        run(given, learning_rate=1.0, method="full", epochs=2)
     assert list(here.iterdir()) == [given]
 
 
@@ -122,7 +114,7 @@ def test_what_is_broken_off_leaves_nothing(given: Path, here: Path, monkeypatch:
 
     monkeypatch.setattr("worker.commands.adapt.asdict", interrupted)  # an epoch is told of in the midst of training
     with pytest.raises(KeyboardInterrupt):
-        run(Files(given))
+        run(given)
     assert list(here.iterdir()) == [given]
 
 
@@ -139,7 +131,7 @@ def test_what_is_no_example_is_told_before_a_model_is_loaded(here: Path, lines: 
     file = here / "examples.jsonl"
     file.write_text(lines)
     with pytest.raises(SettingsError, match=said):
-        run(Files(file), model="no/such-model")
+        run(file, model="no/such-model")
 
 
 @pytest.mark.parametrize(
@@ -154,10 +146,10 @@ def test_what_is_no_request_cannot_be_rehearsed(given: Path, here: Path, lines: 
     file = here / "rehearsal"
     file.write_text(lines)
     with pytest.raises(SettingsError, match=said):
-        run(Files(given, rehearsal=file), model="no/such-model")
+        run(given, others=Files(rehearsal=file), model="no/such-model")
 
 
 def test_a_directory_that_is_there_is_refused_before_anything_is_read(given: Path, here: Path) -> None:
     (here / "model").mkdir()
     with pytest.raises(SettingsError, match=r"--output model: is there already"):
-        run(Files(here / "absent"))
+        run(here / "absent")
