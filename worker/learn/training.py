@@ -123,7 +123,7 @@ def train(
         trainer.train()
         if plan.method == "lora":
             model.merge_and_unload(safe_merge=True)
-    checkpoint.model.eval().requires_grad_(requires_grad=False)
+    checkpoint.model.train(mode=False).requires_grad_(requires_grad=False)
     return watch.epochs
 
 
@@ -190,15 +190,20 @@ def _trainable(checkpoint: Checkpoint, plan: Plan) -> Any:
     if plan.method == "lora":
         import peft  # noqa: PLC0415 (an extra)
 
-        config = peft.LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=_linear_layers(model))
+        config = peft.LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=_adapted(model))
         return peft.get_peft_model(model, config)
     if plan.method == "layers":
         _unfreeze(model, plan.layers)
     return model
 
 
-def _linear_layers(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+def _adapted(model: Any) -> list[str]:
+    """The linear layers, and the embeddings of tokens: what a word means is learnt there.
+
+    An encoder-decoder shares its embeddings between both halves: an addition to each would be merged twice.
+    """
+    embeddings = None if model.config.is_encoder_decoder else model.get_input_embeddings()
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or module is embeddings]
 
 
 def _stacks(model: nn.Module) -> list[nn.ModuleList]:
@@ -250,17 +255,18 @@ class _Watch(TrainerCallback):
         self.epochs: list[Epoch] = []
         self._loss = 0.0
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:  # noqa: ARG002 (by name)
         self._tell(state.global_step, None)
 
-    def on_log(self, args: Any, state: Any, _control: Any, logs: Any = None, **_rest: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002 (as above)
+        logs = rest.get("logs")
         if "loss" in (logs or {}):
             self._loss = float(logs["loss"])
             if args.eval_strategy == "no":
                 self._close(state, None)
 
-    def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: Any = None, **_rest: Any) -> None:
-        self._close(state, float(metrics["eval_loss"]))
+    def on_evaluate(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002 (as above)
+        self._close(state, float(rest["metrics"]["eval_loss"]))
 
     def _close(self, state: Any, held_out_loss: float | None) -> None:
         epoch = Epoch(float(state.epoch), int(state.global_step), self._loss, held_out_loss)

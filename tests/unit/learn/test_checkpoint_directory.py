@@ -47,8 +47,13 @@ def test_nothing_is_left_of_what_is_broken_off(tmp_path: Path, error: type[BaseE
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_what_is_there_is_not_overwritten(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "model"
-    make = {"file": output.touch, "folder": output.mkdir, "link": lambda: output.symlink_to(tmp_path / "nowhere")}
-    make[kind]()
+    match kind:
+        case "file":
+            output.touch()
+        case "folder":
+            output.mkdir()
+        case _:
+            output.symlink_to(tmp_path / "nowhere")
     with (
         pytest.raises(SettingsError, match=r"--output .*model: is there already"),
         checkpoint_directory.new_directory(output),
