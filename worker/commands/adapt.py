@@ -128,7 +128,7 @@ def _show(story: Story) -> None:
         if not story.is_tested:
             out.line("the examples that told when to stop are measured; --test names others", screen.DIM)
     best = story.best
-    kept = "" if best.held_out_loss is None else f", of which epoch {best.number:g} is kept"
+    kept = "" if best.distance is None else f", of which epoch {best.number:g} is kept"
     out.line(f"{story.pairs:,} pairs, {screen.plural(len(story.epochs), 'epoch')}{kept}; {story.seconds:.0f} s")
     out.line(f"{terminal.harmless(str(story.output))} is written, revision {story.revision}")
     sys.stdout.flush()

@@ -100,8 +100,8 @@ class Story:
     @property
     def best(self) -> Epoch:
         """The epoch whose weights were kept."""
-        measured = [epoch for epoch in self.epochs if epoch.held_out_loss is not None]
-        return min(measured, key=lambda epoch: epoch.held_out_loss or 0.0) if measured else self.epochs[-1]
+        measured = [epoch for epoch in self.epochs if epoch.distance is not None]
+        return min(measured, key=lambda epoch: epoch.distance or 0.0) if measured else self.epochs[-1]
 
 
 def record(story: Story) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def card(story: Story, inherited: Mapping[str, Any]) -> str:
         "pipeline_tag": "zero-shot-classification",
     }
     plan, best = story.plan, story.best
-    kept = "" if best.held_out_loss is None else f", of which epoch {best.number:g} is kept (early stopping)"
+    kept = "" if best.distance is None else f", of which epoch {best.number:g} is kept (early stopping)"
     return _CARD.format(
         header=yaml.safe_dump(header, allow_unicode=True, sort_keys=False).strip(),
         name=story.output.name,

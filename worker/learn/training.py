@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
+    EvalPrediction,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -31,13 +33,14 @@ from transformers import (
 from worker.errors import SettingsError
 from worker.inference.forwards.padded import Padded
 from worker.inference.model import Checkpoint
-from worker.inference.scores import LabelOrder
+from worker.inference.scores import LabelOrder, softmax
 from worker.learn.training_pairs import Pair
 
 Method = Literal["lora", "layers", "full"]
 
 _WIDTH_TIMES_RATE: Final = {"full": 0.0256, "layers": 0.0256, "lora": 0.256}
 _WARM_UP: Final = 0.1  # of all steps
+_DISTANCE: Final = "eval_distance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Plan:
         rank: with "lora" the rank of the additions.
         learning_rate: at its height; None: by the width of the model.
         epochs: at most.
-        patience: epochs without a better loss on what is held out, after which training ends.
+        patience: epochs in which what is held out comes no nearer to what is wanted, after which training ends.
         batch_pairs: pairs in a step.
         seed: of everything that is drawn.
     """
@@ -68,12 +71,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """How far training is, and the loss on what is held out; ``best`` is that of the epoch kept so far."""
+    """What an epoch came to: its mean loss, and how far what is held out still is from what is wanted (`_distance`)."""
 
     number: float
     steps: int
     loss: float
-    held_out_loss: float | None
+    distance: float | None
 
 
 Tell = Callable[[int, Epoch | None], None]
@@ -117,6 +120,7 @@ def train(
             train_dataset=list(pairs),
             eval_dataset=list(held_out) or None,
             compute_loss_func=_loss,
+            compute_metrics=_distance,
             callbacks=[watch, *([EarlyStoppingCallback(plan.patience)] if held_out else [])],
         )
         trainer.remove_callback(PrinterCallback)
@@ -166,13 +170,12 @@ def _arguments(checkpoint: Checkpoint, plan: Plan, scratch: Path, *, stops: bool
         save_strategy=when,
         logging_strategy="epoch",
         load_best_model_at_end=stops,
-        metric_for_best_model="eval_loss" if stops else None,
+        metric_for_best_model=_DISTANCE if stops else None,
         greater_is_better=False if stops else None,
         save_total_limit=1,
         save_only_model=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        prediction_loss_only=True,
         dataloader_pin_memory=False,  # the rows lie on the device already
         disable_tqdm=True,
         report_to="none",
@@ -247,6 +250,19 @@ def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: object = None)
     return -(labels * logits.float().log_softmax(-1)).sum() / len(labels)
 
 
+def _distance(predicted: EvalPrediction) -> dict[str, float]:
+    """How far the probabilities are from those wanted: the mean over pairs of the total variation distance, in [0, 1].
+
+    The loss would not do: it grows without bound where a few pairs come out wrong and sure of it, as long as the others
+    get better.
+    """
+    labels = np.asarray(predicted.label_ids, dtype=np.float64)
+    weights = labels.sum(axis=-1, keepdims=True)
+    probabilities = softmax(np.asarray(predicted.predictions, dtype=np.float64))
+    distances = 0.5 * np.abs(probabilities - labels / weights).sum(axis=-1, keepdims=True)
+    return {"distance": float((weights * distances).sum() / weights.sum())}
+
+
 class _Watch(TrainerCallback):
     """Tells of each step, and keeps what each epoch came to."""
 
@@ -266,9 +282,9 @@ class _Watch(TrainerCallback):
                 self._close(state, None)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002 (as above)
-        self._close(state, float(rest["metrics"]["eval_loss"]))
+        self._close(state, float(rest["metrics"][_DISTANCE]))
 
-    def _close(self, state: Any, held_out_loss: float | None) -> None:
-        epoch = Epoch(float(state.epoch), int(state.global_step), self._loss, held_out_loss)
+    def _close(self, state: Any, distance: float | None) -> None:
+        epoch = Epoch(float(state.epoch), int(state.global_step), self._loss, distance)
         self.epochs.append(epoch)
         self._tell(state.global_step, epoch)

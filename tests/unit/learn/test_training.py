@@ -148,16 +148,16 @@ def test_training_ends_where_what_is_held_out_gets_no_better_and_the_best_epoch_
     )
     assert told == epochs
     assert len(epochs) == 3
-    assert epochs[0].held_out_loss is not None
+    assert epochs[0].distance is not None
     engine = Engine(checkpoint, max_tokens=1024)
     outcomes, _ = engine.run([(one, engine.encode(one)) for one in map(request, PREMISES)])
-    loss = [
-        -torch.tensor([said.entailment if row != index else said.contradiction]).log().item()
+    distances = [
+        1 - (said.contradiction if row == index else said.entailment)
         for index, outcome in enumerate(outcomes)
         if isinstance(outcome, Entailment)
         for row, said in enumerate(outcome.judgements)
     ]
-    assert sum(loss) / len(loss) == pytest.approx(epochs[0].held_out_loss, abs=1e-3)
+    assert sum(distances) / len(distances) == pytest.approx(epochs[0].distance, abs=1e-3)
 
 
 def test_a_head_of_two_classes_learns(tmp_path: Path) -> None:
