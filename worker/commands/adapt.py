@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ from worker.commands.progress import progress_bar
 from worker.learn import checkpoint_directory, extra
 from worker.screen import Cell, Screen
 from worker.settings import Settings
+from worker.streams import OutputLost
 from worker.telemetry import log
 
 if TYPE_CHECKING:
@@ -105,8 +107,10 @@ def _of(settings: Settings, directory: Path) -> Settings:
 
 
 def _write(shown: Mapping[str, Any]) -> None:
-    sys.stdout.write(json_line(shown).decode())
-    sys.stdout.flush()
+    """A line on stdout. A reader that went away had enough; the checkpoint is written all the same."""
+    with suppress(OutputLost):
+        sys.stdout.write(json_line(shown).decode())
+        sys.stdout.flush()
 
 
 def _show(story: Story) -> None:

@@ -58,6 +58,9 @@ def read(given: Given, files: Files) -> tuple[Settings, Texts]:
     examples_ = _labelled(given)
     settings = examples_.settings
     same = replace(given, model=settings.model.name)
+    if not given.labels and given.label_set is None:  # a test in which a label does not occur is asked about it too
+        learnt = dict.fromkeys(label for one in examples_.asked for label in one.request.labels)
+        same = replace(same, labels=json.dumps(list(learnt)))
     test = [] if files.test is None else _labelled(replace(same, file=files.test)).asked
     rehearsed, measured = _samples()
     if files.rehearsal is None and files.unseen is None:  # what is rehearsed measures nothing

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from worker.errors import CheckpointError, FatalError, SettingsError
 from worker.inference import checkpoint_files, labels
@@ -50,8 +50,9 @@ def new_directory(output: Path) -> Iterator[Path]:
         if os.path.lexists(output):  # (POSIX would put a folder in the place of an empty one.)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         folder.rename(output)
-    except OSError as error:
-        raise FatalError(f"{output} could not be written ({error.strerror or error}); nothing of it is left") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FatalError(f"{output} could not be written ({why}); nothing of it is left") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -24,7 +24,7 @@ def rehearsed(requests: Sequence[Request], beside: Sequence[Request], seed: int)
 
     A text is asked about its own hypotheses and about those of other texts: what the model says of a text and a label
     that nobody put together is worth keeping too, and a few texts then say a lot about the model. The texts to learn
-    from are asked about labels that are rehearsed as well.
+    from are asked about labels that are rehearsed as well. About a label that is learnt nothing is rehearsed.
 
     Args:
         requests: to rehearse; those without hypotheses are left out, and what is drawn of them where they are many.
@@ -35,15 +35,16 @@ def rehearsed(requests: Sequence[Request], beside: Sequence[Request], seed: int)
     asking = [request for request in requests if request.hypotheses]
     most = max(_LEAST_REHEARSED, len(beside))
     drawn = random.sample(asking, most) if len(asking) > most else asking
-    known = list(dict.fromkeys(hypothesis for request in drawn for hypothesis in request.hypotheses))
+    taught = {hypothesis for request in beside for hypothesis in request.hypotheses}
+    known = [one for one in dict.fromkeys(one for request in drawn for one in request.hypotheses) if one not in taught]
     found = []
     for request, own, count in (
-        *((request, request.hypotheses[:_HYPOTHESES], _HYPOTHESES) for request in drawn),
+        *((request, request.hypotheses, _HYPOTHESES) for request in drawn),
         *((request, (), _BESIDE) for request in beside),
     ):
+        kept = [one for one in own if one not in taught]
         others = random.sample(known, min(count, len(known)))
-        asked = list(dict.fromkeys((*own, *(one for one in others if one not in request.hypotheses))))[:count]
-        if asked:
+        if asked := list(dict.fromkeys((*kept, *others)))[:count]:
             found.append(replace(request, hypotheses=tuple(asked)))
     random.shuffle(found)
     return found

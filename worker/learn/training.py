@@ -135,8 +135,14 @@ def resolved(checkpoint: Checkpoint, plan: Plan) -> Plan:
     """The plan with what it leaves open filled in: the learning rate by the width, and the last half of the layers.
 
     Raises:
-        SettingsError: it names layers that the model does not have.
+        SettingsError: it names layers that the model does not have, or the Trainer cannot use the device.
     """
+    if checkpoint.device.type == "cuda" and checkpoint.device.index:
+        index = checkpoint.device.index
+        raise SettingsError(
+            f'model.device = "cuda:{index}": the Trainer takes the first GPU that it sees; set '
+            f'CUDA_VISIBLE_DEVICES={index} in the environment, and model.device = "cuda"'
+        )
     rate = _WIDTH_TIMES_RATE[plan.method] / checkpoint.hidden_size if plan.learning_rate is None else plan.learning_rate
     if plan.method != "layers":
         return replace(plan, learning_rate=rate)

@@ -94,6 +94,14 @@ def test_the_examples_of_a_test_take_no_part(given: Path, here: Path, capfd: pyt
     assert "flatter" not in (here / "model/README.md").read_text()
 
 
+def test_a_test_is_asked_about_every_label_that_is_learnt(given: Path, here: Path) -> None:
+    test = here / "test.csv"
+    test.write_text("The angler waits for a trout to bite.,fishing\n")
+    _, texts = adaptation_texts.read(Given(str(given), model="demo"), Files(test=str(test)))
+    assert texts.test[0].request.labels == texts.examples[0].request.labels
+    assert len(texts.test[0].request.labels) == 4
+
+
 def test_samples_that_are_rehearsed_do_not_measure_what_is_lost(given: Path) -> None:
     _, texts = adaptation_texts.read(Given(str(given), model="demo"), Files())
     rehearsed = {request.text for request in texts.rehearsal}

@@ -45,14 +45,14 @@ def test_a_text_is_asked_about_its_own_hypotheses_and_those_of_others() -> None:
         assert set(asked_about) <= known
 
 
-def test_texts_to_learn_from_are_asked_about_what_is_rehearsed_and_not_about_what_is_learnt() -> None:
+def test_texts_to_learn_from_are_rehearsed_too_and_labels_that_are_learnt_are_not() -> None:
     given = requests(30)
     beside = [replace(asked(100 + n, ()).request, hypotheses=("own 1", f"new {n}")) for n in range(5)]
-    found = [request for request in lessons.rehearsed(given, beside, 0) if int(request.id) >= 100]
-    assert len(found) == 5
-    for request in found:
-        assert not {"own 1", *(f"new {n}" for n in range(5))} & set(request.hypotheses)
-        assert len(request.hypotheses) >= lessons._BESIDE - 1
+    found = lessons.rehearsed(given, beside, 0)
+    assert {int(request.id) for request in found} == {*range(30), *range(100, 105)}
+    hypotheses = {hypothesis for request in found for hypothesis in request.hypotheses}
+    assert hypotheses == {f"{kind} {n}" for kind in ("own", "other") for n in range(30)} - {"own 1"}
+    assert {len(request.hypotheses) for request in found if int(request.id) >= 100} == {lessons._BESIDE}
 
 
 def test_of_many_texts_some_are_drawn_the_same_for_the_same_seed() -> None:
@@ -62,6 +62,7 @@ def test_of_many_texts_some_are_drawn_the_same_for_the_same_seed() -> None:
     assert found == lessons.rehearsed(given, (), 0)
     assert found != lessons.rehearsed(given, (), 1)
     assert lessons.rehearsed([], [asked(1, ()).request], 0) == []
+    assert lessons.rehearsed([asked(1, ()).request], [asked(2, ()).request], 0) == []  # all of it is learnt
 
 
 def test_the_rival_contradicted_is_the_one_that_the_model_believes_the_most(engine: Engine) -> None:
