@@ -2,7 +2,9 @@
 
 1. The model as it is reads every text: it is measured, its hard negatives are found, and what it says of the texts that
    are rehearsed is noted (`lessons`).
-2. The pairs go through transformers' Trainer (`training`).
+2. The pairs go through transformers' Trainer (`training`), without those held out, which tell after how many epochs it
+   is best; then the model as it was learns from all pairs for as many epochs. Few examples are too few to do without
+   a part of them.
 3. The weights are written beside the output (`checkpoint_directory`), loaded as a worker loads them, self-test
    included, and measured again. Only then does the directory get its name.
 """
@@ -16,13 +18,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from worker.errors import CheckpointError, SettingsError
 from worker.inference import loading
 from worker.inference.engine import Engine
+from worker.inference.model import Checkpoint
 from worker.inference.source import Source
 from worker.learn import checkpoint_directory, lessons, model_card, quality, scoring, training, training_pairs
 from worker.learn.model_card import Compared, Story
@@ -59,7 +62,7 @@ class Choices:
 
     Attributes:
         plan: how to train.
-        held_out: share of each label's examples, and of the rehearsal, that only tells when to stop.
+        held_out: share of each label's examples, and of the rehearsal, that tells for how long to train.
         negatives: rivals of a text at most that it is taught to contradict.
         rehearsal_share: of the loss.
         max_tokens: of a batch for the engine.
@@ -112,24 +115,34 @@ def adapt(
         seed = choices.plan.seed
         taught, held_out = training_pairs.split(material.examples, choices.held_out, seed)
         rehearsal = lessons.rehearsed(material.rehearsal, [one.request for one in material.examples], seed)
-        checked = rehearsal[: round(choices.held_out * len(rehearsal))] if held_out else []
-        measured = [material.test or held_out, material.unseen]
+        checked = round(choices.held_out * len(rehearsal)) if held_out else 0
 
         engine = loader.open_engine(loader.source.directory)
-        before = _measured(engine, measured, choices, bar)
+        was_new, was_unseen = _measured(engine, [material.test or held_out, material.unseen], choices, bar)
         with bar("reading", "texts", len(material.examples) + len(rehearsal)) as move:
             step = partial(_step, move, itertools.count(1))
-            pairs = _pairs(engine, taught, rehearsal[len(checked) :], choices, step)
-            checks = _pairs(engine, held_out, checked, choices, step)
+            learnt, kept = _read(engine, taught, rehearsal[checked:], choices, step)
+            checks_learnt, checks_kept = _read(engine, held_out, rehearsal[:checked], choices, step)
         del engine
         gc.collect()  # a large model need not lie in memory twice
 
-        plan, epochs = _trained(loader, pairs, checks, directory, choices, bar, hear)
+        train = partial(_trained, loader, directory.parent, bar, hear)
+        pairs = training_pairs.together(learnt, kept, choices.rehearsal_share)
+        checks = training_pairs.together(checks_learnt, checks_kept, choices.rehearsal_share)
+        checkpoint, plan, epochs = train(pairs, checks, choices.plan)
+        new: Report | None = None
+        if checks:
+            if not material.test:
+                new, _ = _measured(Engine(checkpoint, max_tokens=choices.max_tokens), [held_out, ()], choices, bar)
+            del checkpoint
+            gc.collect()
+            pairs = training_pairs.together([*learnt, *checks_learnt], [*kept, *checks_kept], choices.rehearsal_share)
+            checkpoint, plan, _ = train(pairs, (), replace(plan, epochs=training.best(epochs)))
+        checkpoint_directory.write(checkpoint, loader.source.directory, directory)
+        del checkpoint
+        gc.collect()
         engine = _opened(loader, directory)
-        after = _measured(engine, measured, choices, bar)
-        new, unseen = (
-            None if was is None or now is None else Compared(was, now) for was, now in zip(before, after, strict=True)
-        )
+        tested, unseen = _measured(engine, [material.test, material.unseen], choices, bar)
         story = Story(
             output=output,
             revision=engine.identity.revision,
@@ -141,48 +154,58 @@ def adapt(
             rehearsed=len(rehearsal),
             plan=plan,
             epochs=tuple(epochs),
-            new=new,
+            new=_compared(was_new, tested if material.test else new),
             is_tested=bool(material.test),
-            unseen=unseen,
+            unseen=_compared(was_unseen, unseen),
             seconds=time.monotonic() - began_s,
         )
         model_card.write(story, loader.source.directory, directory)
     return story
 
 
+def _compared(before: Report | None, after: Report | None) -> Compared | None:
+    return None if before is None or after is None else Compared(before, after)
+
+
 def _step(move: Callable[[int, int], None], numbers: Iterator[int]) -> None:
     move(1, next(numbers))
 
 
-def _pairs(
+def _read(
     engine: Engine,
     examples: Sequence[Asked],
     rehearsal: Sequence[Request],
     choices: Choices,
     step: Callable[[], None],
-) -> list[Pair]:
-    learnt = lessons.learnt(engine, examples, choices.negatives, choices.max_tokens, step)
-    kept = lessons.kept(engine, rehearsal, choices.max_tokens, step)
-    return training_pairs.together(learnt, kept, choices.rehearsal_share)
+) -> tuple[list[Pair], list[Pair]]:
+    """The pairs that are learnt and those that are rehearsed."""
+    return (
+        lessons.learnt(engine, examples, choices.negatives, choices.max_tokens, step),
+        lessons.kept(engine, rehearsal, choices.max_tokens, step),
+    )
 
 
 def _trained(
     loader: Loader,
-    pairs: Sequence[Pair],
-    checks: Sequence[Pair],
-    directory: Path,
-    choices: Choices,
+    folder: Path,
     bar: Bar,
     hear: Callable[[Epoch], None],
-) -> tuple[Plan, list[Epoch]]:
-    """Train, and write the checkpoint. Returns the whole plan and the epochs."""
-    source = loader.source.directory
+    pairs: Sequence[Pair],
+    checks: Sequence[Pair],
+    plan: Plan,
+) -> tuple[Checkpoint, Plan, list[Epoch]]:
+    """The model as it was, trained; the whole plan; and the epochs."""
     checkpoint = loading.load(
-        str(source), device=loader.device, precision="fp32", labels=loader.labels, self_test="off", progress=False
+        str(loader.source.directory),
+        device=loader.device,
+        precision="fp32",
+        labels=loader.labels,
+        self_test="off",
+        progress=False,
     )
-    plan = training.resolved(checkpoint, choices.plan)
-    steps = math.ceil(len(pairs) / plan.batch_pairs) * plan.epochs
-    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch, bar("training", "steps", steps) as move:
+    whole = training.resolved(checkpoint, plan)
+    steps = math.ceil(len(pairs) / whole.batch_pairs) * whole.epochs
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, bar("training", "steps", steps) as move:
         done = 0
 
         def tell(now: int, epoch: Epoch | None) -> None:
@@ -192,9 +215,8 @@ def _trained(
             if epoch is not None:
                 hear(epoch)
 
-        epochs = training.train(checkpoint, pairs, checks, plan, Path(scratch), tell)
-    checkpoint_directory.write(checkpoint, source, directory)
-    return plan, epochs
+        epochs = training.train(checkpoint, pairs, checks, whole, Path(scratch), tell)
+    return checkpoint, whole, epochs
 
 
 def _opened(loader: Loader, directory: Path) -> Engine:

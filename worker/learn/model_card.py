@@ -37,10 +37,10 @@ Served by xnli-worker it has the revision {revision}.
 ## What was learnt
 Labels: {labels}.
 
-- {examples} labelled examples, of which {held_out} were held out to tell when to stop; {rehearsed} texts rehearsed, so
-  that what the model says of other labels stays.
+- {examples} labelled examples, of which {held_out} were held out at first, to tell for how long to train; {rehearsed}
+  texts rehearsed, so that what the model says of other labels stays.
 - {pairs} NLI pairs. Trained: {trained}.
-- Seed {seed}, learning rate {rate}, {batch} pairs a step, {epochs} epochs{kept}; {seconds} s.
+- Seed {seed}, learning rate {rate}, {batch} pairs a step, {epochs} epochs{tried}; {seconds} s.
 
 ## Before and after
 {table}
@@ -48,9 +48,10 @@ Labels: {labels}.
 {note}The figures of each label, and of each epoch, are in `{record}`. Probabilities are not calibrated, and a
 calibration of the former checkpoint does not hold for this one.
 """
-_NOTE: Final = (
-    "The examples of the labels that were learnt told when to stop as well, so their figures flatter a little.\n"
-)
+_NOTE: Final = """\
+The labels that were learnt are measured on the examples held out, before the model learnt from these too. They told for
+how long to train, so the figures flatter a little.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,15 @@ class Story:
         revision: of what was written, as results will carry it.
         base: the checkpoint that it was.
         labels: that were learnt.
-        examples: labelled ones, of which ``held_out`` only told when to stop.
+        examples: labelled ones, of which ``held_out`` told for how long to train.
         held_out: see ``examples``.
         pairs: that were trained on, those rehearsed included.
         rehearsed: texts.
-        plan: how.
-        epochs: each that was run.
+        plan: how; its epochs are those of the weights that were written.
+        epochs: those that showed for how long to train; where nothing is held out, those that were run.
         new: the labels that were learnt; None if there was nothing to measure.
-        is_tested: ``new`` rests on examples that took no part. Otherwise they told when to stop.
+        is_tested: ``new`` rests on examples that took no part. Otherwise on those held out, and on the model before it
+            learnt from them too.
         unseen: other labels; None if there was nothing to measure.
         seconds: all of it.
     """
@@ -97,16 +99,9 @@ class Story:
     unseen: Compared | None
     seconds: float
 
-    @property
-    def best(self) -> Epoch:
-        """The epoch whose weights were kept."""
-        measured = [epoch for epoch in self.epochs if epoch.distance is not None]
-        return min(measured, key=lambda epoch: epoch.distance or 0.0) if measured else self.epochs[-1]
-
 
 def record(story: Story) -> dict[str, Any]:
     """The story as JSON."""
-    best = story.best
     return {
         "base": {"name": story.base.name, "revision": story.base.revision},
         "revision": story.revision,
@@ -117,7 +112,6 @@ def record(story: Story) -> dict[str, Any]:
         "rehearsed_texts": story.rehearsed,
         "plan": asdict(story.plan) | {"layers": list(story.plan.layers)},
         "epochs": [asdict(epoch) for epoch in story.epochs],
-        "best_epoch": best.number,
         "new_labels": _figures(story.new),
         "new_labels_took_no_part": story.is_tested,
         "unseen_labels": _figures(story.unseen),
@@ -165,8 +159,7 @@ def card(story: Story, inherited: Mapping[str, Any]) -> str:
         "library_name": "transformers",
         "pipeline_tag": "zero-shot-classification",
     }
-    plan, best = story.plan, story.best
-    kept = "" if best.distance is None else f", of which epoch {best.number:g} is kept (early stopping)"
+    plan = story.plan
     return _CARD.format(
         header=yaml.safe_dump(header, allow_unicode=True, sort_keys=False).strip(),
         name=story.output.name,
@@ -182,8 +175,8 @@ def card(story: Story, inherited: Mapping[str, Any]) -> str:
         seed=plan.seed,
         rate=f"{plan.learning_rate:.3g}",
         batch=plan.batch_pairs,
-        epochs=len(story.epochs),
-        kept=kept,
+        epochs=plan.epochs,
+        tried=f" of {len(story.epochs)} that were tried (early stopping)" if story.held_out else "",
         seconds=round(story.seconds),
         table="\n".join(_table(story)),
         note=_NOTE if story.new is not None and not story.is_tested else "",

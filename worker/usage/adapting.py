@@ -47,8 +47,8 @@ def adapt(
         Path | None, typer.Option(metavar="FILE", help="requests whose answers should stay (default: samples)")
     ] = None,
     method: Annotated[
-        Literal["lora", "layers", "full"], typer.Option(help="what is trained: additions, some layers, or all")
-    ] = "lora",
+        Literal["full", "lora", "layers"], typer.Option(help="what is trained: all, additions, or some layers")
+    ] = "full",
     layers: Annotated[
         str | None, typer.Option(metavar="N,M", help="with layers: which, counted from 0 (default: the last half)")
     ] = None,
@@ -56,9 +56,9 @@ def adapt(
     rate: Annotated[
         float | None, typer.Option(metavar="R", min=1e-9, max=1.0, help="learning rate (default: by the model's width)")
     ] = None,
-    epochs: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="passes over the pairs, at most")] = 30,
+    epochs: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="passes over the pairs, at most")] = 12,
     held_out: Annotated[
-        float, typer.Option(metavar="S", min=0.0, max=0.9, help="share of examples that tells when to stop; 0: none")
+        float, typer.Option(metavar="S", min=0.0, max=0.9, help="share of examples that tells for how long to train")
     ] = 0.25,
     negatives: Annotated[
         int, typer.Option(metavar="N", min=1, max=4096, help="rivals of a text at most, the hardest first")
