@@ -14,8 +14,8 @@ from worker.learn.training_pairs import Judged, Pair
 from worker.messages import Encoded, Entailment, LongText, Request, Task
 
 _AT_ONCE: Final = 64  # requests of a batch
-_HYPOTHESES: Final = 24  # of a text that is rehearsed
-_BESIDE: Final = 12  # of a text that is learnt, of labels that are not
+_HYPOTHESES: Final = 12  # of a text that is rehearsed
+_BESIDE: Final = 6  # of a text that is learnt, of labels that are not
 _LEAST_REHEARSED: Final = 100  # texts; or as many as are learnt, where that is more
 
 
