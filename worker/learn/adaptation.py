@@ -71,7 +71,7 @@ class Choices:
     plan: Plan = field(default_factory=Plan)
     held_out: float = 0.25
     negatives: int = 6
-    rehearsal_share: float = 0.5
+    rehearsal_share: float = 0.65
     max_tokens: int = 16_384
 
 
@@ -137,7 +137,7 @@ def adapt(
             del checkpoint
             gc.collect()
             pairs = training_pairs.together([*learnt, *checks_learnt], [*kept, *checks_kept], choices.rehearsal_share)
-            checkpoint, plan, _ = train(pairs, (), replace(plan, epochs=training.best(epochs)))
+            checkpoint, plan, _ = train(pairs, (), replace(plan, epochs=training.best(epochs, plan)))
         checkpoint_directory.write(checkpoint, loader.source.directory, directory)
         del checkpoint
         gc.collect()

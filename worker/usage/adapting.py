@@ -47,8 +47,8 @@ def adapt(
         Path | None, typer.Option(metavar="FILE", help="requests whose answers should stay (default: samples)")
     ] = None,
     method: Annotated[
-        Literal["full", "lora", "layers"], typer.Option(help="what is trained: all, additions, or some layers")
-    ] = "full",
+        Literal["lora", "layers", "full"], typer.Option(help="what is trained: additions, some layers, or all")
+    ] = "lora",
     layers: Annotated[
         str | None, typer.Option(metavar="N,M", help="with layers: which, counted from 0 (default: the last half)")
     ] = None,
@@ -65,7 +65,7 @@ def adapt(
     ] = 6,
     rehearsal_share: Annotated[
         float, typer.Option(metavar="S", min=0.0, max=0.95, help="of the loss, that keeps what the model knew")
-    ] = 0.5,
+    ] = 0.65,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="of all that is drawn")] = 0,
     config: ConfigFile = None,
     as_json: Json = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,15 @@ def test_training_ends_where_what_is_held_out_gets_no_better_and_the_best_epoch_
         for row, said in enumerate(outcome.judgements)
     ]
     assert sum(distances) / len(distances) == pytest.approx(epochs[0].distance, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("distances", "epochs"), [([0.3, 0.2, 0.1, 0.2], 4), ([0.1] + [0.2] * 6, 4), ([0.2] * 6 + [0.1], 7), ([], 0)]
+)
+def test_for_how_long_to_train(distances: list[float], epochs: int) -> None:
+    given = [Epoch(float(number), number, 1.0, distance) for number, distance in enumerate(distances, 1)]
+    assert training.best(given, Plan(epochs=12)) == epochs
+    assert training.best([replace(epoch, distance=None) for epoch in given], Plan(epochs=12)) == len(given)
 
 
 def test_a_head_of_two_classes_learns(tmp_path: Path) -> None:
