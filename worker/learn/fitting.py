@@ -162,13 +162,13 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
         positives: how many examples expect the label, those without a decision too.
 
     Returns:
-        None where no threshold predicts the label often enough to tell.
+        None where too few examples expect the label, or it is predicted too rarely, to tell.
     """
     order = np.argsort(-scores, kind="stable")
     ordered, hits = scores[order], np.cumsum(holds[order])
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores pass together
     ends = ends[ends + 1 >= min(_FEWEST_PREDICTED, positives)]
-    if not len(ends) or not positives:
+    if not len(ends) or positives < FEWEST:
         return None
     precision, recall = hits[ends] / (ends + 1), hits[ends] / positives
     is_met = True
