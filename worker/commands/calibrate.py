@@ -66,7 +66,7 @@ def calibrate(
     if not is_whole and stop_requested():
         say("nothing is written")
         return False
-    template = given.template or labelled.settings.model.hypothesis_template
+    template = labelled.settings.model.hypothesis_template
     plan = Plan(name or output.stem, wanted, of_label, folds, seed, template)
     fit = calibrating.fit(scored, engine.identity, plan)
     calibration_file.write(fit.file, output, replaces=replaces)
@@ -117,12 +117,12 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
         sys.stdout.buffer.flush()
         return
     out, file = Screen(), fit.file
-    out.line(f"{terminal.harmless(file.model.name)} at {file.model.revision[:12]}, calibration {file.name}")
+    out.line(f"{terminal.harmless(file.model.name)} at {file.model.revision}, calibration {file.name}")
     if file.temperature is not None:
         out.line(f"  the labels compete: temperature {file.temperature:.3f}")
     shown = file.labels[:_MOST_LABELS]
     columns = min(_LABEL_COLUMNS, max([screen.width(terminal.harmless(one.label)) for one in shown] + [5]))
-    widths = [0, columns, 8, 9, 9, 9, 6]
+    widths = [0, columns, 8, 9, 9, 9]
     head = ("label", "expected", "curve", "threshold", "precision", "recall")
     out.line("")
     out.row(["", *(Cell(word, screen.DIM) for word in head)], widths)
@@ -133,12 +133,15 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
     out.line("")
     before, after = fit.before, fit.after
     told = f"{before.value:.3f} raw, {after.value:.3f} ({after.low:.3f} to {after.high:.3f}) calibrated"
-    out.line(f"  calibration error on held-out folds: {told}", screen.BOLD)
+    out.line(f"  calibration error, held out: {told}", screen.BOLD)
     for label, why in fit.left.items():
         out.line(f"  {terminal.harmless(label)} is not calibrated: {why}", screen.MAGENTA)
     if missed := [label for label, one in fit.reached.items() if not one.is_met]:
         count = plural(len(missed), "label")
         out.line(f"  what was wanted is not reached for {count}: the nearest stands there", screen.MAGENTA)
+    if fit.silent:
+        named = ", ".join(terminal.harmless(label) for label in fit.silent[:_MOST_LABELS])
+        out.line(f"  too few examples for a threshold: {named}", screen.MAGENTA)
     out.line(f"  written to {output}; name it in model.calibration, or a folder that it lies in")
     sys.stdout.flush()
 
@@ -178,4 +181,5 @@ def _datum(fit: Fit, output: Path) -> dict[str, Any]:
             for one in file.labels
         ],
         "uncalibrated": dict(fit.left),
+        "without_threshold": list(fit.silent),
     }

@@ -18,6 +18,7 @@ from worker.commands.json_lines import is_wanted
 from worker.commands.remote import RemoteWorker
 from worker.commands.request_source import labels_of, labels_of_file
 from worker.errors import FatalError, Rejection, SettingsError
+from worker.learn import calibration_file
 from worker.messages import Classification, Encoded, Evidence, LabelScore, ModelIdentity, Outcome, Pooling, Request
 from worker.screen import Cell, Screen
 from worker.settings import Settings
@@ -96,13 +97,16 @@ def classify(
 
 def _here(settings: Settings) -> Answer:
     """The model of the settings, in this process."""
-    from worker.app import load_engine  # noqa: PLC0415 (imports torch: what was typed wrongly is told before)
+    from worker.app import calibration_files, load_engine  # noqa: PLC0415 (torch: wrong typing is told before)
 
+    files = calibration_files(settings)
     engine = load_engine(settings)
+    calibration = calibration_file.of_model(files, engine.identity).find(None)
 
     def answer(request: Request) -> tuple[Encoded, Outcome, ModelIdentity]:
-        encoded = engine.encode(request)
-        return encoded, engine.run([(request, encoded)])[0][0], engine.identity
+        asked = request if calibration is None else calibration.applied(request)
+        encoded = engine.encode(asked)
+        return encoded, engine.run([(asked, encoded)])[0][0], engine.identity
 
     return answer
 
@@ -164,6 +168,7 @@ def _show(request: Request, encoded: Encoded, outcome: Classification, model: Mo
                 {
                     "label": score.label,
                     "score": round(score.score, 6),
+                    **({} if score.calibrated is None else {"calibrated": round(score.calibrated, 6)}),
                     "entailment": round(score.entailment, 6),
                     "neutral": round(score.neutral, 6),
                     "contradiction": round(score.contradiction, 6),
@@ -184,10 +189,12 @@ def _show(request: Request, encoded: Encoded, outcome: Classification, model: Mo
     shown_labels = [terminal.harmless(score.label) for score in outcome.labels]
     columns = min(_LABEL_COLUMNS, max(map(screen.width, shown_labels), default=0))
     for rank, (label, score) in enumerate(zip(shown_labels, outcome.labels, strict=True)):
-        likely = score.score >= 0.5 if outcome.multi_label else rank == 0
+        probable = score.score if score.calibrated is None else score.calibrated
+        likely = probable >= 0.5 if outcome.multi_label else rank == 0
         style = screen.GREEN if likely else ""
-        bar = out.bar(score.score, _BAR_COLUMNS)
-        out.row(["", Cell(label, style), f"{score.score:.3f}", Cell(bar, style)], [0, columns, 5])
+        bar = out.bar(probable, _BAR_COLUMNS)
+        raw = "" if score.calibrated is None else f"  raw {score.score:.3f}"
+        out.row(["", Cell(label, style), f"{probable:.3f}", Cell(f"{bar}{raw}", style)], [0, columns, 5])
         for found in score.evidence:
             out.line(f"{'':{screen.GAP + columns}}  {-found.drop:+.3f}  {_in_context(out, request.text, found, style)}")
     notes = ["each label by itself: the scores need not add up to 1"] if outcome.multi_label else []

@@ -68,7 +68,7 @@ def evaluate(
     _show(report, engine.identity, len(asked), as_json=as_json)
     if page is not None:
         source = given.topic if given.file is None else "stdin" if given.file == "-" else Path(given.file).name
-        title = f"{engine.identity.name} at {engine.identity.revision[:12]} on {report.examples:,} examples of {source}"
+        title = f"{engine.identity.name} at {engine.identity.revision} on {report.examples:,} examples of {source}"
         quality_page.write(report, title, page)
         say(f"the page is in {page}")
     return is_whole
@@ -81,7 +81,7 @@ def _show(report: Report, model: ModelIdentity, asked: int, *, as_json: bool) ->
         sys.stdout.buffer.flush()
         return
     out = Screen()
-    out.line(f"{terminal.harmless(model.name)} at {model.revision[:12]}, {plural(report.examples, 'example')}")
+    out.line(f"{terminal.harmless(model.name)} at {model.revision}, {plural(report.examples, 'example')}")
     _table(out, "label", report.labels)
     if len(report.languages) > 1 or quality.UNKNOWN_LANGUAGE not in report.languages:
         _table(out, "language", report.languages)
@@ -121,8 +121,8 @@ def _error(error: CalibrationError) -> str:
 def _curve(out: Screen, report: Report) -> None:
     """What the surest decisions are worth."""
     points = [min(report.coverage, key=lambda point: abs(point.coverage - wanted)) for wanted in _COVERED]
-    told = list(dict.fromkeys(f"{point.accuracy:.3f} of the surest {point.coverage:.0%}" for point in points))
-    out.line(f"  right are {', '.join(told)}")
+    told = list(dict.fromkeys(f"{point.coverage:.0%}: {point.accuracy:.3f}" for point in points))
+    out.line(f"  accuracy of the surest {', '.join(told)}")
 
 
 def _confused(out: Screen, report: Report) -> None:

@@ -147,5 +147,5 @@ def _settings(given: Given) -> Settings:
     elif given.model is None and not any(
         "name" in source.tables.get("model", {}) for source in settings_module.given(given.config)
     ):
-        say("model.name is not set: the demo's small checkpoint answers (--model names another)")
+        say("model.name is not set: the demo's small checkpoint answers")
     return loaded.model_copy(update={"model": model})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from worker.avro.codec import Codecs, open_codecs
 from worker.avro.excerpt import clip
@@ -63,7 +63,7 @@ def read(settings: Settings, topic: str, defaults: Defaults, stop_requested: Cal
     return examples.completed(found, defaults)
 
 
-def _fields(record: Record, codecs: Codecs, stop_requested: Callable[[], bool]) -> dict[str, object] | None:
+def _fields(record: Record, codecs: Codecs, stop_requested: Callable[[], bool]) -> dict[str, Any] | None:
     """The request of a record; None for a tombstone. Raises Rejection."""
     wait = Waiting(say, _RETRY_S)
     while record.value is not None and not stop_requested():

@@ -66,7 +66,10 @@ class RemoteWorker:
 def _result(found: Any) -> tuple[Encoded, Classification, ModelIdentity]:
     outcome = found["outcome"]
     labels = tuple(
-        LabelScore(one["label"], one["score"], one["entailment"], one["neutral"], one["contradiction"])
+        LabelScore(
+            *(one["label"], one["score"], one["entailment"], one["neutral"], one["contradiction"]),
+            calibrated=one.get("calibrated"),
+        )
         for one in outcome["labels"]
     )
     encoded = Encoded((), found["windows"], found["truncated"], 0)

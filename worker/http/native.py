@@ -70,6 +70,7 @@ class Score(BaseModel):
     entailment: float
     neutral: float
     contradiction: float
+    calibrated: float | None = None
 
 
 class ClassificationOutcome(BaseModel):

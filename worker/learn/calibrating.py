@@ -31,7 +31,7 @@ class Plan:
         of_label: of single labels.
         folds: how many are held out in turn.
         seed: draws them.
-        hypothesis_template: the one that was in force, for the file's readers.
+        hypothesis_template: of examples that have none of their own, for the file's readers.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Fit:
         after: that of the scores calibrated by the other folds.
         left: labels that are not calibrated, and why.
         reached: what the thresholds reached.
+        silent: labels of which a threshold was wanted that nobody can tell: they are predicted too rarely.
     """
 
     file: CalibrationFile
@@ -63,6 +64,7 @@ class Fit:
     after: CalibrationError
     left: Mapping[str, str]
     reached: Mapping[str, Reached]
+    silent: tuple[str, ...] = ()
 
 
 def to_fit(asked: Sequence[Asked]) -> list[Asked]:
@@ -206,6 +208,7 @@ def _fit_of(
     before = quality.calibration_error(raw, came_true, seed=plan.seed)
     after = quality.calibration_error(held_out, came_true, seed=plan.seed)
     sets = {one.request.label_set.name for one in scored if one.request.label_set is not None}
+    templates = {one.example.hypothesis_template or plan.hypothesis_template for one in scored} if not sets else set()
     fitted: dict[str, Any] = {
         "examples": len(scored),
         "folds": plan.folds,
@@ -221,13 +224,14 @@ def _fit_of(
         name=plan.name,
         model=Model(name=model.name, revision=model.revision),
         multi_label=temperature is None,
-        hypothesis_template=plan.hypothesis_template,
+        hypothesis_template=templates.pop() if len(templates) == 1 else None,
         label_set=sets.pop() if len(sets) == 1 else None,
         temperature=temperature,
         labels=tuple(labels),
         fitted=fitted,
     )
-    return Fit(file, before, after, left, reached)
+    silent = [one.label for one in labels if one.threshold is None and plan.wanted_of(one.label) is not None]
+    return Fit(file, before, after, left, reached, tuple(silent))
 
 
 def _label(

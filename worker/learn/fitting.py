@@ -7,13 +7,16 @@ all examples. A text that occurs several times lies in one fold.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from worker.errors import SettingsError
 from worker.learn import extra
 from worker.learn.quality import Booleans, Floats
 from worker.rules.calibration import Curve, Isotonic, Platt, Temperature, margin
@@ -27,7 +30,6 @@ _FEWEST_PREDICTED: Final = 20  # a share of fewer decisions is no precision that
 _ROUNDED: Final = 6  # digits behind the point, of what a file holds
 
 Integers = npt.NDArray[np.intp]
-_Fitted = TypeVar("_Fitted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,10 @@ class FittedTemperature:
 
 
 def fit_curve(seen: Seen, *, folds: int = FOLDS, seed: int = 0) -> FittedCurve | str:
-    """The curve of a label with the lower log loss on held-out folds; or why there is none.
+    """The curve of a label with the least log loss on held-out folds; or why there is none.
 
-    Isotonic regression needs many examples on both sides; with fewer there is Platt's line alone.
+    Isotonic regression needs many examples on both sides; with fewer there is Platt's line alone. Scores that neither
+    makes better stay as they are: by a line that changes nothing.
 
     Raises:
         SettingsError: the extra ``learn`` is not installed.
@@ -106,12 +109,12 @@ def fit_curve(seen: Seen, *, folds: int = FOLDS, seed: int = 0) -> FittedCurve |
     positives, negatives = int(seen.holds.sum()), int((~seen.holds).sum())
     if min(positives, negatives) < FEWEST:
         return f"{positives} of {len(seen.holds)} examples expect it, and it takes {FEWEST} that do and {FEWEST} not"
-    tried = [_platt]
+    tried: list[Callable[[Floats, Booleans], Curve | str]] = [_platt]
     if min(positives, negatives) >= FEWEST_FOR_ISOTONIC:
         tried.append(_isotonic)
     split = _folds(seen.holds, seen.groups, folds, seed)
-    best: FittedCurve | None = None
-    least = np.inf
+    best = FittedCurve(Platt(1.0, 0.0), seen.scores)
+    least = _log_loss(seen.scores, seen.holds)
     for fit in tried:
         curve = fit(seen.scores, seen.holds)
         if isinstance(curve, str):
@@ -125,11 +128,11 @@ def fit_curve(seen: Seen, *, folds: int = FOLDS, seed: int = 0) -> FittedCurve |
         loss = _log_loss(held_out, seen.holds)
         if loss < least:
             least, best = loss, FittedCurve(curve, held_out)
-    return best or "its scores do not tell"
+    return best
 
 
 def fit_temperature(seen: Competing, *, folds: int = FOLDS, seed: int = 0) -> FittedTemperature:
-    """The temperature with the least log loss.
+    """The temperature with the least log loss; 1, which changes nothing, where that has no more on held-out folds.
 
     Raises:
         SettingsError: the extra ``learn`` is not installed.
@@ -139,11 +142,18 @@ def fit_temperature(seen: Competing, *, folds: int = FOLDS, seed: int = 0) -> Fi
     for learnt, tested in _folds(seen.right, seen.groups, folds, seed):
         value = _temperature(seen.scores[learnt], seen.right[learnt])
         held_out[tested] = _warmed(seen.scores[tested], value)
+    rows = np.arange(len(seen.right))
+    raw, calibrated = (np.maximum(scores[rows, seen.right], 1e-300) for scores in (seen.scores, held_out))
+    if np.log(calibrated).sum() <= np.log(raw).sum():
+        return FittedTemperature(1.0, seen.scores)
     return FittedTemperature(_temperature(seen.scores, seen.right), held_out)
 
 
 def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives: int) -> Reached | None:
     """The threshold for what is wanted: the lowest for a precision, the highest for a recall.
+
+    For a precision two estimates have to agree: the share that was counted, and what the calibrated scores expect. The
+    lowest threshold of one alone is the one that chance favours most, and disappoints on other texts.
 
     Args:
         wanted: What it is chosen for.
@@ -152,19 +162,20 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
         positives: how many examples expect the label, those without a decision too.
 
     Returns:
-        None where no threshold predicts the label often enough to tell.
+        None where too few examples expect the label, or it is predicted too rarely, to tell.
     """
     order = np.argsort(-scores, kind="stable")
     ordered, hits = scores[order], np.cumsum(holds[order])
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores pass together
     ends = ends[ends + 1 >= min(_FEWEST_PREDICTED, positives)]
-    if not len(ends) or not positives:
+    if not len(ends) or positives < FEWEST:
         return None
     precision, recall = hits[ends] / (ends + 1), hits[ends] / positives
     is_met = True
     match wanted.of:
         case "precision":
-            enough = np.flatnonzero(precision >= wanted.value)
+            expected = np.cumsum(ordered)[ends] / (ends + 1)
+            enough = np.flatnonzero(np.minimum(precision, expected) >= wanted.value)
             is_met = len(enough) > 0
             at = int(enough[-1]) if is_met else int(precision.argmax())
         case "recall":
@@ -173,24 +184,29 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
             at = int(enough[0]) if is_met else len(ends) - 1
         case "f1":
             at = int((2 * precision * recall / np.maximum(precision + recall, 1e-12)).argmax())
-    # Between this score and the next below it, so that the last digits of a score decide nothing.
-    below = ordered[ends[at] + 1] if ends[at] + 1 < len(ordered) else 0.0
-    threshold = _between(float(below), float(ordered[ends[at]]))
+    if ends[at] + 1 == len(ordered):  # nothing has to be left out
+        threshold = 0.0
+    else:  # between this score and the next below it, so that the last digits of a score decide nothing
+        threshold = _between(float(ordered[ends[at] + 1]), float(ordered[ends[at]]))
     return Reached(threshold, float(precision[at]), float(recall[at]), is_met)
 
 
 def _between(low: float, high: float) -> float:
     middle = round((low + high) / 2, _ROUNDED)
-    return middle if low < middle <= high else high
+    return middle if low < middle <= high else math.floor(high * 10**_ROUNDED) / 10**_ROUNDED
 
 
 def _folds(strata: npt.NDArray[np.generic], groups: Integers, folds: int, seed: int) -> list[tuple[Integers, Integers]]:
-    """Which examples are learnt from, and which are held out, in turn."""
+    """Which examples are learnt from, and which are held out, in turn. Raises SettingsError where all have one text."""
     from sklearn.model_selection import StratifiedGroupKFold  # noqa: PLC0415 (an extra)
 
     _, counts = np.unique(strata, return_counts=True)
-    count = max(2, min(folds, len(np.unique(groups)), int(counts.max())))
-    split = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(strata, strata, groups)
+    if (texts := len(np.unique(groups))) < 2:
+        raise SettingsError("all examples have the same text, so none can be held out; take others")
+    count = max(2, min(folds, texts, int(counts.max())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a label with fewer examples than folds: it is in some of them
+        split = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(strata, strata, groups))
     return [(learnt.astype(np.intp), tested.astype(np.intp)) for learnt, tested in split]
 
 
@@ -229,15 +245,17 @@ def _isotonic(scores: Floats, holds: Booleans) -> Isotonic | str:
     order = np.argsort(scores, kind="stable")
     points, hits = _margins(scores[order]), holds[order].astype(np.float64)
     count = max(1, min(_POINTS, len(points) // FEWEST))
-    middles, shares, sizes = [], [], []
+    middles: list[float] = []
+    shares: list[float] = []
+    sizes: list[int] = []
     for part, own in zip(np.array_split(points, count), np.array_split(hits, count), strict=True):
         middle = round(float(part.mean()), _ROUNDED)
         if middles and middle <= middles[-1]:  # equal scores over several bins
-            shares[-1] = (shares[-1] * sizes[-1] + own.sum()) / (sizes[-1] + len(own))
+            shares[-1] = (shares[-1] * sizes[-1] + float(own.sum())) / (sizes[-1] + len(own))
             sizes[-1] += len(own)
             continue
         middles.append(middle)
-        shares.append((own.sum()) / len(own))
+        shares.append(float(own.mean()))
         sizes.append(len(own))
     least = 1 / (len(points) + 2)  # as Laplace: never seen is not impossible
     fitted = IsotonicRegression(y_min=least, y_max=1 - least).fit(middles, shares, sample_weight=sizes)

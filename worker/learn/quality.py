@@ -100,7 +100,10 @@ class CoveragePoint:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How many examples expect one label and had another predicted. ``None`` stands for no label at all."""
+    """How many examples expect one label and had another predicted that they do not expect, or the same.
+
+    ``None`` stands for no label at all.
+    """
 
     expected: str | None
     predicted: str | None
@@ -337,6 +340,7 @@ def _confusion(answers: Sequence[Answer]) -> tuple[Confusion, ...]:
     for answer in answers:
         for expected in answer.expected or (None,):
             for predicted in answer.predicted or (None,):
-                counts[expected, predicted] = counts.get((expected, predicted), 0) + 1
+                if predicted == expected or predicted not in answer.expected:
+                    counts[expected, predicted] = counts.get((expected, predicted), 0) + 1
     ordered = sorted(counts.items(), key=lambda entry: -entry[1])
     return tuple(Confusion(*pair, count) for pair, count in ordered)

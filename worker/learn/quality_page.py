@@ -1,4 +1,4 @@
-"""A report as one page: how scores and shares that came true agree, what is taken for what, and what abstaining gains."""
+"""A report as one page: whether scores come true, what is taken for what, and what abstaining gains."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ def write(report: Report, title: str, path: Path) -> None:
     from matplotlib import font_manager  # noqa: PLC0415
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    style = {
-        "font.family": [name for name in _FONTS if name in installed] or ["sans-serif"],
+    style: Any = {
+        "font.family": [name for name in _FONTS if name in installed] + ["sans-serif"],
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -58,9 +59,10 @@ def write(report: Report, title: str, path: Path) -> None:
     }
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that no font has: the page shows a box for each
-        figure = Figure(figsize=(13, 11), layout="constrained")
+        figure = Figure(
+            figsize=(13, 11), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15, hspace=0.05, wspace=0.05)
+        )
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15, hspace=0.05, wspace=0.05)
         figure.suptitle(f"{title}\n{_summary(report)}", fontsize=12, linespacing=1.6)
         places = figure.subplot_mosaic([["reliability", "coverage"], ["confusion", "confusion"]], height_ratios=[4, 6])
         _draw_reliability(places["reliability"], report)
@@ -123,8 +125,10 @@ def _draw_coverage(axes: Any, report: Report) -> None:
 
 def _draw_confusion(figure: Any, axes: Any, report: Report) -> None:
     names, counts = matrix(report)
-    sums = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, sums, out=np.zeros(counts.shape), where=sums > 0)
+    # Several labels may be predicted for one example: a row need not add up to the label's examples.
+    wholes = np.asarray([report.labels[name].support if name in report.labels else 0 for name in names])
+    wholes = np.where(wholes > 0, wholes, counts.sum(axis=1))[:, None]
+    shares = np.divide(counts, wholes, out=np.zeros(counts.shape), where=wholes > 0)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     shown = [name if len(name) <= _LABEL_CHARS else f"{name[: _LABEL_CHARS - 1]}…" for name in names]
     axes.set_xticks(range(len(shown)), shown, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
@@ -134,7 +138,7 @@ def _draw_confusion(figure: Any, axes: Any, report: Report) -> None:
     for row, column in zip(*np.nonzero(counts), strict=True):
         ink = "white" if shares[row, column] > 0.55 else _INK
         axes.text(column, row, f"{int(counts[row, column]):,}", ha="center", va="center", color=ink, fontsize=8)
-    figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, label="share of the row")
+    figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, label="share of the label's examples")
 
 
 def matrix(report: Report) -> tuple[list[str], npt.NDArray[np.int64]]:

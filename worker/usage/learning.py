@@ -76,8 +76,8 @@ def evaluate(
     section=Section.QUALITY,
     examples=[
         "xnli-worker calibrate examples.csv --output topics.json",
-        "xnli-worker calibrate examples.jsonl -o abuse.json --multi-label --precision 0.95",
-        "xnli-worker calibrate examples.jsonl -o abuse.json --best-f1 --precision threat=0.9",
+        "xnli-worker calibrate a.csv -o a.json --multi-label --precision 0.95",
+        "xnli-worker calibrate a.jsonl -o a.json --best-f1 --precision threat=0.9",
     ],
 )
 def calibrate(

@@ -9,7 +9,8 @@ from tests.builders import label_sets
 from worker.avro import json_request
 from worker.avro.request import Defaults, Limits, request
 from worker.errors import Reason, Rejection, UnknownLabelSet
-from worker.messages import LabelSetVersion, LongText, Pooling, Request, Task, Taxonomy
+from worker.messages import LabelSetVersion, LongText, ModelIdentity, Pooling, Request, Task, Taxonomy
+from worker.rules.calibration import Calibration, Calibrations, Curves, KnownLabel, Platt, Temperature
 
 POLICY = {
     "version": "2026-11",
@@ -239,3 +240,35 @@ def test_values_are_shown_shortened() -> None:
     message = rejected(Reason.INVALID, hypothesis_template="y" * 30, labels=["a"], text="x" * 100)
     assert len(message) < 300
     assert len(rejected(Reason.INVALID, language=" " * 10_000)) < 300
+
+
+def calibration(name: str, *labels: str, temperature: float | None = None) -> Calibration:
+    """Of labels in "About {}.", each with a threshold."""
+    curve = None if temperature is not None else Platt(1.0, 0.0)
+    known = tuple(KnownLabel(label, (f"About {label}.",), curve, 0.4) for label in labels)
+    return Calibration(name, ModelIdentity("m", "1"), known, temperature)
+
+
+def test_a_request_gets_the_workers_calibration_and_a_label_sets_request_the_one_that_it_names() -> None:
+    own, policy = calibration("own", "a", "b", temperature=2.0), calibration("policy", "insult", "abuse", "spam")
+    sets = label_sets(
+        plain={"labels": ["a", "b"], "hypothesis_template": "About {}."},
+        policy={"labels": ["insult", {"label": "abuse", "threshold": 0.9}], "hypothesis_template": "About {}.",
+                "multi_label": True, "calibration": "policy"},
+        other={"labels": ["a", "b"], "hypothesis_template": "About {}.", "calibration": "nobody's"},
+    )  # fmt: skip
+    defaults = replace(DEFAULTS, label_sets=sets, calibrations=Calibrations({"own": own, "policy": policy}, own))
+
+    def asked(**fields: Any) -> Request:
+        return request(datum(**({"labels": []} | fields)), defaults, LIMITS)
+
+    assert asked(label_set="plain").calibrator == Temperature(2.0)
+    assert asked(labels=["b", "a"], hypothesis_template="About {}.").calibrator == Temperature(2.0)
+    assert asked(labels=["b", "a"]).calibrator is None  # another sentence
+    assert asked(label_set="other").calibrator is None
+    found = asked(label_set="policy")
+    assert found.calibrator == Curves((Platt(1.0, 0.0), Platt(1.0, 0.0)))
+    assert found.thresholds == (0.4, 0.9)
+    assert asked(label_set="policy", threshold=0.1).thresholds == ()
+    assert asked(label_set="policy", hypothesis_template="Of {}.").calibrator is None
+    assert asked(task="ENTAIL", hypotheses=["About a.", "About b."]).calibrator is None

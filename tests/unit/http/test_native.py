@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.http.served import DIMENSION, Served, served, until
+from tests.unit.http.served import AT_ONCE, DIMENSION, Engine, Served, idle, served, until
+from worker.messages import Classification, LabelScore, Outcome, Request
+from worker.rules.calibration import Calibration, Calibrations, Isotonic, KnownLabel
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,25 @@ def test_requests_are_counted_by_path_and_status(worker: Served) -> None:
     worker.ask("/v1/embed", {"text": ""})
     until(lambda: worker.counted("http_requests_total", path="/v1/embed", status="422") > before, "the count")
     assert worker.counted("http_seconds_count", path="/v1/embed") > 0
+
+
+def test_calibrated_scores_stand_beside_the_raw_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = Isotonic((-1.0, 1.0), (0.1, 0.3))
+    known = Calibration("c", Engine.identity, (KnownLabel("b", ("This example is b.",), curve),))
+
+    def outcome(request: Request) -> Outcome:
+        assert request.calibrator is not None
+        found = request.calibrator([0, 1], [0.5, 0.5])
+        scores = [LabelScore(*(label, 0.5, 0.5, 0.0, 0.5), calibrated=found[i]) for i, label in enumerate("bc")]
+        return Classification(tuple(scores), multi_label=True, abstained=False)
+
+    monkeypatch.setattr("tests.unit.http.served.outcome", outcome)
+    with idle() as found:
+        inference = found.endpoint.compute(found.engine, AT_ONCE, Calibrations({"c": known}, known))
+        try:
+            body = {"text": "a", "labels": ["b", "c"], "multi_label": True}
+            labels = found.ask("/v1/classify", body).json["outcome"]["labels"]
+        finally:
+            inference.stop(5.0)
+    assert labels[0]["calibrated"] == pytest.approx(0.2)
+    assert "calibrated" not in labels[1]

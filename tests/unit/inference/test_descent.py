@@ -23,6 +23,7 @@ from worker.inference.model import Checkpoint
 from worker.inference.rows import row_key
 from worker.inference.tokens import Tokens
 from worker.messages import Classification, Encoded, LabelScore, LongText, Pooling, Request, Row, Taxonomy, Work
+from worker.rules.calibration import Curves, Platt
 
 
 @functools.cache
@@ -270,3 +271,18 @@ def test_requests_go_from_level_to_level_together() -> None:
     assert work.rows == 6 + 2 + 4 + 6
     assert work.computed == 6
     assert together == [engine.run([(one, engine.encode(one))])[0][0] for one in requests]
+
+
+def test_a_calibration_decides_which_labels_are_followed() -> None:
+    request = tree("a b aa ba", multi_label=True)
+    raw = logits([3.0, 3.0, 3.0, 3.0])
+    assert {label.label for label in run(request, raw)[0].labels} == {"aa", "ba"}
+    doubt, trust = Platt(1.0, -5.0), Platt(1.0, 0.0)
+    made = replace(request, calibrator=Curves((doubt, trust, trust, None)))
+    outcome, work = run(made, raw)
+    assert [(label.label, label.calibrated) for label in outcome.labels] == [("ba", None)]
+    assert work.rows == 3  # what is below a is not even asked
+    strict = replace(request, thresholds=(0.1, 0.99, None, None), calibrator=Curves((doubt, trust, trust, None)))
+    (found,) = run(strict, raw)[0].labels
+    assert found.label == "aa"
+    assert found.calibrated == pytest.approx(sigmoid(3))
