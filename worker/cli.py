@@ -21,6 +21,7 @@ import typer
 from worker import __version__, process, redaction, streams
 from worker.errors import FatalError, SettingsError, TransientError, WorkerError
 from worker.usage import (
+    adapting,
     configuration,
     dead_letter_commands,
     grouping,
@@ -111,6 +112,7 @@ def program() -> typer.Typer:
     root.add_typer(dead_letter_commands.app, rich_help_panel=Section.MESSAGES)
     root.add_typer(label_set_commands.app, rich_help_panel=Section.MESSAGES)
     root.add_typer(learning.app)
+    root.add_typer(adapting.app)
     root.add_typer(topic_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(schema_commands.app, rich_help_panel=Section.OPERATE)
     root.add_typer(configuration.app, rich_help_panel=Section.OPERATE)

@@ -17,7 +17,7 @@ from worker.commands import check as check_module
 from worker.errors import CheckpointError, Fenced, RegistryAway, SettingsError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "demo", "send", "tail", "check", "dead-letters", "label-sets", "bench")
+COMMANDS = ("run", "demo", "send", "tail", "check", "dead-letters", "label-sets", "bench", "evaluate", "calibrate")
 LISTED_S = 0.3  # of a processor: other work of the machine does not count
 
 
@@ -44,7 +44,7 @@ def test_help_lists_the_commands_and_the_exit_codes(arguments: list[str]) -> Non
     shown = xnli_worker(*arguments)
     assert shown.returncode == (0 if arguments else 2)
     text = shown.stdout if arguments else shown.stderr
-    sections = ["First steps:", "The worker:", "Requests and results:", "Settings and surroundings:"]
+    sections = ["First steps:", "The worker:", "Requests and results:", "Quality:", "Settings and surroundings:"]
     assert [line for line in text.splitlines() if line in sections] == sections
     assert all(f"\n  {command} " in text for command in COMMANDS)
     assert "Exit codes: 0 done or drained, 1 failed while running," in text

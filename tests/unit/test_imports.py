@@ -57,7 +57,7 @@ ALLOWED = {
     "serve": _RUNNING | {"start", "endpoint", "app"},
     "demo": _EDGES | {"avro", "process", "streams", "screen"},
     # (The demo's texts and tokenizer are what bench measures with.)
-    "commands": _RUNNING | {"app", "demo", "start", "streams", "screen"},
+    "commands": _RUNNING | {"app", "endpoint", "demo", "start", "streams", "screen"},
     "usage": _RUNNING | {"app", "serve", "demo", "commands"},
     "cli": _NOUNS | {"usage", "process", "streams", "__version__"},
 }

@@ -133,7 +133,7 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
     out.line("")
     before, after = fit.before, fit.after
     told = f"{before.value:.3f} raw, {after.value:.3f} ({after.low:.3f} to {after.high:.3f}) calibrated"
-    out.line(f"  calibration error on held-out folds: {told}", screen.BOLD)
+    out.line(f"  calibration error, held out: {told}", screen.BOLD)
     for label, why in fit.left.items():
         out.line(f"  {terminal.harmless(label)} is not calibrated: {why}", screen.MAGENTA)
     if missed := [label for label, one in fit.reached.items() if not one.is_met]:
@@ -141,7 +141,7 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
         out.line(f"  what was wanted is not reached for {count}: the nearest stands there", screen.MAGENTA)
     if fit.silent:
         named = ", ".join(terminal.harmless(label) for label in fit.silent[:_MOST_LABELS])
-        out.line(f"  too rarely predicted for a threshold: {named}", screen.MAGENTA)
+        out.line(f"  too few examples for a threshold: {named}", screen.MAGENTA)
     out.line(f"  written to {output}; name it in model.calibration, or a folder that it lies in")
     sys.stdout.flush()
 

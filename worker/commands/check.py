@@ -26,6 +26,7 @@ from worker.errors import BrokerAway, FatalError, SettingsError, TopicMissing, W
 from worker.kafka import client_config, client_errors
 from worker.kafka.client_config import Properties
 from worker.kafka.embedded import is_embedded, require_transactions
+from worker.learn import calibration_file
 from worker.rules import names
 from worker.settings import Settings
 from worker.start import Start
@@ -271,15 +272,19 @@ def _device(trial: _Trial) -> str:
 
 
 def _model(trial: _Trial) -> str:
-    from worker.app import load_engine  # noqa: PLC0415 (imports torch)
+    from worker.app import calibration_files, load_engine  # noqa: PLC0415 (imports torch)
 
+    files = calibration_files(trial.settings)
     name = trial.settings.model.name
     if sys.stderr.isatty():
         say(f"loading {name}; a large model takes minutes")
     began_s = time.monotonic()
     engine = Start(lambda: False).run(lambda tell: load_engine(trial.settings, tell=tell))
     took_s = time.monotonic() - began_s
-    return f"{name} at {engine.identity.revision}, {engine.precision} on {engine.device}; loaded in {took_s:.1f} s"
+    offered = calibration_file.of_model(files, engine.identity).by_name
+    known = f"; calibrations: {', '.join(sorted(offered))}" if offered else ""
+    said = f"{name} at {engine.identity.revision}, {engine.precision} on {engine.device}; loaded in {took_s:.1f} s"
+    return said + known
 
 
 @contextmanager

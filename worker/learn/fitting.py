@@ -8,6 +8,7 @@ all examples. A text that occurs several times lies in one fold.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -15,6 +16,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from worker.errors import SettingsError
 from worker.learn import extra
 from worker.learn.quality import Booleans, Floats
 from worker.rules.calibration import Curve, Isotonic, Platt, Temperature, margin
@@ -160,13 +162,13 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
         positives: how many examples expect the label, those without a decision too.
 
     Returns:
-        None where no threshold predicts the label often enough to tell.
+        None where too few examples expect the label, or it is predicted too rarely, to tell.
     """
     order = np.argsort(-scores, kind="stable")
     ordered, hits = scores[order], np.cumsum(holds[order])
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores pass together
     ends = ends[ends + 1 >= min(_FEWEST_PREDICTED, positives)]
-    if not len(ends) or not positives:
+    if not len(ends) or positives < FEWEST:
         return None
     precision, recall = hits[ends] / (ends + 1), hits[ends] / positives
     is_met = True
@@ -182,9 +184,10 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
             at = int(enough[0]) if is_met else len(ends) - 1
         case "f1":
             at = int((2 * precision * recall / np.maximum(precision + recall, 1e-12)).argmax())
-    # Between this score and the next below it, so that the last digits of a score decide nothing.
-    score = float(ordered[ends[at]])
-    threshold = _between(float(ordered[ends[at] + 1]) if ends[at] + 1 < len(ordered) else score, score)
+    if ends[at] + 1 == len(ordered):  # nothing has to be left out
+        threshold = 0.0
+    else:  # between this score and the next below it, so that the last digits of a score decide nothing
+        threshold = _between(float(ordered[ends[at] + 1]), float(ordered[ends[at]]))
     return Reached(threshold, float(precision[at]), float(recall[at]), is_met)
 
 
@@ -194,12 +197,16 @@ def _between(low: float, high: float) -> float:
 
 
 def _folds(strata: npt.NDArray[np.generic], groups: Integers, folds: int, seed: int) -> list[tuple[Integers, Integers]]:
-    """Which examples are learnt from, and which are held out, in turn."""
+    """Which examples are learnt from, and which are held out, in turn. Raises SettingsError where all have one text."""
     from sklearn.model_selection import StratifiedGroupKFold  # noqa: PLC0415 (an extra)
 
     _, counts = np.unique(strata, return_counts=True)
-    count = max(2, min(folds, len(np.unique(groups)), int(counts.max())))
-    split = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(strata, strata, groups)
+    if (texts := len(np.unique(groups))) < 2:
+        raise SettingsError("all examples have the same text, so none can be held out; take others")
+    count = max(2, min(folds, texts, int(counts.max())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a label with fewer examples than folds: it is in some of them
+        split = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(strata, strata, groups))
     return [(learnt.astype(np.intp), tested.astype(np.intp)) for learnt, tested in split]
 
 

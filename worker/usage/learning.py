@@ -21,17 +21,17 @@ _File = Annotated[
 _Topic = Annotated[
     str | None, typer.Option("--topic", metavar="TOPIC", help="requests with an attribute expected, in place of FILE")
 ]
-_Model = Annotated[
+Model = Annotated[
     str | None, typer.Option("--model", metavar="M", help="a hub id, a directory or demo, in place of model.name")
 ]
-_Labels = Annotated[
+Labels = Annotated[
     str, typer.Option("--labels", "-l", metavar="A,B,C", help="candidates (default: all labels expected anywhere)")
 ]
-_LabelSet = Annotated[
+LabelSet = Annotated[
     Path | None, typer.Option("--label-set", metavar="FILE", help="candidates of a label set's file, TOML or JSON")
 ]
-_MultiLabel = Annotated[bool, typer.Option("--multi-label", help="judge each label by itself; in CSV a|b names two")]
-_Template = Annotated[
+MultiLabel = Annotated[bool, typer.Option("--multi-label", help="judge each label by itself; in CSV a|b names two")]
+Template = Annotated[
     str | None, typer.Option("--template", metavar="T", help='the hypothesis of a label: "This text is about {}."')
 ]
 
@@ -49,11 +49,11 @@ _Template = Annotated[
 def evaluate(
     file: _File = None,
     topic: _Topic = None,
-    model: _Model = None,
-    labels: _Labels = "",
-    label_set: _LabelSet = None,
-    multi_label: _MultiLabel = False,
-    template: _Template = None,
+    model: Model = None,
+    labels: Labels = "",
+    label_set: LabelSet = None,
+    multi_label: MultiLabel = False,
+    template: Template = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="a calibration, in place of model.calibration")
     ] = None,
@@ -76,8 +76,8 @@ def evaluate(
     section=Section.QUALITY,
     examples=[
         "xnli-worker calibrate examples.csv --output topics.json",
-        "xnli-worker calibrate examples.jsonl -o abuse.json --multi-label --precision 0.95",
-        "xnli-worker calibrate examples.jsonl -o abuse.json --best-f1 --precision threat=0.9",
+        "xnli-worker calibrate a.csv -o a.json --multi-label --precision 0.95",
+        "xnli-worker calibrate a.jsonl -o a.json --best-f1 --precision threat=0.9",
     ],
 )
 def calibrate(
@@ -94,11 +94,11 @@ def calibrate(
         list[str] | None, typer.Option(metavar="R", help="thresholds for this recall: 0.9, or LABEL=0.9")
     ] = None,
     best_f1: Annotated[bool, typer.Option("--best-f1", help="thresholds of the best F1")] = False,
-    model: _Model = None,
-    labels: _Labels = "",
-    label_set: _LabelSet = None,
-    multi_label: _MultiLabel = False,
-    template: _Template = None,
+    model: Model = None,
+    labels: Labels = "",
+    label_set: LabelSet = None,
+    multi_label: MultiLabel = False,
+    template: Template = None,
     folds: Annotated[int, typer.Option(metavar="N", min=2, max=50, help="held out in turn")] = 5,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="draws the folds")] = 0,
     force: Annotated[bool, typer.Option("--force", help="replace the file if it is there")] = False,

@@ -289,3 +289,22 @@ def test_whatever_loading_the_model_raises_is_one_line(
     assert code != 0
     ((status, _),) = shown["model"]
     assert status == "fail"
+
+
+def test_a_calibration_of_another_model_is_named(
+    topics: dict[str, str],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    made = {"format": 1, "name": "moods", "model": {"name": "other", "revision": "abc"}, "multi_label": False}
+    labels = [{"label": "glad", "hypotheses": ["It is glad."]}, {"label": "sad", "hypotheses": ["It is sad."]}]
+    (tmp_path / "moods.json").write_text(json.dumps(made | {"temperature": 1.5, "labels": labels}), "utf-8")
+    monkeypatch.setenv("XNLI_MODEL__NAME", str(checkpoint))
+    monkeypatch.setenv("XNLI_MODEL__CALIBRATION", str(tmp_path / "moods.json"))
+    code, shown = run(capfd)
+    assert code == 2
+    ((status, text),) = shown["model"]
+    assert status == "fail"
+    assert "model.calibration: 'moods' was fitted on other at abc" in text

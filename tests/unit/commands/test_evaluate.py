@@ -124,7 +124,7 @@ def test_a_terminal_shows_tables_in_80_columns(
     assert all(word in shown for word in ("precision", "language", "macro F1", "raw scores: calibration error"))
     assert calibrate(put(tmp_path, three()), tmp_path / "c.json", never, precision=["0.9"], folds=2, seed=0)
     told = capsys.readouterr().out
-    assert all(word in told for word in ("threshold", "on held-out folds", "spam is not calibrated", "c.json"))
+    assert all(word in told for word in ("threshold", "held out", "spam is not calibrated", "c.json"))
     lines = [line for line in (shown + told).splitlines() if "spam is not calibrated" not in line]
     assert max(len(line) for line in lines if "written to" not in line) <= 80
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.errors import SettingsError
 from worker.inference.scores import softmax
 from worker.learn import quality
-from worker.learn.fitting import Competing, Seen, Wanted, fit_curve, fit_temperature, threshold_for
+from worker.learn.fitting import Competing, Reached, Seen, Wanted, fit_curve, fit_temperature, threshold_for
 from worker.rules.calibration import Isotonic, Platt, margin
 
 RNG_SEED = 7
@@ -140,6 +141,19 @@ def test_a_precision_out_of_reach_leaves_the_nearest() -> None:
     assert found is not None
     assert not found.is_met
     assert found.precision > 0.25
+
+
+def test_one_text_alone_cannot_be_held_out() -> None:
+    one = np.zeros(60, dtype=np.intp)
+    with pytest.raises(SettingsError, match="the same text"):
+        fit_curve(Seen(np.linspace(0, 1, 60), np.arange(60) > 30, one))
+
+
+def test_where_nothing_has_to_be_left_out_nothing_is() -> None:
+    scores = np.linspace(0.9, 1.0, 40)
+    assert threshold_for(Wanted("precision", 0.9), scores, scores > 0.0, positives=40) == Reached(
+        0.0, 1.0, 1.0, is_met=True
+    )
 
 
 def test_no_decision_means_no_threshold() -> None:

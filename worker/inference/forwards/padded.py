@@ -47,7 +47,7 @@ class Padded:
     @torch.inference_mode()
     def logits(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
         """Class logits, (rows, classes)."""
-        logits: torch.Tensor = self._model(**self._inputs(rows), **self._options).logits
+        logits: torch.Tensor = self._model(**self.inputs(rows), **self._options).logits
         return logits.float().numpy(force=True)
 
     @torch.inference_mode()
@@ -57,14 +57,15 @@ class Padded:
         MEAN is over all tokens of the row, special ones included, as sentence-transformers pools. For encoder-decoders
         the last hidden states are the decoder's, as the plain transformers model returns them, but for T5's encoder.
         """
-        inputs = self._inputs(rows)
+        inputs = self.inputs(rows)
         states: torch.Tensor = self._states(**inputs, **self._options).last_hidden_state
         if pooling is Pooling.CLS:
             return states[:, 0].float().numpy(force=True)
         mask = inputs["attention_mask"].unsqueeze(-1)
         return ((states.float() * mask).sum(dim=1) / mask.sum(dim=1)).numpy(force=True)
 
-    def _inputs(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def inputs(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """The rows as the model takes them: (rows, longest row), on the device."""
         shape = (len(rows), max(len(row.token_ids) for row in rows))
         ids = np.full(shape, self._pad_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
