@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -19,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from worker import __version__, language_detection, process
 from worker.avro.codec import Codecs, open_codecs
-from worker.endpoint import Endpoint, Model, defaults_of, limits_of
+from worker.endpoint import Endpoint, defaults_of, limits_of
 from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
 from worker.http.health import Health
 from worker.http.readiness_log import ReadinessLog
@@ -35,13 +36,15 @@ from worker.kafka.topic_ids import TopicIds
 from worker.kafka.transactional import TransactionalPublisher
 from worker.kafka.trial import Trial
 from worker.label_sets.topic import FollowedSets
-from worker.messages import Pooling
+from worker.messages import ModelIdentity, Pooling
 from worker.pipeline.admit import RequestReader
 from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.loop import Loop
 from worker.pipeline.resolve import Policy, ResultWriter
+from worker.pipeline.served_model import Model
 from worker.pipeline.wiring import open_loop
+from worker.reload import open_reload
 from worker.rules import names, trouble
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
@@ -75,6 +78,7 @@ def load_engine(
     tell: Tell = tell_nobody,
     *,
     progress: bool | None = None,
+    known_as: ModelIdentity | None = None,
 ) -> Engine:
     """The checkpoint, loaded, tested and warm.
 
@@ -83,6 +87,7 @@ def load_engine(
         wait: Passes the time between attempts to download it.
         tell: Is told what goes on.
         progress: Show bars while it is downloaded; None: on a terminal.
+        known_as: What results call it, in place of what is found.
 
     Raises:
         CheckpointError: it cannot serve, and why.
@@ -113,6 +118,8 @@ def load_engine(
         tell=tell,
         threads=model.threads,
     )
+    if known_as is not None:
+        checkpoint = replace(checkpoint, identity=known_as)
     tell("warming up", model.timeout_s)
     engine = Engine(
         checkpoint,
@@ -192,15 +199,19 @@ class App:
     Args:
         settings: everything it goes by.
         engine: in place of the checkpoint of the settings, for tests of delivery.
+        reload_asked: true once for each time that somebody asks for the checkpoint to be loaded anew.
     """
 
-    def __init__(self, settings: Settings, *, engine: Model | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, engine: Model | None = None, reload_asked: Callable[[], bool] = lambda: False
+    ) -> None:
         self._settings = settings
         self._registry = CollectorRegistry()
         self.metrics = Metrics(self._registry)
         self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=settings.model.timeout_s)
         self.http = Endpoint(settings, self.health, self.metrics, self._registry, is_asked=settings.http.inference)
         self._engine = engine
+        self._reload = open_reload(settings, load_engine, self.metrics, self.health, reload_asked)
         self._loop: Loop | None = None
         self._inference: InferenceThread | None = None
         self._publisher: Publisher | None = None
@@ -251,6 +262,8 @@ class App:
         now_s = time.monotonic()
         self._freed.give_back(now_s)
         self._readiness_log.step(now_s, self._topic_ids.missing if self._topic_ids is not None else frozenset())
+        if self._reload is not None:
+            self._reload.step(may_begin=not loop.quarantine)
         self._check()
 
     def _check(self) -> None:
@@ -320,7 +333,7 @@ class App:
             log.warning("broker_away", error=why, next="the model is loaded meanwhile")
         engine = ready_engine(self._settings, self._engine, start, self.metrics)
         self.health.model_loaded()
-        return engine
+        return engine if self._reload is None else self._reload.serve(engine)
 
     def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
         kafka = self._settings.kafka

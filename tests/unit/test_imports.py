@@ -40,9 +40,10 @@ ALLOWED = {
     "pipeline": _EDGES | {"avro", "inference", "http"},
     "start": _NOUNS | {"process", "inference"},  # of inference the shape of a callback alone
     "endpoint": _RUNNING,
+    "reload": _RUNNING | {"start"},
     "tracing": _NOUNS | {"settings", "telemetry", "__version__"},
-    "app": _RUNNING | {"start", "endpoint", "tracing"},
-    "serve": _RUNNING | {"start", "endpoint", "app"},
+    "app": _RUNNING | {"start", "endpoint", "tracing", "reload"},
+    "serve": _RUNNING | {"start", "endpoint", "app", "reload"},
     "demo": _EDGES | {"avro", "process", "streams", "screen"},
     # (The demo's texts and tokenizer are what bench measures with.)
     "commands": _RUNNING | {"app", "demo", "start", "streams", "screen"},

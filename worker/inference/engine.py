@@ -115,13 +115,13 @@ class Engine:
         """The model's name and revision, as results carry them."""
         return self._checkpoint.identity
 
-    def encode(self, request: Request) -> Encoded:
-        """Tokenise a request. Thread-safe against `run`.
+    @property
+    def encode(self) -> Callable[[Request], Encoded]:
+        """Tokenises a request. Thread-safe against `run`; whoever keeps it keeps no weights alive.
 
-        Raises:
-            Rejection: The checkpoint cannot do what the request asks, or it is more work than one request may be.
+        It raises Rejection for what the checkpoint cannot do, and for more work than one request may be.
         """
-        return self._tokens.encode(request)
+        return self._tokens.encode
 
     def run(
         self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None] = lambda: None

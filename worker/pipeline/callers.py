@@ -35,6 +35,7 @@ class Callers:
         computation: what computes.
         clock: monotonic seconds.
         called: told what calls cost that were computed alone.
+        renew: tokenises anew what another model has tokenised; None: the model stays.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Callers:
         computation: Computation,
         clock: Callable[[], float],
         called: Callable[[Work, int], None],
+        renew: Callable[[Sequence[Call]], None] | None = None,
     ) -> None:
         self._queue = queue
         self._share = share
         self._computation = computation
         self._clock = clock
         self._called = called
+        self._renew = renew
         self._streamed_at_s = -math.inf  # when the last batch was done
 
     def ring(self) -> None:
@@ -74,6 +77,8 @@ class Callers:
 
     def _take(self) -> list[Call]:
         taken = self._queue.take(self._share.allowance)
+        if self._renew is not None:
+            self._renew(taken)
         self._share.called(sum(call.encoded.tokens for call in taken))
         return taken
 

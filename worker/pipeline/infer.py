@@ -19,6 +19,7 @@ from worker.http.calls import Call, CallQueue
 from worker.messages import Answered, Batch, BatchResult, Failed, Fault, Work
 from worker.pipeline.callers import Callers
 from worker.pipeline.computation import Computation, Runs
+from worker.pipeline.served_model import ServedModel
 from worker.rules.device_share import DeviceShare
 from worker.rules.retry import RetryPolicy
 
@@ -41,6 +42,7 @@ class InferenceThread:
         calls: requests over HTTP, to be computed beside the batches; None: there are none, and they cost nothing.
         share: what of the device calls may have while the stream has a backlog; needed with ``calls``.
         called: told what calls cost that were computed alone.
+        swapped: ``engine`` where models are swapped: it is exchanged between two batches.
     """
 
     def __init__(
@@ -53,15 +55,18 @@ class InferenceThread:
         calls: CallQueue | None = None,
         share: DeviceShare | None = None,
         called: Callable[[Work, int], None] = lambda _work, _splits: None,
+        swapped: ServedModel | None = None,
     ) -> None:
         self._computation = Computation(engine, lambda: beat(clock()))
         self._policy = policy
         self._clock = clock
         self._beat = beat
         self._idle = idle
+        self._swapped = swapped
         self._callers: Callers | None = None
         if calls is not None and share is not None:
-            self._callers = Callers(calls, share, self._computation, clock, called)
+            renew = None if swapped is None else swapped.renew
+            self._callers = Callers(calls, share, self._computation, clock, called, renew)
         self._batches: queue.Queue[Batch] = queue.Queue(maxsize=1)
         self._results: queue.Queue[BatchResult] = queue.Queue(maxsize=2)
         self._stopping = threading.Event()
@@ -127,6 +132,8 @@ class InferenceThread:
     def step(self, timeout_s: float) -> bool:
         """Answer one batch, or what calls wait, if there is something within ``timeout_s``. False if there was not."""
         calls: list[Call] = []
+        if self._swapped is not None and not self._swapped.exchange(timeout_s):
+            return False
         if self._callers is None:
             batch = self._await_batch(timeout_s)
         else:
@@ -136,6 +143,8 @@ class InferenceThread:
         if self._callers is not None and calls and (batch is None or not batch.takes_calls):
             self._callers.alone(calls)
         if batch is not None:
+            if self._swapped is not None:
+                batch = self._swapped.renewed(batch)
             result = self._answer(batch, calls)
             if self._callers is not None:
                 self._callers.streamed(batch)

@@ -46,6 +46,8 @@ class ModelSettings(Section):
     # A forward that takes longer means a device that hangs: the worker ends, for a supervisor to restart.
     timeout_s: float = Field(default=300.0, gt=0)
     """Longest time of one forward, in seconds; then the worker ends, for a supervisor to restart."""
+    reload: Literal["off", "signal", "watch"] = "off"
+    """When it is loaded anew: on SIGHUP ("signal"), and when its directory changes ("watch"); off: SIGHUP drains."""
 
     @property
     def detects_language(self) -> bool:

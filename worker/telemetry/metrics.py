@@ -76,6 +76,14 @@ class Rebalance(StrEnum):
     LOST = "lost"  # taken without: nothing may be committed
 
 
+class Swap(StrEnum):
+    """What became of a checkpoint that was to take the place of another: values of the label ``outcome``."""
+
+    SWAPPED = "swapped"
+    FAILED = "failed"  # it was refused, or could not be loaded: the other one goes on
+    UNCHANGED = "unchanged"  # it is the one that serves
+
+
 class TransactionResult(StrEnum):
     """How a transaction ended: values of the label ``result``."""
 
@@ -187,6 +195,12 @@ class _Inference:
         )
         self.splits = declare.counter(
             "xnli_worker_bisections_total", "Times a failing batch was split to find the culprit."
+        )
+        self.swaps = declare.counters(
+            "xnli_worker_model_swaps_total",
+            "Checkpoints that were to take the place of the one that served, by what became of them.",
+            "outcome",
+            Swap,
         )
 
 
@@ -422,8 +436,12 @@ class Metrics:
         """A request begins to wait for its label set."""
         self._label_sets.waits.inc()
 
+    def swapped(self, outcome: Swap) -> None:
+        """A checkpoint took the place of another, or did not."""
+        self._inference.swaps[outcome].inc()
+
     def identify(self, *, version: str, model: str, revision: str, device: str, precision: str) -> None:
-        """What runs here, as labels of ``xnli_worker_build_info``; once, when the model is loaded."""
+        """What runs here, as labels of ``xnli_worker_build_info``; whenever a model begins to serve."""
         self._build.info(
             {"version": version, "model": model, "revision": revision, "device": device, "precision": precision}
         )
