@@ -131,6 +131,21 @@ def load_engine(
     return engine
 
 
+def load_shadow(settings: Settings, name: str, wait: Callable[[float], None], tell: Tell) -> Engine:
+    """The second checkpoint. Each of its forwards has one row, so that it gives way soon.
+
+    Raises:
+        CheckpointError: it cannot serve, and why.
+    """
+    model = settings.model.model_copy(update={"name": name, "revision": None})
+    batch = settings.batch.model_copy(update={"max_tokens": 1})
+    cache = settings.cache.model_copy(update={"max_pairs": 0})
+    second = settings.model_copy(update={"model": model, "batch": batch, "cache": cache})
+    engine = load_engine(second, wait, tell, progress=False)
+    log.info("shadow_loaded", model=name, revision=engine.identity.revision)
+    return engine
+
+
 def ready_engine(settings: Settings, engine: Model | None, start: Start, metrics: Metrics) -> Model:
     """The model, once it is loaded, and told of in log and metrics. ``engine`` takes its place in tests."""
     ready = engine or start.run(lambda tell: load_engine(settings, start.wait, tell, progress=False))
@@ -284,7 +299,9 @@ class App:
         start.watch(self._check)
         engine = self._load(start)
         policy = _policy(settings, instance)
-        self._inference = self.http.compute(engine, policy.retry)
+        second = settings.model.shadow
+        shadow = None if second is None else start.run(lambda tell: load_shadow(settings, second, start.wait, tell))
+        self._inference = self.http.compute(engine, policy.retry, shadow)
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
         # One for all: each client costs threads, and connections to every broker.

@@ -24,6 +24,7 @@ from worker.messages import Pooling
 from worker.pipeline.batch import BATCHES_IN_HAND
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.served_model import Model, ServedModel
+from worker.pipeline.shadow import Shadow
 from worker.rules.device_share import DeviceShare
 from worker.rules.label_set import LabelSets
 from worker.rules.retry import RetryPolicy
@@ -119,8 +120,11 @@ class Endpoint:
             most_tokens = BATCHES_IN_HAND * settings.batch.max_tokens
             self.calls = CallQueue(self._server.loop, most_calls=http.max_waiting, most_tokens=most_tokens)
 
-    def compute(self, engine: Model, policy: RetryPolicy) -> InferenceThread:
-        """The inference thread, begun: requests are answered from now on, whatever else is away."""
+    def compute(self, engine: Model, policy: RetryPolicy, shadow: Model | None = None) -> InferenceThread:
+        """The inference thread, begun: requests are answered from now on, whatever else is away.
+
+        ``shadow`` computes a share of the stream's requests too.
+        """
         inference = InferenceThread(
             engine,
             policy,
@@ -131,6 +135,7 @@ class Endpoint:
             DeviceShare(self._settings.http.share, self._settings.batch.max_tokens),
             self._metrics.called,
             engine if isinstance(engine, ServedModel) else None,
+            None if shadow is None else Shadow(shadow, self._settings.model.shadow_share, self._metrics.shadowed),
         )
         inference.start()
         self.open(engine, None)

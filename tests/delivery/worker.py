@@ -24,6 +24,7 @@ from worker.pipeline.clocks import Clocks
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.resolve import Policy, Refusal
 from worker.pipeline.served_model import ServedModel
+from worker.pipeline.shadow import Shadow
 from worker.pipeline.wiring import open_loop
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
@@ -70,6 +71,8 @@ class Worker:
     traces: Traces | None = None
     # In place of ``engine``: a model that is exchanged for others.
     swapped: ServedModel | None = None
+    # What computes a sample again.
+    shadow: Shadow | None = None
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -104,6 +107,7 @@ class Worker:
             self.calls,
             DeviceShare(0.5, self.batch.max_tokens),
             swapped=self.swapped,
+            shadow=self.shadow,
         )
         self.loop = open_loop(
             consumer=self.consumer,

@@ -55,6 +55,11 @@ class Callers:
         self._renew = renew
         self._streamed_at_s = -math.inf  # when the last batch was done
 
+    @property
+    def is_free(self) -> bool:
+        """True if no call waits."""
+        return not len(self._queue)
+
     def ring(self) -> None:
         """A batch waits: any thread."""
         self._queue.bell.set()
