@@ -37,6 +37,7 @@ from worker.kafka.transactional import TransactionalPublisher
 from worker.kafka.trial import Trial
 from worker.label_sets.topic import FollowedSets
 from worker.messages import ModelIdentity, Pooling
+from worker.other_models import load_shadow, open_reload
 from worker.pipeline.admit import RequestReader
 from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.infer import InferenceThread
@@ -44,7 +45,6 @@ from worker.pipeline.loop import Loop
 from worker.pipeline.resolve import Policy, ResultWriter
 from worker.pipeline.served_model import Model
 from worker.pipeline.wiring import open_loop
-from worker.reload import open_reload
 from worker.rules import names, trouble
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
@@ -79,6 +79,7 @@ def load_engine(
     *,
     progress: bool | None = None,
     known_as: ModelIdentity | None = None,
+    is_alone: bool = True,
 ) -> Engine:
     """The checkpoint, loaded, tested and warm.
 
@@ -88,6 +89,7 @@ def load_engine(
         tell: Is told what goes on.
         progress: Show bars while it is downloaded; None: on a terminal.
         known_as: What results call it, in place of what is found.
+        is_alone: No other model lies on the device that will leave it: what fits now is all that ever will.
 
     Raises:
         CheckpointError: it cannot serve, and why.
@@ -127,22 +129,7 @@ def load_engine(
         max_request_tokens=settings.limits.max_tokens,
         cache_pairs=settings.cache.max_pairs,
     )
-    engine.warm_up()
-    return engine
-
-
-def load_shadow(settings: Settings, name: str, wait: Callable[[float], None], tell: Tell) -> Engine:
-    """The second checkpoint. Each of its forwards has one row, so that it gives way soon.
-
-    Raises:
-        CheckpointError: it cannot serve, and why.
-    """
-    model = settings.model.model_copy(update={"name": name, "revision": None})
-    batch = settings.batch.model_copy(update={"max_tokens": 1})
-    cache = settings.cache.model_copy(update={"max_pairs": 0})
-    second = settings.model_copy(update={"model": model, "batch": batch, "cache": cache})
-    engine = load_engine(second, wait, tell, progress=False)
-    log.info("shadow_loaded", model=name, revision=engine.identity.revision)
+    engine.warm_up(is_alone=is_alone)
     return engine
 
 
@@ -299,9 +286,7 @@ class App:
         start.watch(self._check)
         engine = self._load(start)
         policy = _policy(settings, instance)
-        second = settings.model.shadow
-        shadow = None if second is None else start.run(lambda tell: load_shadow(settings, second, start.wait, tell))
-        self._inference = self.http.compute(engine, policy.retry, shadow)
+        self._inference = self.http.compute(engine, policy.retry, load_shadow(settings, load_engine, start))
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
         # One for all: each client costs threads, and connections to every broker.

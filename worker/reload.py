@@ -58,6 +58,7 @@ class Load(Protocol):
         *,
         progress: bool | None,
         known_as: ModelIdentity | None = None,
+        is_alone: bool = True,
     ) -> Engine:
         """The model, tested and warm. Raises CheckpointError."""
 
@@ -255,7 +256,7 @@ class _Swap:
         if found.identity == self._serving.identity:
             return None
         if self._holds_two(source.size_bytes(found.directory)):
-            engine = self._loaded(found, tell)
+            engine = self._loaded(found, tell, is_alone=False)
         else:
             engine = self._loaded_after(found, tell)
         from worker.inference.compatibility import changes, facts_of  # noqa: PLC0415 (imports torch, as below)
@@ -277,12 +278,12 @@ class _Swap:
         )
         return False
 
-    def _loaded(self, found: source.Source, tell: Tell) -> Engine:
+    def _loaded(self, found: source.Source, tell: Tell, *, is_alone: bool) -> Engine:
         """The checkpoint at work, of the files that were there from beginning to end."""
         from worker.inference.compatibility import facts_of, require_compatible  # noqa: PLC0415
 
         before = checkpoint_files.fingerprint(found.directory)
-        engine = self._load(self._settings, time.sleep, tell, progress=False)
+        engine = self._load(self._settings, time.sleep, tell, progress=False, is_alone=is_alone)
         if engine.identity != found.identity or checkpoint_files.fingerprint(found.directory) != before:
             raise CheckpointError(
                 f"the files of {found.identity.name} changed while they were read: write a checkpoint to a directory "
@@ -295,18 +296,17 @@ class _Swap:
     def _loaded_after(self, found: source.Source, tell: Tell) -> Engine:
         """As `_loaded`, once the other has given up its memory."""
         checkpoint_files.require_readable_weights(found.directory, found.identity.name)
-        limit_s = self._settings.model.timeout_s
-        tell("waiting for the batch under way", limit_s)
         self._served.offer(None)
-        if self._served.left(limit_s) is None:
-            raise Stalled(f"the batch under way has not ended for {limit_s:g} s (model.timeout_s)")
+        # For as long as it takes: its results may wait for a broker that is away, and a hang is noticed elsewhere.
+        while self._served.left(POLL_S) is None:
+            tell("waiting for the batch under way", 10 * POLL_S)
         try:
-            return self._loaded(found, tell)
-        except Exception as failed:
+            return self._loaded(found, tell, is_alone=True)
+        except BaseException as failed:  # a panic of tokenizers' is no Exception
             self._bring_back(failed, tell)
             raise
 
-    def _bring_back(self, failed: Exception, tell: Tell) -> None:
+    def _bring_back(self, failed: BaseException, tell: Tell) -> None:
         """Let the former checkpoint serve again, from where it lay."""
         log.error("model_brought_back", error=str(failed), revision=self._serving.identity.revision)
         model, own = self._settings.model, self._serving.identity
@@ -324,10 +324,3 @@ def _give_way() -> None:
     """Let this thread, and those that it begins, take less of the CPU. On Linux a priority is a thread's own."""
     with suppress(AttributeError, OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-def open_reload(
-    settings: Settings, load: Load, metrics: Metrics, health: Health, asked: Callable[[], bool]
-) -> Reload | None:
-    """What swaps the model; None where the settings want none, which costs nothing."""
-    return None if settings.model.reload == "off" else Reload(settings, load, metrics, health, asked)

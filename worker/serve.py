@@ -14,9 +14,9 @@ from worker.app import DRAIN_TIMEOUT_S, load_engine, ready_engine, retry_policy
 from worker.endpoint import Endpoint
 from worker.errors import Stalled
 from worker.http.health import Health
+from worker.other_models import open_reload
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.served_model import Model
-from worker.reload import open_reload
 from worker.settings import Settings
 from worker.start import Start, Stopped
 from worker.telemetry.metrics import Metrics

@@ -43,8 +43,7 @@ class InferenceThread:
         calls: requests over HTTP, to be computed beside the batches; None: there are none, and they cost nothing.
         share: what of the device calls may have while the stream has a backlog; needed with ``calls``.
         called: told what calls cost that were computed alone.
-        swapped: ``engine`` where models are swapped: it is exchanged between two batches.
-        shadow: computes while nothing else does; None: there is none.
+        swapped: ``engine``, where it is exchanged between two batches; shadow: computes while nothing else does.
     """
 
     def __init__(
