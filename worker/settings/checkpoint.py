@@ -50,7 +50,7 @@ class ModelSettings(Section):
     """When it is loaded anew: on SIGHUP ("signal"), and when its directory changes ("watch"); off: SIGHUP drains."""
 
     shadow: str | None = Field(default=None, min_length=1)
-    """A second checkpoint, named as ``name``, that computes some of the stream's requests while the device is idle."""
+    """A second checkpoint, named like the first, that computes some of the requests of the stream in idle moments."""
     shadow_share: float = Field(default=0.05, gt=0, le=1)
     """The share of the stream's requests that the second checkpoint is to compute."""
 
