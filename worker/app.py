@@ -265,7 +265,7 @@ class App:
         self._freed.give_back(now_s)
         self._readiness_log.step(now_s, self._topic_ids.missing if self._topic_ids is not None else frozenset())
         if self._reload is not None:
-            self._reload.step(may_begin=not loop.quarantine)
+            self._reload.step(lambda: not any(loop.quarantine.quarantines()))
         self._check()
 
     def _check(self) -> None:

@@ -113,6 +113,7 @@ class Reload:
             )
         self._directory = None if directory is None else directory.resolve()
         self._changed = threading.Event()
+        self._is_wanted = False
         self._served: ServedModel | None = None
         self._serving: Facts | None = None
         self._loading: Begun[_Following | None] | None = None
@@ -141,22 +142,27 @@ class Reload:
 
     # The main thread's side -------------------------------------------------------------------------------------------
 
-    def step(self, *, may_begin: bool = True) -> None:
-        """Begin or go on. ``may_begin``: no record is in hand to which the loader's death would be laid.
+    def step(self, may_begin: Callable[[], bool] = lambda: True) -> None:
+        """Begin or go on. ``may_begin``: asked whether no record is looked at to which a death would be laid.
 
         Raises:
             FatalError: no model can serve any more.
         """
         if self._loading is not None:
             self._go_on(self._loading)
-        elif may_begin and self._served is not None and self._serving is not None:
-            asked = self._asked()
-            if self._changed.is_set() or asked:
-                self._changed.clear()
-                log.info("model_reload", why="SIGHUP" if asked else "changed", serving=self._serving.identity.revision)
-                swap = _Swap(self._settings, self._load, self._served, self._serving, self._directory, self._free_bytes)
-                self._began_s, self._has_stalled = time.monotonic(), False
-                self._loading = Begun(swap.run, time.monotonic, "reloading")
+        elif self._is_asked(may_begin) and self._served is not None and self._serving is not None:
+            swap = _Swap(self._settings, self._load, self._served, self._serving, self._directory, self._free_bytes)
+            self._began_s, self._has_stalled = time.monotonic(), False
+            self._loading = Begun(swap.run, time.monotonic, "reloading")
+
+    def _is_asked(self, may_begin: Callable[[], bool]) -> bool:
+        self._is_wanted |= self._asked()
+        if not (self._is_wanted or self._changed.is_set()) or not may_begin():
+            return False
+        log.info("model_reload", why="SIGHUP" if self._is_wanted else "changed", serving=self._identity.revision)
+        self._is_wanted = False
+        self._changed.clear()
+        return True
 
     def _go_on(self, loading: Begun[_Following | None]) -> None:
         if not loading.is_done:

@@ -274,7 +274,7 @@ def test_nothing_begins_while_a_record_is_looked_at_alone(tmp_path: Path, shippe
     stage = Stage(tmp_path, shipped)
     stage.link.to(other)
     stage.asked = True
-    stage.reload.step(may_begin=False)
+    stage.reload.step(lambda: False)
     assert stage.reload._loading is None
     stage.reload.step()
     assert stage.reload._loading is not None
@@ -298,3 +298,18 @@ def test_a_half_loaded_model_in_another_precision_changes_no_score(tmp_path: Pat
     finally:
         torch.set_default_dtype(torch.float32)
     assert alone == beside
+
+
+def test_a_link_that_leads_elsewhere_is_noticed_where_it_is_watched(
+    tmp_path: Path, shipped: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.reload.POLL_S", 0.01)
+    monkeypatch.setattr("worker.inference.checkpoint_watch.QUIET_S", 0.05)
+    stage = Stage(tmp_path, shipped, reload="watch")
+    stage.link.to(other)
+    deadline_s = time.monotonic() + 60
+    while stage.served.identity == stage.first:
+        assert time.monotonic() < deadline_s
+        stage.served.exchange(0.01)
+        stage.reload.step()
+    assert stage.served.identity.revision == checkpoint_files.digest(other)
