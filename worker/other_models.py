@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from worker import process
 from worker.http.health import Health
 from worker.settings import Settings
 from worker.start import Start
@@ -47,6 +48,7 @@ def open_reload(
     """
     if settings.model.reload == "off":
         return None
+    process.share_arenas()
     from worker.reload import Reload  # noqa: PLC0415 (imports the hub's client)
 
     return Reload(settings, load, metrics, health, asked)

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import Producer
 
@@ -148,7 +149,6 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bench = Bench(kafka, folder, arguments.guarantee, stack)
         rate = bench.saturation() / 2
-        before_mb = bench.resident_mb()
         reader = Reader(kafka, bench.target)
         stack.callback(reader.close)
         wait_until(lambda: len(reader.seen) >= BACKLOG, 60, "the backlog to be read")
@@ -157,6 +157,7 @@ def main() -> int:
         _arrive(kafka, bench.source, rate, arguments.seconds, draw, bench.texts)
         wait_until(lambda: len(reader.seen) >= bench.texts.count, 60, "every result")
         usual = [ms for _, ms in reader.seen[usual_from:]]
+        before_mb = bench.resident_mb()
         swapped_from = len(reader.seen)
         load = threading.Thread(
             target=_arrive, args=(kafka, bench.source, rate, arguments.seconds, draw, bench.texts), daemon=True
@@ -175,7 +176,7 @@ def main() -> int:
         ]
         after_mb = bench.resident_mb()
         bench.worker.stop()
-    report = {
+    report: dict[str, Any] = {
         "requests_per_s": rate,
         "usual": {"p50": statistics.median(usual), "p99": _p99(usual), "requests": len(usual)},
         "swap": {"p50": statistics.median(met), "p99": _p99(met), "requests": len(met)},
