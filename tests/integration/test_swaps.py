@@ -77,7 +77,7 @@ class Stage:
             "XNLI_CACHE__MAX_PAIRS": "1000",
         }
         self.worker = WorkerProcess(environment, folder / "worker.log", REAL)
-        self.worker.wait_for("rebalance")
+        self.worker.wait_for("rebalance", 240)
 
     def begin_swap(self) -> None:
         """Messages, another model, and messages while it is loaded."""
@@ -90,14 +90,14 @@ class Stage:
     def swap(self) -> None:
         before = len(self.worker.events("model_swapped"))
         self.begin_swap()
-        wait_until(lambda: len(self.worker.events("model_swapped")) > before, 60, f"swap {self._swaps}", self.worker)
+        wait_until(lambda: len(self.worker.events("model_swapped")) > before, 120, f"swap {self._swaps}", self.worker)
 
     def kill(self) -> None:
         """SIGKILL, and a start after it."""
         started = len(self.worker.events("started"))
         self.worker.kill()
         self.worker.restart()
-        wait_until(lambda: len(self.worker.events("started")) > started, 60, "the start", self.worker)
+        wait_until(lambda: len(self.worker.events("started")) > started, 240, "the start", self.worker)
 
     def finish(self) -> None:
         """Everything is answered, and the worker drains."""
@@ -176,7 +176,7 @@ def _play(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_five_swaps_under_load(kafka: Kafka, topic: TopicFactory, tmp_path: Path, revisions: tuple[Path, Path]) -> None:
     _play(kafka, topic, tmp_path, revisions, "exactly_once", 5)
 
