@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from worker import __version__, language_detection, process
 from worker.avro.codec import Codecs, open_codecs
-from worker.endpoint import Endpoint, Model, defaults_of, limits_of
+from worker.endpoint import Endpoint, defaults_of, limits_of
 from worker.errors import BrokerAway, FatalError, RegistryAway, Stalled
 from worker.http.health import Health
 from worker.http.readiness_log import ReadinessLog
@@ -38,12 +39,14 @@ from worker.kafka.trial import Trial
 from worker.label_sets.topic import FollowedSets
 from worker.learn import calibration_file
 from worker.learn.calibration_file import CalibrationFile
-from worker.messages import Pooling
+from worker.messages import ModelIdentity, Pooling
+from worker.other_models import load_shadow, open_reload
 from worker.pipeline.admit import RequestReader
 from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.loop import Loop
 from worker.pipeline.resolve import Policy, ResultWriter
+from worker.pipeline.served_model import Model
 from worker.pipeline.wiring import open_loop
 from worker.rules import names, trouble
 from worker.rules.calibration import Calibrations
@@ -79,6 +82,8 @@ def load_engine(
     tell: Tell = tell_nobody,
     *,
     progress: bool | None = None,
+    known_as: ModelIdentity | None = None,
+    is_alone: bool = True,
 ) -> Engine:
     """The checkpoint, loaded, tested and warm.
 
@@ -87,6 +92,8 @@ def load_engine(
         wait: Passes the time between attempts to download it.
         tell: Is told what goes on.
         progress: Show bars while it is downloaded; None: on a terminal.
+        known_as: What results call it, in place of what is found.
+        is_alone: No other model lies on the device that will leave it: what fits now is all that ever will.
 
     Raises:
         CheckpointError: it cannot serve, and why.
@@ -117,6 +124,8 @@ def load_engine(
         tell=tell,
         threads=model.threads,
     )
+    if known_as is not None:
+        checkpoint = replace(checkpoint, identity=known_as)
     tell("warming up", model.timeout_s)
     engine = Engine(
         checkpoint,
@@ -124,7 +133,7 @@ def load_engine(
         max_request_tokens=settings.limits.max_tokens,
         cache_pairs=settings.cache.max_pairs,
     )
-    engine.warm_up()
+    engine.warm_up(is_alone=is_alone)
     return engine
 
 
@@ -202,15 +211,19 @@ class App:
     Args:
         settings: everything it goes by.
         engine: in place of the checkpoint of the settings, for tests of delivery.
+        reload_asked: true once for each time that somebody asks for the checkpoint to be loaded anew.
     """
 
-    def __init__(self, settings: Settings, *, engine: Model | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, engine: Model | None = None, reload_asked: Callable[[], bool] = lambda: False
+    ) -> None:
         self._settings = settings
         self._registry = CollectorRegistry()
         self.metrics = Metrics(self._registry)
         self.health = Health(loop_limit_s=LOOP_LIMIT_S, inference_limit_s=settings.model.timeout_s)
         self.http = Endpoint(settings, self.health, self.metrics, self._registry, is_asked=settings.http.inference)
         self._engine = engine
+        self._reload = open_reload(settings, load_engine, self.metrics, self.health, reload_asked)
         self._loop: Loop | None = None
         self._inference: InferenceThread | None = None
         self._publisher: Publisher | None = None
@@ -261,6 +274,8 @@ class App:
         now_s = time.monotonic()
         self._freed.give_back(now_s)
         self._readiness_log.step(now_s, self._topic_ids.missing if self._topic_ids is not None else frozenset())
+        if self._reload is not None:
+            self._reload.step(lambda: not any(loop.quarantine.quarantines()))
         self._check()
 
     def _check(self) -> None:
@@ -281,7 +296,8 @@ class App:
         start.watch(self._check)
         engine, calibrations = self._load(start)
         policy = _policy(settings, instance)
-        self._inference = self.http.compute(engine, policy.retry, calibrations)
+        shadow = load_shadow(settings, load_engine, start)
+        self._inference = self.http.compute(engine, policy.retry, calibrations, shadow)
         codecs = open_codecs(settings.schema_registry, start.wait)
         self._await_registry(codecs, start)
         # One for all: each client costs threads, and connections to every broker.
@@ -332,7 +348,7 @@ class App:
         engine = ready_engine(self._settings, self._engine, start, self.metrics)
         calibrations = calibration_file.of_model(files, engine.identity)
         self.health.model_loaded()
-        return engine, calibrations
+        return engine if self._reload is None else self._reload.serve(engine), calibrations
 
     def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
         kafka = self._settings.kafka

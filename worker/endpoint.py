@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -20,10 +20,11 @@ from worker.http.readings import Readings
 from worker.http.server import HttpServer
 from worker.http.site import Site, Watched
 from worker.label_sets.stored_sets import ReadySets
-from worker.messages import Encoded, ModelIdentity, Pooling, Request
+from worker.messages import Pooling
 from worker.pipeline.batch import BATCHES_IN_HAND
-from worker.pipeline.computation import Runs
 from worker.pipeline.infer import InferenceThread
+from worker.pipeline.served_model import Model, ServedModel
+from worker.pipeline.shadow import Shadow
 from worker.rules.calibration import NONE, Calibrations
 from worker.rules.device_share import DeviceShare
 from worker.rules.label_set import LabelSets
@@ -37,29 +38,6 @@ from worker.telemetry.metrics import Metrics
 # newcomers whose request is not here yet.
 _ASKING: Final = 0.75
 _POLL_S: Final = 0.01
-
-
-class Model(Runs, Protocol):
-    """What the worker asks of `worker.inference.engine.Engine`."""
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Name and revision, as results carry them."""
-
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-
-    @property
-    def precision(self) -> str:
-        """What it computes in."""
-
-    @property
-    def pooling(self) -> Pooling:
-        """How texts are embedded where the request does not say."""
-
-    def encode(self, request: Request) -> Encoded:
-        """Tokens of a request. Raises Rejection."""
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -146,8 +124,13 @@ class Endpoint:
             most_tokens = BATCHES_IN_HAND * settings.batch.max_tokens
             self.calls = CallQueue(self._server.loop, most_calls=http.max_waiting, most_tokens=most_tokens)
 
-    def compute(self, engine: Model, policy: RetryPolicy, calibrations: Calibrations = NONE) -> InferenceThread:
-        """The inference thread, begun: requests are answered from now on, whatever else is away."""
+    def compute(
+        self, engine: Model, policy: RetryPolicy, calibrations: Calibrations = NONE, shadow: Model | None = None
+    ) -> InferenceThread:
+        """The inference thread, begun: requests are answered from now on, whatever else is away.
+
+        ``shadow`` computes a share of the stream's requests too.
+        """
         inference = InferenceThread(
             engine,
             policy,
@@ -157,6 +140,8 @@ class Endpoint:
             self.calls,
             DeviceShare(self._settings.http.share, self._settings.batch.max_tokens),
             self._metrics.called,
+            engine if isinstance(engine, ServedModel) else None,
+            None if shadow is None else Shadow(shadow, self._settings.model.shadow_share, self._metrics.shadowed),
         )
         inference.start()
         self.open(engine, None, calibrations)

@@ -200,7 +200,8 @@ class Encoded:
     For EMBED there is one row per window. ``tokens`` is the sum of the rows' lengths: what the request costs at once.
     What a taxonomy's lower levels and evidence cost later nobody knows before, so ``rows`` are those of the top level;
     ``premise`` is then the text's own tokens, uncut. ``spans`` are the windows' places in the text, where there are
-    several and the tokenizer tells.
+    several and the tokenizer tells. ``model`` is the one whose tokens these are, where models are swapped; None means
+    that there is only one.
     """
 
     rows: tuple[Row, ...]
@@ -209,6 +210,7 @@ class Encoded:
     tokens: int
     premise: npt.NDArray[np.int32] | None = None
     spans: tuple[Span, ...] = ()
+    model: ModelIdentity | None = None
 
 
 @value

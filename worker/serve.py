@@ -10,12 +10,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from worker import process
-from worker.app import DRAIN_TIMEOUT_S, calibration_files, ready_engine, retry_policy
-from worker.endpoint import Endpoint, Model
+from worker.app import DRAIN_TIMEOUT_S, calibration_files, load_engine, ready_engine, retry_policy
+from worker.endpoint import Endpoint
 from worker.errors import Stalled
 from worker.http.health import Health
 from worker.learn import calibration_file
+from worker.other_models import open_reload
 from worker.pipeline.infer import InferenceThread
+from worker.pipeline.served_model import Model
 from worker.settings import Settings
 from worker.start import Start, Stopped
 from worker.telemetry.metrics import Metrics
@@ -31,15 +33,19 @@ class Server:
     Args:
         settings: Everything it goes by; of ``kafka`` and ``topics`` nothing.
         engine: In place of the checkpoint of the settings, for tests.
+        reload_asked: True once for each time that somebody asks for the checkpoint to be loaded anew.
     """
 
-    def __init__(self, settings: Settings, *, engine: Model | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, engine: Model | None = None, reload_asked: Callable[[], bool] = lambda: False
+    ) -> None:
         self._settings = settings
         registry = CollectorRegistry()
         self._metrics = Metrics(registry)
         self.health = Health(loop_limit_s=0.0, inference_limit_s=settings.model.timeout_s, has_stream=False)
         self.http = Endpoint(settings, self.health, self._metrics, registry, is_asked=True, has_stream=False)
         self._engine = engine
+        self._reload = open_reload(settings, load_engine, self._metrics, self.health, reload_asked)
         self._inference: InferenceThread | None = None
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
@@ -59,6 +65,8 @@ class Server:
                 self.http.check()
                 now_s = time.monotonic()
                 freed.give_back(now_s)
+                if self._reload is not None:
+                    self._reload.step()
                 verdict = self.health.healthy(now_s)
                 if not verdict.ok:
                     raise Stalled("; ".join(verdict.problems))
@@ -80,6 +88,8 @@ class Server:
         files = calibration_files(self._settings)  # before minutes of loading
         engine = ready_engine(self._settings, self._engine, start, self._metrics)
         calibrations = calibration_file.of_model(files, engine.identity)
+        if self._reload is not None:
+            engine = self._reload.serve(engine)
         inference = self.http.compute(engine, retry_policy(self._settings), calibrations)
         self.health.model_loaded()
         log.info("started", http_port=self.http.port)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 
@@ -56,22 +56,13 @@ class Start:
         Raises:
             Stalled: ``work`` has told of no progress for longer than it said it might take.
         """
-        future: Future[_T] = Future()
-        stage = _Stage(self._clock)
-
-        def target() -> None:
-            try:
-                future.set_result(work(stage.tell))
-            except BaseException as error:  # noqa: BLE001 (whatever it is, it is raised where the result is asked for)
-                future.set_exception(error)
-
-        threading.Thread(target=target, name=process.START_THREAD, daemon=True).start()
-        while not future.done():
-            concurrent.futures.wait([future], POLL_S)
+        begun = Begun(work, self._clock)
+        while not begun.is_done:
+            concurrent.futures.wait([begun.future], POLL_S)
             self._check()
-            stage.check()
+            begun.check()
         self._check()  # what the work raised may be of the stop: it waits here too
-        return future.result()
+        return begun.future.result()
 
     def _check(self) -> None:
         if self._stop_requested():
@@ -80,11 +71,43 @@ class Start:
             check()
 
 
+class Begun(Generic[_T]):
+    """Work that has begun on a thread of its own.
+
+    Args:
+        work: What is done. It tells how far it is.
+        clock: Monotonic seconds.
+        event: What lines of the log about its stages are called.
+    """
+
+    def __init__(self, work: Callable[[Tell], _T], clock: Callable[[], float], event: str = "starting") -> None:
+        self.future: Future[_T] = Future()
+        self._stage = _Stage(clock, event)
+
+        def target() -> None:
+            try:
+                self.future.set_result(work(self._stage.tell))
+            except BaseException as error:  # noqa: BLE001 (whatever it is, it is raised where the result is asked for)
+                self.future.set_exception(error)
+
+        threading.Thread(target=target, name=process.START_THREAD, daemon=True).start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has returned or raised."""
+        return self.future.done()
+
+    def check(self) -> None:
+        """Say now and then how far it is. Raises Stalled if it told of no progress for longer than it said."""
+        self._stage.check()
+
+
 class _Stage:
     """The stage under way: written by the thread that works, read by the one that waits, each value replaced whole."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], event: str) -> None:
         self._clock = clock
+        self._event = event
         self._doing = ""
         self._began_s = self._repeated_s = clock()
         self._latest: tuple[float, float, str] | None = None  # when told, for how long, how far
@@ -93,7 +116,7 @@ class _Stage:
         now_s = self._clock()
         if doing != self._doing:
             self._doing, self._began_s, self._repeated_s = doing, now_s, now_s
-            log.info("starting", doing=doing)
+            log.info(self._event, doing=doing)
         self._latest = now_s, limit_s, done
 
     def check(self) -> None:
@@ -107,4 +130,4 @@ class _Stage:
             )
         if now_s - self._repeated_s > REPEAT_S:
             self._repeated_s = now_s
-            log.info("starting", doing=self._doing, seconds=round(now_s - self._began_s), done=done or None)
+            log.info(self._event, doing=self._doing, seconds=round(now_s - self._began_s), done=done or None)

@@ -23,6 +23,8 @@ from worker.pipeline.batch import BatchPolicy
 from worker.pipeline.clocks import Clocks
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.resolve import Policy, Refusal
+from worker.pipeline.served_model import ServedModel
+from worker.pipeline.shadow import Shadow
 from worker.pipeline.wiring import open_loop
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
@@ -67,6 +69,10 @@ class Worker:
     # What is asked over HTTP.
     calls: CallQueue | None = None
     traces: Traces | None = None
+    # In place of ``engine``: a model that is exchanged for others.
+    swapped: ServedModel | None = None
+    # What computes a sample again.
+    shadow: Shadow | None = None
 
     def __post_init__(self) -> None:
         clock = self.clock = self.broker.clock
@@ -93,20 +99,22 @@ class Worker:
         # A device that is away is waited for in real time: no time at all, here.
         at_once = RetryPolicy(max_attempts=1, initial_s=0.0, max_s=0.0, multiplier=1.0, jitter=0.0)
         self.inference = InferenceThread(
-            self.engine,
+            self.engine if self.swapped is None else self.swapped,
             at_once,
             clock,
             self.health.inference_beat,
             self.health.inference_idle,
             self.calls,
             DeviceShare(0.5, self.batch.max_tokens),
+            swapped=self.swapped,
+            shadow=self.shadow,
         )
         self.loop = open_loop(
             consumer=self.consumer,
             publisher=self.publisher,
             inference=self.inference,
             read=self._read,
-            encode=encode,
+            encode=encode if self.swapped is None else self.swapped.encode,
             write=self.codec.write,
             refusal=self.refusal,
             batch=self.batch,

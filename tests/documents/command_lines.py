@@ -22,6 +22,8 @@ NOT_RUN: Final = {
     "helm install": "needs a cluster; the chart is rendered and validated by tests/deploy",
     "export XNLI_KAFKA__PROPERTIES=": "the password is an example",
     "xnli-worker dead-letters show --config worker.toml 0:17": "the place is an example; others are shown by tests",
+    "ln -s /models": "the folders are examples; tests/integration/test_swaps.py replaces a link as this line does",
+    "kill -HUP": "the process is an example; tests/integration/test_swaps.py sends it",
     "python3 -m venv": _INSTALLS,
     ".venv/bin/pip install": _INSTALLS,
     ". .venv/bin/activate": _INSTALLS,

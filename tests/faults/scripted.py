@@ -30,7 +30,6 @@ import numpy as np
 
 from worker import process, settings
 from worker.app import App
-from worker.endpoint import Model
 from worker.errors import WorkerError
 from worker.messages import (
     Classification,
@@ -43,6 +42,7 @@ from worker.messages import (
     Row,
     Work,
 )
+from worker.pipeline.served_model import Model
 from worker.process import StopFlag
 from worker.settings import Settings
 from worker.telemetry import log

@@ -52,9 +52,11 @@ ALLOWED = {
     "pipeline": _EDGES | {"avro", "inference", "http"},
     "start": _NOUNS | {"process", "inference"},  # of inference the shape of a callback alone
     "endpoint": _RUNNING,
+    "reload": _RUNNING | {"start"},
+    "other_models": _RUNNING | {"reload", "start"},
     "tracing": _NOUNS | {"settings", "telemetry", "__version__"},
-    "app": _RUNNING | {"start", "endpoint", "tracing"},
-    "serve": _RUNNING | {"start", "endpoint", "app"},
+    "app": _RUNNING | {"start", "endpoint", "tracing", "other_models"},
+    "serve": _RUNNING | {"start", "endpoint", "app", "other_models"},
     "demo": _EDGES | {"avro", "process", "streams", "screen"},
     # (The demo's texts and tokenizer are what bench measures with.)
     "commands": _RUNNING | {"app", "endpoint", "demo", "start", "streams", "screen"},

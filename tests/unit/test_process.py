@@ -138,3 +138,52 @@ def test_a_second_signal_ends_a_process_that_waits_inside_a_library() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 1
         assert process.stdout.read() == ""
+
+
+HUNG_UP = """
+import signal, sys, time
+from worker.process import StopFlag
+stop = StopFlag("draining", hears_hang_up=True)
+print("ready", flush=True)
+sys.stdin.readline()
+{then}
+time.sleep(0.2)
+print(stop(), stop.reload_asked(), stop.reload_asked(), stop(), flush=True)
+"""
+
+
+def hang_up(then: str, times: int = 1, *, ignored: bool = False) -> str:
+    """What a process says that got SIGHUP so many times before it went on."""
+    prepare = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
+    with subprocess.Popen(
+        [sys.executable, "-c", HUNG_UP.format(then=then)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=prepare,  # noqa: PLW1509 (no other thread runs here that could hold a lock)
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(times):
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.1)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        said = process.stdout.readline()
+        assert process.wait(10) == 0
+    return said
+
+
+def test_a_hang_up_asks_for_a_stop_and_a_second_one_changes_nothing() -> None:
+    assert hang_up("", times=2) == "True False False True\n"
+
+
+def test_a_hang_up_asks_once_for_the_model_also_when_it_came_too_early() -> None:
+    assert hang_up("stop.reload_on_hang_up()") == "False True False False\n"
+
+
+def test_a_hang_up_that_was_ignored_from_the_beginning_stays_ignored() -> None:
+    """nohup."""
+    assert hang_up("", ignored=True) == "False False False False\n"

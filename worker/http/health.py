@@ -31,9 +31,13 @@ class LatestDeadLetter(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer to a probe. ``problems`` are sentences for the operator, empty when all is well."""
+    """The answer to a probe. ``problems`` are sentences for the operator, empty when all is well.
+
+    ``notes`` are what the operator should know all the same: no reason to call the worker unfit.
+    """
 
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -65,6 +69,7 @@ class Health:
         self._missing: tuple[str, ...] = ()
         self._inputs_missing: frozenset[str] = frozenset()
         self._broker_away = ""
+        self._swap_failed = ""
         self.latest_dead_letters: deque[LatestDeadLetter] = deque(maxlen=LATEST)
 
     def dead_lettered(self, latest: LatestDeadLetter) -> None:
@@ -86,6 +91,10 @@ class Health:
     def model_loaded(self) -> None:
         """The checkpoint is loaded and passed its self-test."""
         self._model_loaded = True
+
+    def swap_failed(self, why: str) -> None:
+        """Why another model does not serve in place of the one that does; empty once one does."""
+        self._swap_failed = why
 
     def assigned(self, partitions: int) -> None:
         """How many partitions are held; told at each rebalance."""
@@ -148,4 +157,5 @@ class Health:
             f"topic {topic!r} is not there: create it (xnli-worker topics create) or correct the setting"
             for topic in (*sorted(self._inputs_missing), *self._missing)
         )
-        return Verdict((*(problem for passed, problem in checks if not passed), *missing, *self._stalled))
+        notes = (self._swap_failed,) if self._swap_failed else ()
+        return Verdict((*(problem for passed, problem in checks if not passed), *missing, *self._stalled), notes)

@@ -19,8 +19,7 @@ from worker.http.asked import Answered, Asked, Read, Rules
 from worker.http.body import Bodies, Held, parsed
 from worker.http.calls import Call, CallQueue, Gate, QueueFull
 from worker.http.problem import Kind, Problem, of_fault
-from worker.messages import Encoded, Fault, Outcome
-from worker.messages import Request as InferenceRequest
+from worker.messages import Fault, Outcome
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -145,7 +144,7 @@ class Inference:
         except BaseException:
             service.queue.withdraw(calls)
             raise
-        answers = _matched(asked.requests, outcomes)
+        answers = _matched(calls, outcomes)
         content = await self._in_thread(lambda: _json(asked, answers))
         held.add(len(content))
         return content
@@ -203,17 +202,17 @@ async def _until_gone(request: Request) -> None:
         pass
 
 
-def _matched(requests: Sequence[tuple[InferenceRequest, Encoded]], found: Sequence[Outcome | Fault]) -> list[Answered]:
+def _matched(calls: Sequence[Call], found: Sequence[Outcome | Fault]) -> list[Answered]:
     answers = []
-    for number, ((asked, encoded), outcome) in enumerate(zip(requests, found, strict=True)):
+    for number, (call, outcome) in enumerate(zip(calls, found, strict=True)):
         if isinstance(outcome, Fault):
             problem = of_fault(outcome)
             if problem.kind is Kind.FAILED:
                 log.error("call_failed", error=outcome.error, message=outcome.message, stacktrace=outcome.stacktrace)
-            if len(requests) > 1:
+            if len(calls) > 1:
                 problem.more["item"] = number
             raise problem
-        answers.append(Answered(asked, encoded, outcome))
+        answers.append(Answered(call.request, call.encoded, outcome))
     return answers
 
 

@@ -57,7 +57,7 @@ def reader(task: Task) -> Read:
 
 def _result(found: Answered, rules: Rules) -> dict[str, Any]:
     """The result as `xnli-worker tail` shows it, without the place that the request was read from."""
-    datum = result_of(found.request, found.encoded, found.outcome, rules.model)
+    datum = result_of(found.request, found.encoded, found.outcome, found.encoded.model or rules.model)
     datum["outcome"] = datum["outcome"][1]  # without the name of the branch of Avro's union
     return datum
 

@@ -36,6 +36,7 @@ _VERDICT: Final = {
     "properties": {
         "status": {"enum": ["ok", "failing"]},
         "problems": {"type": "array", "items": {"type": "string"}},
+        "notes": {"type": "array", "items": {"type": "string"}},
     },
 }
 

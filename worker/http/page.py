@@ -146,7 +146,8 @@ class Page:
 
     def now(self, now: Reading) -> str:
         """The part that changes, as HTML."""
-        problems = [*self._health.healthy(self._clock()).problems, *self._health.ready().problems]
+        ready = self._health.ready()
+        problems = [*self._health.healthy(self._clock()).problems, *ready.problems, *ready.notes]
         said = "".join(f"<li>{text(redaction.in_text(problem))}</li>" for problem in problems)
         parts = [f'<ul class="problems" aria-label="Problems">{said}</ul>' if said else ""]
         parts.append(f'<ul class="tiles" aria-label="Figures">{"".join(self._figures.tiles(now))}</ul>')

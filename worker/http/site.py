@@ -160,7 +160,9 @@ class _Endpoint:
 
 def _verdict(verdict: Verdict) -> Response:
     problems = [redaction.in_text(problem) for problem in verdict.problems]
-    body = {"status": "ok" if verdict.ok else "failing", "problems": problems}
+    body: dict[str, Any] = {"status": "ok" if verdict.ok else "failing", "problems": problems}
+    if verdict.notes:
+        body["notes"] = [redaction.in_text(note) for note in verdict.notes]
     return JSONResponse(body, 200 if verdict.ok else 503, _HEADERS)
 
 

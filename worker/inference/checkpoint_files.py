@@ -8,6 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from worker.errors import CheckpointError
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -141,6 +143,22 @@ def read_json(directory: Path, file: str, name: str, kind: type[dict[str, Any] |
     return found
 
 
+def require_readable_weights(directory: Path, name: str) -> None:
+    """Refuse weights that are cut off or damaged at their beginning, without reading them.
+
+    Raises:
+        CheckpointError: a file is no safetensors, or not as long as its header says.
+    """
+    for path in sorted(directory.glob("model*.safetensors")):
+        try:
+            with safetensors.safe_open(path, framework="pt"):  # type: ignore[no-untyped-call]  # safetensors'
+                pass
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path.name} of {name} cannot be read ({first_line(error)}): it is damaged; copy or download it again"
+            ) from error
+
+
 def is_failure(error: BaseException) -> bool:
     """Whether a library failed, rather than somebody ends the process. A panic in tokenizers' Rust is no Exception."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
@@ -149,6 +167,19 @@ def is_failure(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line: those of transformers run over several."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# The directory as it is really called, and of each file its own path, inode, size in bytes and time in nanoseconds.
+Fingerprint = tuple[Path, tuple[tuple[str, int, int, int], ...]]
+
+
+def fingerprint(directory: Path) -> Fingerprint:
+    """What tells, without reading any, whether files that take part were written or replaced. Raises OSError."""
+    found = []
+    for path in _files(directory):
+        about = path.stat()
+        found.append((path.relative_to(directory).as_posix(), about.st_ino, about.st_size, about.st_mtime_ns))
+    return directory.resolve(), tuple(found)
 
 
 def digest(directory: Path) -> str:

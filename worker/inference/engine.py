@@ -115,13 +115,10 @@ class Engine:
         """The model's name and revision, as results carry them."""
         return self._checkpoint.identity
 
-    def encode(self, request: Request) -> Encoded:
-        """Tokenise a request. Thread-safe against `run`.
-
-        Raises:
-            Rejection: The checkpoint cannot do what the request asks, or it is more work than one request may be.
-        """
-        return self._tokens.encode(request)
+    @property
+    def encode(self) -> Callable[[Request], Encoded]:
+        """Tokenises a request, or raises Rejection. Thread-safe against `run`; it keeps no weights alive."""
+        return self._tokens.encode
 
     def run(
         self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None] = lambda: None
@@ -151,10 +148,11 @@ class Engine:
         tally.shrinks, self._shrinks = self._shrinks, 0
         return [outcomes[i] for i in range(len(requests))], tally.close(self._budget.tokens)
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, is_alone: bool = True) -> None:
         """Run the longest row (on CUDA: as many as the budget allows), so that the first batch is as fast as any.
 
-        Kernels are chosen and loaded, and on CUDA the budget shrinks to what the device holds and stays there.
+        Kernels are chosen and loaded, and on CUDA the budget shrinks to what the device holds, and stays there if the
+        model ``is_alone``: another one that lies beside it may leave.
 
         Raises:
             OutOfDeviceMemory: Not even one row of the full length fits.
@@ -182,7 +180,8 @@ class Engine:
         for rows in ([row] * max(1, count), padded):
             slices = partial(self._slices, rows, None if self._checkpoint.order else self.pooling, tally)
             _require_results(slices, rows, self._checkpoint)
-        self._budget.settle()
+        if is_alone:
+            self._budget.settle()
         self._shrinks = 0
         work = tally.close(self._budget.tokens)
         log.info(

@@ -49,11 +49,12 @@ class Pairs:
         cache_hypotheses: int,
     ) -> None:
         self._pair = frame
-        self._segment = segment
         self._max_length = max_length
         self._keeps_end = keeps_end
-        # functools' cache keeps no exception, so it holds no hypothesis longer than the window.
-        self.tail = functools.lru_cache(maxsize=cache_hypotheses)(self._tail)
+        # functools' cache keeps no exception, so it holds no hypothesis longer than the window. (A method's cache would
+        # hold its own object: a model that is exchanged has to be let go of without a search for cycles.)
+        tail = functools.partial(_tail, frame, segment, max_length)
+        self.tail = functools.lru_cache(maxsize=cache_hypotheses)(tail)
 
     def row(self, text: TokenIds, hypothesis: str, language_id: int | None) -> Row:
         """A text's own tokens with a hypothesis. Text that finds no room is cut."""
@@ -76,25 +77,27 @@ class Pairs:
                 if not request.hypotheses:
                     reject(f"a window of {self._max_length} tokens leaves {room} for the text; at least {least} needed")
                 hypothesis = request.hypotheses[index]
-                self._reject_hypothesis(hypothesis, len(self.tail(hypothesis)), least)
+                tail = len(self.tail(hypothesis))
+                _reject_hypothesis(self._pair, self._max_length, hypothesis, tail, least)
 
-    def _tail(self, hypothesis: str) -> TokenIds:
-        """Everything that follows the premise: separator, hypothesis, end."""
-        ids = self._segment(hypothesis)
-        tail = np.concatenate((self._pair.between, ids, self._pair.after))
-        if len(self._pair.before) + len(tail) > self._max_length:
-            self._reject_hypothesis(hypothesis, len(tail))
-        return tail
 
-    def _reject_hypothesis(self, hypothesis: str, tail: int, least: int = 1) -> NoReturn:
-        special = len(self._pair.between) + len(self._pair.after)
-        room = self._max_length - len(self._pair.before) - tail
-        shown = hypothesis if len(hypothesis) <= 80 else hypothesis[:80] + "…"
-        reject(
-            f"hypothesis {shown!r} has {tail - special} tokens, which with {special + len(self._pair.before)} special "
-            f"ones leaves {max(room, 0)} of the model's {self._max_length} for the text; at least {least} needed: "
-            "shorten the label, the hypothesis or the template"
-        )
+def _tail(frame: Frame, segment: Callable[[str], TokenIds], max_length: int, hypothesis: str) -> TokenIds:
+    """Everything that follows the premise: separator, hypothesis, end."""
+    tail = np.concatenate((frame.between, segment(hypothesis), frame.after))
+    if len(frame.before) + len(tail) > max_length:
+        _reject_hypothesis(frame, max_length, hypothesis, len(tail))
+    return tail
+
+
+def _reject_hypothesis(frame: Frame, max_length: int, hypothesis: str, tail: int, least: int = 1) -> NoReturn:
+    special = len(frame.between) + len(frame.after)
+    room = max_length - len(frame.before) - tail
+    shown = hypothesis if len(hypothesis) <= 80 else hypothesis[:80] + "…"
+    reject(
+        f"hypothesis {shown!r} has {tail - special} tokens, which with {special + len(frame.before)} special ones "
+        f"leaves {max(room, 0)} of the model's {max_length} for the text; at least {least} needed: shorten the label, "
+        "the hypothesis or the template"
+    )
 
 
 def row_of(frame: Frame, head: TokenIds, tail: TokenIds, language_id: int | None) -> Row:

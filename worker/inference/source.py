@@ -75,7 +75,7 @@ def find(
     Raises:
         CheckpointError: nothing there that can be loaded safely.
     """
-    directory = _local(name)
+    directory = local(name)
     if directory is not None:
         checkpoint_files.require_whole(directory, name)
         tell(f"reading {name}, {shown_bytes(size_bytes(directory))}, for its digest", read_limit_s(directory))
@@ -119,8 +119,12 @@ def read_limit_s(directory: Path) -> float:
     return _LEAST_READ_LIMIT_S + size_bytes(directory) / _SLOWEST_BYTES_PER_S
 
 
-def _local(name: str) -> Path | None:
-    """The directory of that name, if there is one."""
+def local(name: str) -> Path | None:
+    """The directory of that name, if there is one.
+
+    Raises:
+        CheckpointError: it cannot be looked up.
+    """
     try:
         directory = SHIPPED.get(name) or Path(name).expanduser()
         return directory if directory.is_dir() else None

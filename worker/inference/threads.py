@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from worker.inference.cgroups import folders
 
 
 def choose(wanted: int | None, root: Path = Path("/")) -> tuple[int, str]:
@@ -49,7 +50,7 @@ def quota_of(root: Path = Path("/")) -> tuple[float, str] | None:
     sched-bwc.rst (version 1: ``cpu.cfs_quota_us`` of ``cpu.cfs_period_us``) and cgroup-v2.rst (``cpu.max``).
     """
     quotas = []
-    for folder in _folders(root):
+    for folder in folders(root, "cpu"):
         try:
             if (file := folder / "cpu.max").exists():
                 allowed, period = file.read_text().split()
@@ -61,34 +62,3 @@ def quota_of(root: Path = Path("/")) -> tuple[float, str] | None:
         except (OSError, ValueError, ZeroDivisionError):  # the controller is not there, or this is no file of cgroups
             continue
     return min(quotas, default=None)
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    """The folders of this process's cgroup and of those above it, as far as they are mounted here."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
-    except OSError:  # no Linux
-        return
-    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in groups)}
-    ours = {controller: path for controllers, path in paths.items() for controller in controllers.split(",")}
-    for mount in mounts:
-        left, _, right = mount.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        mounted, point = left.split()[3:5]
-        if kind == "cgroup2" and "" in ours:
-            path = ours[""]
-        elif kind == "cgroup" and "cpu" in options.split(",") and "cpu" in ours:
-            path = ours["cpu"]
-        else:
-            continue
-        # In a container the mount begins at the container's own group. A path may be the host's, or begin with "/..":
-        # what lies there is not seen here.
-        inside = path.removeprefix(mounted) if mounted != "/" else path
-        inside = "" if ".." in inside else inside
-        folder = root / point.lstrip("/") / inside.lstrip("/")
-        top = root / point.lstrip("/")
-        yield top
-        while folder != top and folder.is_relative_to(top):
-            yield folder
-            folder = folder.parent

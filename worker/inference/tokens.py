@@ -32,7 +32,7 @@ sentence-transformers does, and neither truncated nor left out of a window.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -92,7 +92,7 @@ class Tokens:
             cache_hypotheses=cache_hypotheses,
         )
         self._tail = self._pairs.tail
-        self._unfold = functools.lru_cache(maxsize=_TREES)(self._unfolded)
+        self._unfold = functools.lru_cache(maxsize=_TREES)(functools.partial(_unfolded, self._tail))
 
     @property
     def pairs(self) -> Pairs:
@@ -213,11 +213,6 @@ class Tokens:
             return ()
         return tuple(_extent(places[start : start + size]) for start in starts)
 
-    def _unfolded(self, hypotheses: tuple[str, ...], taxonomy: Taxonomy) -> tuple[Tree, npt.NDArray[np.intp]]:
-        """A taxonomy's nodes, and how many tokens follow the premise for each."""
-        tails = [len(self._tail(hypothesis)) for hypothesis in hypotheses]
-        return Tree(taxonomy), np.array(tails, dtype=np.intp)
-
     def _after_prompt(self, before: TokenIds, text: str) -> tuple[TokenIds, TokenIds]:
         """What stands before a text to embed, the prompt's tokens with it, and the text's own."""
         ids = self._segment(self._prompt + text)
@@ -250,6 +245,13 @@ class Tokens:
         if wanted not in self._languages:
             reject(f"{self._name} does not know the language {wanted!r}; it knows {known}")
         return self._languages[wanted]
+
+
+def _unfolded(
+    tail: Callable[[str], TokenIds], hypotheses: tuple[str, ...], taxonomy: Taxonomy
+) -> tuple[Tree, npt.NDArray[np.intp]]:
+    """A taxonomy's nodes, and how many tokens follow the premise for each."""
+    return Tree(taxonomy), np.array([len(tail(hypothesis)) for hypothesis in hypotheses], dtype=np.intp)
 
 
 def _premise(encoded: Encoded) -> TokenIds:

@@ -16,5 +16,6 @@ Read the files in this order:
 
 ``partition.py`` is what is known of one assigned partition. ``quarantine.py`` is for records that kill the process.
 ``set_wait.py`` is where requests wait for their label sets. ``topic_watch.py`` notices topics that were made again.
-``clocks.py`` is time. ``wiring.py`` gives the steps to each other.
+``served_model.py`` exchanges the model, and ``shadow.py`` lets a second one compute a sample. ``clocks.py`` is time.
+``wiring.py`` gives the steps to each other.
 """

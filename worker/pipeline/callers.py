@@ -35,6 +35,7 @@ class Callers:
         computation: what computes.
         clock: monotonic seconds.
         called: told what calls cost that were computed alone.
+        renew: tokenises anew what another model has tokenised; None: the model stays.
     """
 
     def __init__(
@@ -44,13 +45,20 @@ class Callers:
         computation: Computation,
         clock: Callable[[], float],
         called: Callable[[Work, int], None],
+        renew: Callable[[Sequence[Call]], None] | None = None,
     ) -> None:
         self._queue = queue
         self._share = share
         self._computation = computation
         self._clock = clock
         self._called = called
+        self._renew = renew
         self._streamed_at_s = -math.inf  # when the last batch was done
+
+    @property
+    def is_free(self) -> bool:
+        """True if no call waits."""
+        return not len(self._queue)
 
     def ring(self) -> None:
         """A batch waits: any thread."""
@@ -74,6 +82,8 @@ class Callers:
 
     def _take(self) -> list[Call]:
         taken = self._queue.take(self._share.allowance)
+        if self._renew is not None:
+            self._renew(taken)
         self._share.called(sum(call.encoded.tokens for call in taken))
         return taken
 

@@ -82,6 +82,11 @@ class Handoff:
         return self._batcher.tokens
 
     @property
+    def has_waiting(self) -> bool:
+        """True while jobs wait for a batch. Any thread."""
+        return bool(len(self._batcher))
+
+    @property
     def deadline_s(self) -> float:
         """When the jobs that wait have waited long enough; infinity if none does."""
         return self._batcher.deadline_s

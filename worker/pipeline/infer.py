@@ -19,6 +19,8 @@ from worker.http.calls import Call, CallQueue
 from worker.messages import Answered, Batch, BatchResult, Failed, Fault, Work
 from worker.pipeline.callers import Callers
 from worker.pipeline.computation import Computation, Runs
+from worker.pipeline.served_model import ServedModel
+from worker.pipeline.shadow import Shadow
 from worker.rules.device_share import DeviceShare
 from worker.rules.retry import RetryPolicy
 
@@ -41,6 +43,7 @@ class InferenceThread:
         calls: requests over HTTP, to be computed beside the batches; None: there are none, and they cost nothing.
         share: what of the device calls may have while the stream has a backlog; needed with ``calls``.
         called: told what calls cost that were computed alone.
+        swapped: ``engine``, where it is exchanged between two batches; shadow: computes while nothing else does.
     """
 
     def __init__(
@@ -53,15 +56,20 @@ class InferenceThread:
         calls: CallQueue | None = None,
         share: DeviceShare | None = None,
         called: Callable[[Work, int], None] = lambda _work, _splits: None,
+        swapped: ServedModel | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         self._computation = Computation(engine, lambda: beat(clock()))
         self._policy = policy
         self._clock = clock
         self._beat = beat
         self._idle = idle
+        self._swapped = swapped
+        self.shadow = shadow
         self._callers: Callers | None = None
         if calls is not None and share is not None:
-            self._callers = Callers(calls, share, self._computation, clock, called)
+            renew = None if swapped is None else swapped.renew
+            self._callers = Callers(calls, share, self._computation, clock, called, renew)
         self._batches: queue.Queue[Batch] = queue.Queue(maxsize=1)
         self._results: queue.Queue[BatchResult] = queue.Queue(maxsize=2)
         self._stopping = threading.Event()
@@ -127,6 +135,10 @@ class InferenceThread:
     def step(self, timeout_s: float) -> bool:
         """Answer one batch, or what calls wait, if there is something within ``timeout_s``. False if there was not."""
         calls: list[Call] = []
+        if self._swapped is not None and not self._swapped.exchange(timeout_s):
+            return False
+        if self.shadow is not None and self._follow(self.shadow):
+            timeout_s = 0.0
         if self._callers is None:
             batch = self._await_batch(timeout_s)
         else:
@@ -136,6 +148,8 @@ class InferenceThread:
         if self._callers is not None and calls and (batch is None or not batch.takes_calls):
             self._callers.alone(calls)
         if batch is not None:
+            if self._swapped is not None:
+                batch = self._swapped.renewed(batch)
             result = self._answer(batch, calls)
             if self._callers is not None:
                 self._callers.streamed(batch)
@@ -143,6 +157,15 @@ class InferenceThread:
                 self._hand_over(result)
         self._idle()
         return True
+
+    def _follow(self, shadow: Shadow) -> bool:
+        """Let the second model compute a request. False if the device is wanted, or nothing waits for it."""
+        has_computed = shadow.step(self._is_free, lambda: self._beat(self._clock()))
+        self._idle()
+        return has_computed
+
+    def _is_free(self) -> bool:
+        return self._batches.empty() and (self._callers is None or self._callers.is_free)
 
     def _await_batch(self, timeout_s: float) -> Batch | None:
         with suppress(queue.Empty):
@@ -195,6 +218,8 @@ class InferenceThread:
                 Failed(job, one) if isinstance(one, Fault) else Answered(job, one)
                 for job, one in zip(batch.jobs, found, strict=True)
             )
+            if self.shadow is not None:
+                self.shadow.sample(finished)
             return BatchResult(batch, finished, tally.work, tally.splits, began_s, self._clock())
         return None
 

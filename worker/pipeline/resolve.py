@@ -60,7 +60,10 @@ _PROCESS_DIED: Final = Fault(
 
 @dataclass(frozen=True, slots=True)
 class ResultWriter:
-    """Outcomes to result records, by the shipped schema and the settings."""
+    """Outcomes to result records, by the shipped schema and the settings.
+
+    ``model`` is what results name, save those of requests that know whose tokens they have.
+    """
 
     codecs: Codecs
     topic: str
@@ -69,7 +72,7 @@ class ResultWriter:
     def __call__(self, job: Job, outcome: Outcome) -> Output:
         """The result of a job: the request's key and headers, without those that speak of the request's own way."""
         record = job.record
-        value, headers = self.codecs.encode_result(result_datum(job, outcome, self.model))
+        value, headers = self.codecs.encode_result(result_datum(job, outcome, job.encoded.model or self.model))
         if record.headers:  # most records have none
             kept = [h for h in foreign(retry_headers.without(record.headers)) if h[0] != SCHEMA_ID_HEADER]
             headers = (*kept, *headers)

@@ -60,6 +60,8 @@ def open_loop(
     jitter = random.Random(seed)  # noqa: S311 (back-off, not a secret)
     partitions = Partitions()
     handoff = Handoff(inference, batch, clocks)
+    if inference.shadow is not None:
+        inference.shadow.attend(gate, lambda: handoff.has_waiting)
     resolver = Resolver(
         partitions=partitions,
         write=write,

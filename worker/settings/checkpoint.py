@@ -48,6 +48,13 @@ class ModelSettings(Section):
     # A forward that takes longer means a device that hangs: the worker ends, for a supervisor to restart.
     timeout_s: float = Field(default=300.0, gt=0)
     """Longest time of one forward, in seconds; then the worker ends, for a supervisor to restart."""
+    reload: Literal["off", "signal", "watch"] = "off"
+    """When it is loaded anew: on SIGHUP ("signal"), and when its directory changes ("watch"); off: SIGHUP drains."""
+
+    shadow: str | None = Field(default=None, min_length=1)
+    """A second checkpoint, named like the first, that computes some of the requests of the stream in idle moments."""
+    shadow_share: float = Field(default=0.05, gt=0, le=1)
+    """The share of the stream's requests that the second checkpoint is to compute."""
 
     @property
     def detects_language(self) -> bool:

@@ -1,8 +1,8 @@
 """Every Prometheus metric of the worker, and the plain methods by which the pipeline feeds them.
 
-`_Records`, `_Batches`, `_Inference`, `_Time`, `_Flow`, `_Broker` and `_LabelSets` are the table: name, help, labels and
-buckets of each metric, in the order in which ``/metrics`` lists them. `Metrics` is what the other modules call. How to
-read them:
+`_Records`, `_Batches`, `_Inference`, `_Shadow`, `_Time`, `_Flow`, `_Broker` and `_LabelSets` are the table: name, help,
+labels and buckets of each metric, in the order in which ``/metrics`` lists them. `Metrics` is what the other modules
+call. How to read them:
 
 - padding share = ``padding_tokens / (padding_tokens + computed_tokens)``, as rates. Two counters rather than a gauge:
   they add up over workers and over any stretch of time.
@@ -76,6 +76,23 @@ class Rebalance(StrEnum):
     LOST = "lost"  # taken without: nothing may be committed
 
 
+class Swap(StrEnum):
+    """What became of a checkpoint that was to take the place of another: values of the label ``outcome``."""
+
+    SWAPPED = "swapped"
+    FAILED = "failed"  # it was refused, or could not be loaded: the other one goes on
+    UNCHANGED = "unchanged"  # it is the one that serves
+
+
+class Shadowed(StrEnum):
+    """What became of a request that a second model was to compute too: values of the label ``outcome``."""
+
+    AGREES = "agrees"  # the same top label, the same labels that pass, or the same judgements
+    DIFFERS = "differs"
+    SHED = "shed"  # too many wait already
+    FAILED = "failed"  # the second model cannot compute it
+
+
 class TransactionResult(StrEnum):
     """How a transaction ended: values of the label ``result``."""
 
@@ -93,6 +110,9 @@ _STAGE_SECONDS = (1e-4, 2.5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25
 _INFERENCE_SECONDS = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 # 10 ms (below batch.max_wait_ms' default of 50) to an hour: a backlog is old, and its age is what one wants to read.
 _END_TO_END_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+# A thousandth (the same weights in another precision) to 1 (opposite answers).
+_DRIFT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _Kind = TypeVar("_Kind", bound=StrEnum)
 
@@ -188,6 +208,29 @@ class _Inference:
         self.splits = declare.counter(
             "xnli_worker_bisections_total", "Times a failing batch was split to find the culprit."
         )
+        self.swaps = declare.counters(
+            "xnli_worker_model_swaps_total",
+            "Checkpoints that were to take the place of the one that served, by what became of them.",
+            "outcome",
+            Swap,
+        )
+
+
+class _Shadow:
+    """How far a second model agrees with the one that serves."""
+
+    def __init__(self, declare: _Declare) -> None:
+        self.requests = declare.counters(
+            "xnli_worker_shadow_requests_total",
+            "Requests that a second model was to compute too, by what became of them.",
+            "outcome",
+            Shadowed,
+        )
+        self.drift = declare.histogram(
+            "xnli_worker_shadow_score_drift",
+            "Largest difference between the scores that the two models give one label of a request.",
+            _DRIFT,
+        )
 
 
 class _Time:
@@ -273,6 +316,7 @@ class Metrics:
         self._records = _Records(declare)
         self._batches = _Batches(declare)
         self._inference = _Inference(declare)
+        self._shadow = _Shadow(declare)
         self._time = _Time(declare)
         self._flow = _Flow(declare)
         self._broker = _Broker(declare)
@@ -422,8 +466,18 @@ class Metrics:
         """A request begins to wait for its label set."""
         self._label_sets.waits.inc()
 
+    def swapped(self, outcome: Swap) -> None:
+        """A checkpoint took the place of another, or did not."""
+        self._inference.swaps[outcome].inc()
+
+    def shadowed(self, outcome: Shadowed, drift: float | None = None) -> None:
+        """A second model computed a request too, or did not; ``drift`` where scores could be compared."""
+        self._shadow.requests[outcome].inc()
+        if drift is not None:
+            self._shadow.drift.observe(drift)
+
     def identify(self, *, version: str, model: str, revision: str, device: str, precision: str) -> None:
-        """What runs here, as labels of ``xnli_worker_build_info``; once, when the model is loaded."""
+        """What runs here, as labels of ``xnli_worker_build_info``; whenever a model begins to serve."""
         self._build.info(
             {"version": version, "model": model, "revision": revision, "device": device, "precision": precision}
         )

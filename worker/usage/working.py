@@ -104,8 +104,9 @@ def broker(
 
 @grouping.command(app, "run", section=Section.WORK, examples=["xnli-worker run --config worker.toml"])
 def run(config: ConfigFile = None) -> int:
-    """Consume requests, produce results, until SIGTERM or SIGINT."""
-    stop = StopFlag("draining")  # first: process 1 of a container that handles no signal does not even end by one
+    """Consume requests, produce results, until SIGTERM, SIGINT or SIGHUP."""
+    # First: process 1 of a container that handles no signal does not even end by one.
+    stop = StopFlag("draining", hears_hang_up=True)
     import structlog  # noqa: PLC0415
 
     from worker import settings  # noqa: PLC0415
@@ -118,15 +119,17 @@ def run(config: ConfigFile = None) -> int:
     )
     from worker.app import App  # noqa: PLC0415
 
-    return 0 if App(loaded).run(stop) else 1
+    if loaded.model.reload != "off":
+        stop.reload_on_hang_up()
+    return 0 if App(loaded, reload_asked=stop.reload_asked).run(stop) else 1
 
 
 @grouping.command(
     app, "serve", section=Section.WORK, examples=["xnli-worker serve", "xnli-worker serve --config worker.toml"]
 )
 def serve(config: ConfigFile = None) -> int:
-    """Answer requests over HTTP, without Kafka, until SIGTERM or SIGINT."""
-    stop = StopFlag("draining")
+    """Answer requests over HTTP, without Kafka, until SIGTERM, SIGINT or SIGHUP."""
+    stop = StopFlag("draining", hears_hang_up=True)
     import structlog  # noqa: PLC0415
 
     from worker.commands.served import served_settings  # noqa: PLC0415
@@ -137,7 +140,9 @@ def serve(config: ConfigFile = None) -> int:
     structlog.get_logger("worker").info("starting", version=__version__, model=loaded.model.name)
     from worker.serve import Server  # noqa: PLC0415
 
-    return 0 if Server(loaded).run(stop) else 1
+    if loaded.model.reload != "off":
+        stop.reload_on_hang_up()
+    return 0 if Server(loaded, reload_asked=stop.reload_asked).run(stop) else 1
 
 
 @grouping.command(app, "check", section=Section.OPERATE, examples=["xnli-worker check --config worker.toml"])

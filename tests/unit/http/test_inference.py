@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.http.served import Answer, Served, idle, served, until
+from tests.unit.http.served import AT_ONCE, Answer, Engine, Served, idle, served, until
+from worker.messages import ModelIdentity
+from worker.pipeline.served_model import ServedModel
 
 WAITS = {"text": "wait"}
 HEAD = b"POST /v1/embed HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
@@ -165,3 +167,24 @@ def test_bodies_of_all_together_are_bounded() -> None:
 def test_before_the_end_nothing_is_left_behind() -> None:
     with idle() as found:
         assert found.endpoint.await_drained(0)
+
+
+def test_after_a_swap_answers_name_the_model_that_computed_them() -> None:
+    with idle() as found:
+        found.health.model_loaded()
+        former, following = Engine(), Engine()
+        following.identity = ModelIdentity("scripted", "2")
+        swapped = ServedModel(former)
+        inference = found.endpoint.compute(swapped, AT_ONCE)
+        try:
+            first = Asking(lambda: found.ask("/v1/embed", WAITS))
+            assert former.begun.wait(20)
+            second = Asking(lambda: found.ask("/v1/embed", {"text": "waits with the tokens of the former"}))
+            until(lambda: len(found.calls) == 1, "the second one to wait")
+            swapped.offer(following)
+            former.go.set()
+            assert [asked.answer.json["model"]["revision"] for asked in (first, second)] == ["1", "2"]
+            assert following.runs == [["waits with the tokens of the former"]]
+        finally:
+            former.go.set()
+            inference.stop(5.0)

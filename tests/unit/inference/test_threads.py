@@ -157,9 +157,7 @@ def test_in_a_real_cgroup_of_half_a_core(kind: str) -> None:
         assert said == f"1 thread ({group / file} allows 0.5 CPUs)"
 
 
-FOLDERS = (
-    "from pathlib import Path; from worker.inference import threads; print(*threads._folders(Path('/')), sep='\\n')"
-)
+FOLDERS = "from worker.inference.cgroups import folders, Path; print(*folders(Path('/'), 'cpu'), sep='\\n')"
 
 
 @pytest.mark.acceptance
