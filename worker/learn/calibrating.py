@@ -74,7 +74,8 @@ def to_fit(asked: Sequence[Asked], plan: Plan) -> list[Asked]:
 
     Raises:
         SettingsError: the labels of one tree compete, or have a name twice; some labels compete and others not; those
-            that compete are too few examples', or not the same in all; or a label is wanted that nobody has.
+            that compete are too few examples', or not the same in all; two have one hypothesis, or one is wanted
+            that nobody has.
     """
     kinds = {one.request.is_apart for one in asked}
     if len(kinds) > 1:
@@ -90,6 +91,7 @@ def to_fit(asked: Sequence[Asked], plan: Plan) -> list[Asked]:
         raise SettingsError(f"no example has the label {strange[0]!r}, of which a threshold is asked")
     if not asked[0].request.is_apart:
         _require_one_set(asked)
+    _sentences(asked)
     return [_to_fit(one) for one in asked]
 
 
@@ -136,7 +138,7 @@ def fit(scored: Sequence[Scored], model: ModelIdentity, plan: Plan) -> Fit:
     """The calibration of scored examples that `to_fit` made.
 
     Raises:
-        SettingsError: there are none, no label can be calibrated, or two have one hypothesis.
+        SettingsError: there are none, or no label can be calibrated.
     """
     if not scored:
         raise SettingsError("no example was scored, so there is nothing to fit")
@@ -277,7 +279,7 @@ def _groups(scored: Sequence[Scored]) -> list[int]:
     return [numbers.setdefault(one.example.text, len(numbers)) for one in scored]
 
 
-def _sentences(scored: Sequence[Scored]) -> dict[str, tuple[str, ...]]:
+def _sentences(scored: Sequence[Scored | Asked]) -> dict[str, tuple[str, ...]]:
     """The hypotheses of each label. Raises SettingsError where two labels share one."""
     found: dict[str, dict[str, None]] = {}
     owner: dict[str, str] = {}
