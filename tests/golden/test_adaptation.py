@@ -46,12 +46,14 @@ def test_unknown_labels_are_learnt_and_known_ones_kept(
     taken_s = resource.getrusage(resource.RUSAGE_SELF).ru_utime - began_s
     story = json.loads(capsys.readouterr().out.splitlines()[-1])
     new, kept = story["new_labels"], story["unseen_labels"]
-    lines = [f"seed {seed}, labels in {labels_in or 'every language'}: {taken_s:.0f} s of CPU"]
-    for name, figures in (("learnt", new), ("kept", kept)):
-        for measure in ("macro_f1", "accuracy"):
-            lines.append(f"{name}, {measure}: {figures['before'][measure]:.1%} to {figures['after'][measure]:.1%}")
+    shown = [f"seed {seed}, labels in {labels_in or 'every language'}: {taken_s:.0f} s of CPU"]
+    shown += [
+        f"{name}, {measure}: {figures['before'][measure]:.1%} to {figures['after'][measure]:.1%}"
+        for name, figures in (("learnt", new), ("kept", kept))
+        for measure in ("macro_f1", "accuracy")
+    ]
     with capsys.disabled():
-        sys.stdout.write("\n".join(["", *lines, ""]))
+        sys.stdout.write("\n".join(["", *shown, ""]))
     assert (story["examples"], new["examples"], kept["examples"]) == (32, 96, 900)
     assert new["after"]["macro_f1"] - new["before"]["macro_f1"] >= GAIN
     assert kept["before"]["accuracy"] - kept["after"]["accuracy"] <= LOSS
