@@ -45,10 +45,14 @@ def unknown_examples(each: int, *, seed: int, evaluation: bool) -> list[dict[str
     return found
 
 
-def known_examples(each: int, *, seed: int, evaluation: bool) -> Iterator[dict[str, Any]]:
-    """Labelled examples of the labels that the checkpoint was taught, ``each`` of every language and kind of label."""
+def known_examples(each: int, *, seed: int, evaluation: bool, labels_in: str | None = None) -> Iterator[dict[str, Any]]:
+    """Labelled examples of the labels that the checkpoint was taught, ``each`` of every language and kind of label.
+
+    Labels and template are of the language ``labels_in``, else of the text's.
+    """
     corpus = Corpus(Random(seed), evaluation=evaluation)
     for code, language in corpus.languages.items():
+        asking = language if labels_in is None else corpus.languages[labels_in]
         for group in ("topic", "sentiment", "urgency"):
             names = [name for name, concept in language.concepts.items() if concept.group == group]
             for _ in range(each):
@@ -59,10 +63,10 @@ def known_examples(each: int, *, seed: int, evaluation: bool) -> Iterator[dict[s
                 text = _framed(corpus, corpus.composed(language, language.concepts[right]), code)
                 yield {
                     "text": text,
-                    "labels": [language.concepts[name].labels[0] for name in chosen],
-                    "expected": language.concepts[right].labels[0],
+                    "labels": [asking.concepts[name].labels[0] for name in chosen],
+                    "expected": asking.concepts[right].labels[0],
                     "language": code,
-                    "hypothesis_template": language.templates[-1],
+                    "hypothesis_template": asking.templates[-1],
                 }
 
 

@@ -71,7 +71,7 @@ class Choices:
     plan: Plan = field(default_factory=Plan)
     held_out: float = 0.25
     negatives: int = 6
-    rehearsal_share: float = 0.65
+    rehearsal_share: float = 0.75
     max_tokens: int = 16_384
 
 
@@ -92,6 +92,23 @@ class Loader:
     labels: Sequence[str] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Lessons:
+    """Pairs that are learnt and pairs that are rehearsed, and the share of the loss that the latter have."""
+
+    learnt: list[Pair]
+    kept: list[Pair]
+    share: float
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return training_pairs.together(self.learnt, self.kept, self.share)
+
+    def __add__(self, other: _Lessons) -> _Lessons:
+        return _Lessons([*self.learnt, *other.learnt], [*self.kept, *other.kept], self.share)
+
+
+# size: the steps in their order, each a line or two; what they hand on is all of it local.
 def adapt(
     loader: Loader, material: Material, output: Path, choices: Choices, bar: Bar, hear: Callable[[Epoch], None]
 ) -> Story:
@@ -127,17 +144,17 @@ def adapt(
         gc.collect()  # a large model need not lie in memory twice
 
         train = partial(_trained, loader, directory.parent, bar, hear)
-        pairs = training_pairs.together(learnt, kept, choices.rehearsal_share)
-        checks = training_pairs.together(checks_learnt, checks_kept, choices.rehearsal_share)
-        checkpoint, plan, epochs = train(pairs, checks, choices.plan)
+        first = _Lessons(learnt, kept, choices.rehearsal_share)
+        checks = _Lessons(checks_learnt, checks_kept, choices.rehearsal_share)
+        checkpoint, plan, epochs = train(first.pairs, checks.pairs, choices.plan)
         new: Report | None = None
-        if checks:
+        if held_out:
             if not material.test:
                 new, _ = _measured(Engine(checkpoint, max_tokens=choices.max_tokens), [held_out, ()], choices, bar)
             del checkpoint
             gc.collect()
-            pairs = training_pairs.together([*learnt, *checks_learnt], [*kept, *checks_kept], choices.rehearsal_share)
-            checkpoint, plan, _ = train(pairs, (), replace(plan, epochs=training.best(epochs, plan)))
+            plan = replace(plan, epochs=training.best(epochs, plan))
+            checkpoint, plan, _ = train((first + checks).pairs, (), plan)
         checkpoint_directory.write(checkpoint, loader.source.directory, directory)
         del checkpoint
         gc.collect()
@@ -150,7 +167,7 @@ def adapt(
             labels=tuple(dict.fromkeys(label for one in material.examples for label in one.request.labels)),
             examples=len(material.examples),
             held_out=len(held_out),
-            pairs=len(pairs),
+            pairs=len((first + checks).pairs),
             rehearsed=len(rehearsal),
             plan=plan,
             epochs=tuple(epochs),

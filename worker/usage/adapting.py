@@ -17,6 +17,7 @@ from worker.usage.options import ConfigFile, Json
 app: Final = grouping.group("What a model is worth, and what it may learn.")
 
 
+# size: an option is a line or three, and they are the command's interface.
 @grouping.command(
     app,
     "adapt",
@@ -65,7 +66,7 @@ def adapt(
     ] = 6,
     rehearsal_share: Annotated[
         float, typer.Option(metavar="S", min=0.0, max=0.95, help="of the loss, that keeps what the model knew")
-    ] = 0.65,
+    ] = 0.75,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="of all that is drawn")] = 0,
     config: ConfigFile = None,
     as_json: Json = False,
