@@ -62,13 +62,12 @@ class Stage:
             self.go_on()
         return lines
 
-    @property
     def is_loading(self) -> bool:
         return self.reload._loading is not None
 
     def go_on(self) -> None:
         deadline_s = time.monotonic() + 60
-        while self.is_loading:
+        while self.is_loading():
             assert time.monotonic() < deadline_s
             self.served.exchange(0.01)
             self.reload.step()
@@ -284,9 +283,9 @@ def test_nothing_begins_while_a_record_is_looked_at_alone(tmp_path: Path, shippe
     stage.link.to(other)
     stage.asked = True
     stage.reload.step(lambda: False)
-    assert not stage.is_loading
+    assert not stage.is_loading()
     stage.reload.step()
-    assert stage.is_loading
+    assert stage.is_loading()
     stage.go_on()
 
 
