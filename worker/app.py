@@ -27,15 +27,12 @@ from worker.http.health import Health
 from worker.http.readiness_log import ReadinessLog
 from worker.inference.stage import Tell, tell_nobody
 from worker.kafka import client_config, known_limits, reach
-from worker.kafka.at_least_once import AtLeastOncePublisher
 from worker.kafka.client_errors import ErrorLog
 from worker.kafka.consumer import Consumer
 from worker.kafka.embedded import require_transactions
-from worker.kafka.fencing import RecoveringPublisher
 from worker.kafka.publisher import Publisher
+from worker.kafka.publishers import open_publisher
 from worker.kafka.topic_ids import TopicIds
-from worker.kafka.transactional import TransactionalPublisher
-from worker.kafka.trial import Trial
 from worker.label_sets.topic import FollowedSets
 from worker.learn import calibration_file
 from worker.learn.calibration_file import CalibrationFile
@@ -313,7 +310,7 @@ class App:
         consumer = Consumer(client_config.consumer(settings.kafka))
         written = {settings.topics.output, settings.topics.dead_letter, *(topic for _, topic in policy.retry_topics)}
         self._limits = limits = known_limits.load(settings.kafka, admin, written, self.health.topics_missing)
-        self._publisher = self._open_publisher(consumer, instance, limits)
+        self._publisher = open_publisher(settings, consumer, instance, limits)
         self._await_broker(self._publisher, start)
         batch = settings.batch
         topics = [*settings.topics.input, *(topic for _, topic in policy.retry_topics)]
@@ -349,21 +346,6 @@ class App:
         calibrations = calibration_file.of_model(files, engine.identity)
         self.health.model_loaded()
         return engine if self._reload is None else self._reload.serve(engine), calibrations
-
-    def _open_publisher(self, consumer: Consumer, instance: str, limits: known_limits.KnownLimits) -> Publisher:
-        kafka = self._settings.kafka
-        if self._settings.delivery.guarantee == "exactly_once":
-            config = client_config.producer(kafka, transactional_id=names.transactional_id(kafka.group_id, instance))
-            return RecoveringPublisher(
-                lambda most_bytes: TransactionalPublisher(limits.fitted(config, most_bytes), consumer, time.monotonic),
-                lambda: Trial(config, consumer, time.monotonic),
-                consumer,
-                consumer.commits.committed,
-                time.monotonic,
-                consumer.commits.prove_membership if kafka.group_instance_id is not None else None,
-            )
-        config = limits.fitted(client_config.producer(kafka, transactional_id=None))
-        return AtLeastOncePublisher(config, consumer, time.monotonic)
 
     def _await_registry(self, codecs: Codecs, start: Start) -> None:
         """Wait for the registry for as long as it takes: an outage at the start is an outage."""

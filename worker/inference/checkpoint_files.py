@@ -151,7 +151,7 @@ def require_readable_weights(directory: Path, name: str) -> None:
     """
     for path in sorted(directory.glob("model*.safetensors")):
         try:
-            with safetensors.safe_open(path, framework="pt"):  # type: ignore[no-untyped-call]  # safetensors'
+            with safetensors.safe_open(path, framework="pt"):
                 pass
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(

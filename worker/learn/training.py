@@ -294,8 +294,8 @@ class _Watch(TrainerCallback):
         self._tell(state.global_step, None)
 
     def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002 (as above)
-        logs = rest.get("logs")
-        if "loss" in (logs or {}):
+        logs = rest.get("logs") or {}
+        if "loss" in logs:
             self._loss = float(logs["loss"])
             if args.eval_strategy == "no":
                 self._close(state, None)
