@@ -14,8 +14,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.checkpoint.corpus import ENTAILMENT, Corpus, held_out
+from tests.checkpoint.corpus import Corpus
 from tests.checkpoint.lexicon import Concept, Language
+from tests.checkpoint.texts import Text, held_out
+from tests.checkpoint.verdicts import ENTAILMENT, group, judge
 
 PARTS = 2
 
@@ -35,11 +37,11 @@ def _label(corpus: Corpus, concept: str) -> str:
     return corpus.languages["en"].concepts[concept].labels[0]
 
 
-def competing(part: int, group: str = "topic", seed: int = 0) -> Iterator[dict[str, Any]]:
+def competing(part: int, kind: str = "topic", seed: int = 0) -> Iterator[dict[str, Any]]:
     """Texts about one concept of a group each, in all languages, once bare and once in a held-out frame."""
     corpus = Corpus(Random(seed), evaluation=True)
     template = corpus.languages["en"].templates[-1]
-    names = [name for name, concept in corpus.languages["en"].concepts.items() if concept.group == group]
+    names = [name for name in corpus.languages["en"].concepts if group(name) == kind]
     for code, language in corpus.languages.items():
         for name in names:
             for sentence in _sentences(language, language.concepts[name], part):
@@ -60,16 +62,16 @@ def apart(part: int, count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     while len(seen) < count:
         language = corpus.languages[corpus.rng.choice(corpus.codes)]
-        drawn = corpus.texts(language)
+        drawn = corpus.short(language)
         sentences = {name: _sentences(language, language.concepts[name], part) for name in sorted(drawn.concepts)}
         if not all(sentences.values()):
             continue
-        text = language.gap.join(corpus.rng.choice(own) for own in sentences.values())
-        text = corpus.frame(language, text)
+        joined = language.gap.join(corpus.rng.choice(own) for own in sentences.values())
+        text = corpus.frame(language, Text(joined, parts=((len(joined), frozenset()),))).text
         if text in seen:
             continue
         seen.add(text)
-        judged = {name: corpus.judge(drawn, name) for name in language.concepts}
+        judged = {name: judge(drawn.concepts, name) for name in language.concepts}
         yield {
             "text": text,
             "labels": [_label(corpus, name) for name, verdict in judged.items() if verdict is not None],

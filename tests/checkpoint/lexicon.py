@@ -19,7 +19,7 @@ BOUNDARY = "\u241f"  # SYMBOL FOR UNIT SEPARATOR: a word boundary that the text 
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """What a text can be about: a topic, a sentiment or a degree of urgency.
+    """What a text can be about: a topic, a sentiment, a degree of urgency or an intent.
 
     A composed sentence is one of `openings` followed by one of `endings`; `sentences` stand alone; `words` are
     keywords, in the form a dictionary lists them. `labels` are names for the concept, the most usual first.
@@ -59,8 +59,9 @@ class Situation:
 class Language:
     """All that is said in one language. Rows of `activities` and `situations` correspond between languages.
 
-    `join` stands between an opening and its ending, `gap` between two sentences. `strings` is every text of the file
-    with `BOUNDARY` between words that no space separates, for the tokenizer's trainer.
+    `join` stands between an opening and its ending, `gap` between two sentences. `parents` are the names of labels that
+    stand above others in a tree. `strings` is every text of the file with `BOUNDARY` between words that no space
+    separates, for the tokenizer's trainer.
     """
 
     code: str
@@ -75,6 +76,7 @@ class Language:
     neutral: tuple[str, ...]
     others: tuple[str, ...]
     concepts: dict[str, Concept]
+    parents: dict[str, tuple[str, ...]]
     someone: str
     subjects: tuple[str, ...]
     activities: tuple[Activity, ...]
@@ -110,7 +112,7 @@ def load(path: Path) -> Language:
 
     concepts = {
         name: Concept(name, group, **{field: items(value) for field, value in fields.items()})
-        for group in ("topic", "sentiment", "urgency")
+        for group in ("topic", "sentiment", "urgency", "intent")
         for name, fields in data[group].items()
     }
     nli = data["nli"]
@@ -127,6 +129,7 @@ def load(path: Path) -> Language:
         neutral=items(data["neutral"]),
         others=items(data["others"]),
         concepts=concepts,
+        parents={name: items(value) for name, value in data["parent"].items()},
         someone=text(nli["someone"]),
         subjects=items(nli["subjects"]),
         activities=tuple(Activity(*row(value, 5)) for value in nli["activities"]),
@@ -144,7 +147,13 @@ def languages() -> dict[str, Language]:
     """
     loaded = {path.stem: load(path) for path in sorted(DIRECTORY.glob("*.toml"))}
     shapes = {
-        code: (sorted(each.concepts), len(each.subjects), len(each.activities), len(each.situations))
+        code: (
+            sorted(each.concepts),
+            sorted(each.parents),
+            len(each.subjects),
+            len(each.activities),
+            len(each.situations),
+        )
         for code, each in loaded.items()
     }
     if len({repr(shape) for shape in shapes.values()}) != 1:

@@ -1,7 +1,7 @@
 """Measures the shipped checkpoint and writes its model card: `python -m tests.checkpoint.report`.
 
-Every figure is from the held-out side of `corpus`, save the two that say otherwise: the demo's sample messages and the
-start-up self-test. The checkpoint is loaded as any user of transformers would load it.
+Every figure is from the held-out side of `corpus`, save those that say otherwise: the sentences of `free.tsv`, the
+demo's sample messages and the start-up self-test. The checkpoint is loaded as any user of transformers would load it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.checkpoint.corpus import CLOSE, CONTRADICTION, ENTAILMENT, LABELS, Corpus, Pair
-from tests.checkpoint.train import DIRECTORY, PAIRS, SEED
+from tests.checkpoint.cases import free_choices, free_sentences, planted
+from tests.checkpoint.corpus import Corpus, Pair
+from tests.checkpoint.train import DIRECTORY, SEED, STAGES
+from tests.checkpoint.verdicts import CLOSE, CONTRADICTION, ENTAILMENT, LABELS, group
 
 PACKAGE = DIRECTORY.parents[1]
 SAMPLES = PACKAGE / "demo" / "samples.jsonl"
@@ -28,6 +31,8 @@ CARD = Path(__file__).parent / "card.md"
 NLI_PAIRS = 300
 TEXTS = 100
 TOPIC_LABELS = 6
+LENGTHS = (1, 4, 16)
+LONG_TEXTS = 20
 BATCH_PAIRS = 128
 
 
@@ -41,6 +46,31 @@ class Row:
     topic_other_language: float
     sentiment: float
     urgency: float
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """How well the topic of one sentence among `sentences` is found, over all languages.
+
+    `tokens` is the mean length; `multi_label` and `single_label` are shares of texts whose topic scores highest of six
+    labels; `present` and `absent` the median multi-label score of the topic and of the others.
+    """
+
+    sentences: int
+    tokens: float
+    multi_label: float
+    single_label: float
+    present: float
+    absent: float
+
+
+@dataclass(frozen=True, slots=True)
+class FreeRow:
+    """Share of the sentences of `free.tsv` in a language, or of one group in English, whose concept scores highest."""
+
+    what: str
+    sentences: int
+    right: float
 
 
 class Judge:
@@ -124,6 +154,57 @@ def measure(judge: Judge) -> list[Row]:
     ]
 
 
+def by_length(judge: Judge) -> list[LengthRow]:
+    """A row for each length."""
+    rows = []
+    for sentences in LENGTHS:
+        corpus = Corpus(Random(SEED + 2), evaluation=True)
+        multi, single, present, absent, tokens = [], [], [], [], []
+        for code in corpus.codes:
+            for _ in range(LONG_TEXTS):
+                case = planted(corpus, code, sentences)
+                best, scores = judge.first(case.text, list(case.hypotheses), multi_label=True)
+                multi.append(best == 0)
+                single.append(judge.first(case.text, list(case.hypotheses))[0] == 0)
+                present.append(scores[0])
+                absent.extend(scores[1:])
+                tokens.append(len(judge.tokenizer(case.text).input_ids))
+        rows.append(LengthRow(sentences, fmean(tokens), fmean(multi), fmean(single), median(present), median(absent)))
+    return rows
+
+
+def free(judge: Judge) -> list[FreeRow]:
+    """A row for each group in English, and one for each other language."""
+    corpus = Corpus(Random(SEED + 3), evaluation=True)
+    right: dict[str, list[bool]] = {}
+    for sentence in free_sentences():
+        name = corpus.languages[sentence.code].name
+        what = f"{name}, {group(sentence.concept)}" if sentence.code == "en" else name
+        right.setdefault(what, []).append(judge.first(sentence.text, free_choices(corpus, sentence))[0] == 0)
+    return [FreeRow(what, len(each), fmean(each)) for what, each in right.items()]
+
+
+def length_table(rows: list[LengthRow]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| sentences | tokens | multi-label, first | single label, first | score of the topic | of other labels |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row.sentences} | {row.tokens:.0f} | {row.multi_label:.1%} | {row.single_label:.1%} | "
+        f"{row.present:.3f} | {row.absent:.3f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def free_table(rows: list[FreeRow]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| sentences | how many | right |", "|---|---:|---:|"]
+    lines += [f"| {row.what} | {row.sentences} | {row.right:.0%} |" for row in rows]
+    return "\n".join(lines)
+
+
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table with the mean in the last line."""
     lines = [
@@ -190,10 +271,12 @@ def main() -> None:
     print(f"self-test: least probability of the right class {min(sure):.3f}")
     if arguments.samples:
         return
-    rows = measure(judge)
-    print(table(rows))
+    rows, lengths, free_rows = measure(judge), by_length(judge), free(judge)
+    print("\n\n".join((table(rows), length_table(lengths), free_table(free_rows))))
     report = {
-        "rows": [{name: getattr(row, name) for name in Row.__slots__} for row in rows],
+        "rows": [asdict(row) for row in rows],
+        "lengths": [asdict(row) for row in lengths],
+        "free": [asdict(row) for row in free_rows],
         "samples": {"right": right, "total": total},
         "self_test_least_probability": round(min(sure), 4),
     }
@@ -202,9 +285,12 @@ def main() -> None:
     )
     figures = {
         "table": table(rows),
+        "lengths": length_table(lengths),
+        "free": free_table(free_rows),
+        "long_texts": str(LONG_TEXTS),
         "parameters": f"{judge.model.num_parameters():,}",
         "pieces": f"{len(judge.tokenizer):,}",
-        "pairs": f"{PAIRS:,}",
+        "stages": ", ".join(f"{stage.pairs:,}" for stage in STAGES),
         "samples": f"{right} of {total}",
         "nli_pairs": str(NLI_PAIRS),
         "texts": str(TEXTS),

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import XLMRobertaTokenizer
 
 from tests.checkpoint.lexicon import Language, languages
+from tests.checkpoint.verdicts import PARENTS
 
 EPOCHS = 25
 RATE = 0.02
@@ -26,15 +27,23 @@ SCALE = 0.05  # standard deviation of the result; positions start at 0.02 and sh
 def meanings(language: Language) -> Iterator[tuple[str, str]]:
     """Each string of the language with the name of its meaning."""
     for concept in language.concepts.values():
-        shared = concept.openings if concept.group == "topic" else ()  # the others are shared by opposite concepts
+        shared = concept.openings if concept.group in {"topic", "intent"} else ()  # others belong to opposite concepts
         for text in (*concept.labels * 3, *shared, *concept.endings, *concept.sentences, *concept.words):
             yield text, concept.name
+    for name, parent in PARENTS.items():
+        for text in language.parents[name]:
+            yield from ((text, child) for child in sorted(parent.children))
     for text in language.harmless:
         yield text, "harmless"
     for text in language.neutral:
         yield text, "neutral"
     for index, text in enumerate(language.others):
         yield text, f"other {index}"
+    yield from _statements(language)
+
+
+def _statements(language: Language) -> Iterator[tuple[str, str]]:
+    """Those of the NLI part."""
     yield language.someone, "someone"
     for index, text in enumerate(language.subjects):
         yield text, f"subject {index}"

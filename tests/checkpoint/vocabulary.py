@@ -68,6 +68,16 @@ def train(size: int) -> XLMRobertaTokenizer:
     )
 
 
+def read(directory: Path) -> XLMRobertaTokenizer:
+    """The tokenizer of a checkpoint."""
+    tokenizer: XLMRobertaTokenizer = XLMRobertaTokenizer.from_pretrained(directory)
+    return tokenizer
+
+
 def save(tokenizer: XLMRobertaTokenizer, directory: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json, without where the tokenizer was read from."""
     tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in config.items() if name not in {"is_local", "local_files_only"}}
+    path.write_text(json.dumps(kept, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

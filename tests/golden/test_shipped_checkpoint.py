@@ -16,9 +16,12 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from tests.checkpoint.corpus import LABELS, Corpus, Pair
-from tests.checkpoint.report import SAMPLES, SELF_TEST, Judge, samples, zero_shot
+from tests.checkpoint.cases import free_sentences
+from tests.checkpoint.corpus import Corpus, Pair
+from tests.checkpoint.lexicon import languages
+from tests.checkpoint.report import SAMPLES, SELF_TEST, Judge, free, samples, zero_shot
 from tests.checkpoint.train import DIRECTORY
+from tests.checkpoint.verdicts import LABELS
 
 MAX_BYTES = 8_000_000
 CODES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
@@ -106,6 +109,19 @@ def test_held_out_topics(judge: Judge, *, other_language: bool, least: float, mo
     corpus = Corpus(Random(8), evaluation=True)
     shares = [zero_shot(judge, corpus, code, "topic", other_language=other_language) for code in CODES]
     assert sum(shares) / len(shares) >= least
+
+
+def test_the_free_sentences_are_no_part_of_the_lexicon() -> None:
+    for sentence in free_sentences():
+        language = languages()[sentence.code]
+        assert sentence.concept in language.concepts
+        phrases = [text.rstrip(".!?").lower() for text in language.strings if len(text.split()) > 3]
+        assert not [phrase for phrase in phrases if phrase in sentence.text.lower()]
+
+
+def test_sentences_that_nobody_wrote_templates_for(judge: Judge) -> None:
+    rows = free(judge)
+    assert sum(row.right * row.sentences for row in rows) / sum(row.sentences for row in rows) >= 0.75
 
 
 def sure_pairs() -> list[Pair]:

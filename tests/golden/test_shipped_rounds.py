@@ -57,9 +57,7 @@ def planted(corpus: Corpus, code: str, name: str, count: int) -> tuple[Request, 
     return request, Span(start, start + len(decisive))
 
 
-@pytest.mark.parametrize(
-    ("sentences", "texts"), [(3, 1), *(pytest.param(12, texts, marks=pytest.mark.acceptance) for texts in (1, 10))]
-)
+@pytest.mark.parametrize(("sentences", "texts"), [(12, 1), pytest.param(12, 10, marks=pytest.mark.acceptance)])
 def test_evidence_lies_in_the_sentence_that_decides(engine: Engine, sentences: int, texts: int) -> None:
     corpus = Corpus(Random(11), evaluation=True)
     drawn = [planted(corpus, code, name, sentences) for code in CODES for name in PLANTED for _ in range(texts)]
@@ -105,8 +103,7 @@ def shares(engine: Engine, texts: int, beam: int) -> tuple[float, float, float]:
     return found[0], found[1], pairs[0] / pairs[1]
 
 
-@pytest.mark.acceptance
-@pytest.mark.parametrize("texts", [4, 40])
+@pytest.mark.parametrize("texts", [4, pytest.param(40, marks=pytest.mark.acceptance)])
 def test_a_tree_of_known_labels_is_as_right_as_all_its_leaves(engine: Engine, texts: int) -> None:
     deep, flat, _ = shares(engine, texts, beam=1)
     assert flat >= 0.85

@@ -185,6 +185,7 @@ def test_a_label_sets_wording_and_tree_are_used(tmp_path: Path, capsys: pytest.C
         calibrate(typed, tmp_path / "c.json", never, folds=3, seed=0)
     made["multi_label"] = False
     (tmp_path / "tree.json").write_text(json.dumps(made), "utf-8")
+    put(tmp_path, lines * 3)  # as many as a temperature takes
     with pytest.raises(SettingsError, match=r"examples\.jsonl:1: labels that compete in a tree are not calibrated"):
         calibrate(typed, tmp_path / "c.json", never, folds=3, seed=0)
 
