@@ -89,10 +89,11 @@ def to_fit(asked: Sequence[Asked], plan: Plan) -> list[Asked]:
         raise SettingsError(f"there are {len(labels):,} labels, and a calibration has {MAX_LABELS:,} at most")
     if strange := [label for label in plan.of_label if label not in labels]:
         raise SettingsError(f"no example has the label {strange[0]!r}, of which a threshold is asked")
+    found = [_to_fit(one) for one in asked]
     if not asked[0].request.is_apart:
         _require_one_set(asked)
     _sentences(asked)
-    return [_to_fit(one) for one in asked]
+    return found
 
 
 def _require_one_set(asked: Sequence[Asked]) -> None:
