@@ -52,7 +52,7 @@ def scored(examples: list[Example], fit: Fit | None = None) -> list[Scored]:
         made = fit.file.made()
         offered = Calibrations({made.name: made}, made)
     asked = scoring.asked(examples, defaults_of(loaded, Pooling.MEAN, None, offered), limits_of(loaded))
-    wanted = calibrating.to_fit(asked) if fit is None else asked
+    wanted = calibrating.to_fit(asked, Plan("raw")) if fit is None else asked
     found = [one for batch in scoring.scored(engine, wanted, loaded.batch.max_tokens) for one in batch]
     assert all(isinstance(one, Scored) for one in found)
     return found  # type: ignore[return-value]

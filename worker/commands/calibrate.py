@@ -60,14 +60,14 @@ def calibrate(
     calibration_file.require_free(output, replaces=replaces)
     log.configure("warning", "console", sys.stderr)
     labelled = Labelled(given, stop_requested)
-    asked = calibrating.to_fit(labelled.asked)
+    template = labelled.settings.model.hypothesis_template
+    plan = Plan(name or output.stem, wanted, of_label, folds, seed, template)
+    asked = calibrating.to_fit(labelled.asked, plan)
     engine = labelled.engine()
     scored, is_whole = labelled.score(engine, asked, stop_requested)
     if not is_whole and stop_requested():
         say("nothing is written")
         return False
-    template = labelled.settings.model.hypothesis_template
-    plan = Plan(name or output.stem, wanted, of_label, folds, seed, template)
     fit = calibrating.fit(scored, engine.identity, plan)
     calibration_file.write(fit.file, output, replaces=replaces)
     _show(fit, output, as_json=as_json)

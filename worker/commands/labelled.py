@@ -13,6 +13,7 @@ from worker.commands.connection import say
 from worker.commands.progress import progress_bar
 from worker.commands.request_source import labels_of
 from worker.errors import SettingsError
+from worker.label_sets.record import RefusedError
 from worker.label_sets.stored_sets import StoredSets
 from worker.learn import examples, extra, scoring
 from worker.learn.examples import Defaults
@@ -115,7 +116,7 @@ class Labelled:
         if given.label_set is not None:
             sets = label_set_files.read([given.label_set], None, otherwise=given.label_set.stem)
             for one in sets:
-                self._sets.put(one.name, one.value, 0, 0)
+                self._put(one.name, one.value, 0, 0)
             name = sets[0].name if len(sets) == 1 else None
         return Defaults(labels, name, given.multi_label, given.template)
 
@@ -131,7 +132,13 @@ class Labelled:
         with label_set_topic.opened(self.settings) as topic:
             for stored in topic.read().values():
                 if stored.name in missing and stored.record is not None:
-                    self._sets.put(stored.name, stored.value, stored.partition, stored.offset)
+                    self._put(stored.name, stored.value, stored.partition, stored.offset)
+
+    def _put(self, name: str, value: bytes, partition: int, offset: int) -> None:
+        try:
+            self._sets.put(name, value, partition, offset)
+        except RefusedError as refused:
+            raise SettingsError(f"label set {name}: {refused}") from None
 
 
 def _settings(given: Given) -> Settings:

@@ -67,11 +67,15 @@ class Fit:
     silent: tuple[str, ...] = ()
 
 
-def to_fit(asked: Sequence[Asked]) -> list[Asked]:
+def to_fit(asked: Sequence[Asked], plan: Plan) -> list[Asked]:
     """The examples as they are scored for a fit: raw, and a tree's labels each on its own, with what they imply.
 
+    Whatever keeps them from being fitted is told here, before a model is loaded.
+
     Raises:
-        SettingsError: the labels of one tree compete, or have a name twice; or some labels compete and others not.
+        SettingsError: the labels of one tree compete, or have a name twice; some labels compete and others not; those
+            that compete are too few examples', or not the same in all; two have one hypothesis, or one is wanted
+            that nobody has.
     """
     kinds = {one.request.is_apart for one in asked}
     if len(kinds) > 1:
@@ -80,7 +84,28 @@ def to_fit(asked: Sequence[Asked]) -> list[Asked]:
             f"{one.example.place}: labels compete in some examples, and are judged each on its own in others; "
             "calibrate them apart (--multi-label makes all of them the second kind)"
         )
+    labels = {label for one in asked for label in one.request.labels}
+    if len(labels) > MAX_LABELS:
+        raise SettingsError(f"there are {len(labels):,} labels, and a calibration has {MAX_LABELS:,} at most")
+    if strange := [label for label in plan.of_label if label not in labels]:
+        raise SettingsError(f"no example has the label {strange[0]!r}, of which a threshold is asked")
+    if not asked[0].request.is_apart:
+        _require_one_set(asked)
+    _sentences(asked)
     return [_to_fit(one) for one in asked]
+
+
+def _require_one_set(asked: Sequence[Asked]) -> None:
+    """Raise SettingsError unless labels that compete are the same in all examples, and these enough."""
+    first = asked[0]
+    for one in asked:
+        if set(one.request.labels) != set(first.request.labels):
+            raise SettingsError(
+                f"{one.example.place}: its candidates are others than those of {first.example.place}, and a "
+                "temperature is for one set of labels that compete; calibrate each set by itself"
+            )
+    if len(asked) < FEWEST_COMPETING:
+        raise SettingsError(f"there are {len(asked)} examples, and a temperature takes {FEWEST_COMPETING} at least")
 
 
 def _to_fit(one: Asked) -> Asked:
@@ -113,14 +138,10 @@ def fit(scored: Sequence[Scored], model: ModelIdentity, plan: Plan) -> Fit:
     """The calibration of scored examples that `to_fit` made.
 
     Raises:
-        SettingsError: there are too few, or their candidates differ where they compete.
+        SettingsError: there are none, or no label can be calibrated.
     """
     if not scored:
         raise SettingsError("no example was scored, so there is nothing to fit")
-    if len({label for one in scored for label in one.request.labels}) > MAX_LABELS:
-        raise SettingsError(f"there are more than {MAX_LABELS:,} labels")
-    if strange := [label for label in plan.of_label if all(label not in one.request.labels for one in scored)]:
-        raise SettingsError(f"no example has the label {strange[0]!r}, of which a threshold is asked")
     return (_fit_apart if scored[0].request.is_apart else _fit_competing)(scored, model, plan)
 
 
@@ -162,14 +183,6 @@ def _reached(wanted: Wanted | None, fitted: FittedCurve, truth: Booleans) -> Rea
 
 def _fit_competing(scored: Sequence[Scored], model: ModelIdentity, plan: Plan) -> Fit:
     names = scored[0].request.labels
-    for one in scored:
-        if set(one.request.labels) != set(names):
-            raise SettingsError(
-                f"{one.example.place}: its candidates are others than those of {scored[0].example.place}, and a "
-                "temperature is for one set of labels that compete; calibrate each set by itself"
-            )
-    if len(scored) < FEWEST_COMPETING:
-        raise SettingsError(f"there are {len(scored)} examples, and a temperature takes {FEWEST_COMPETING} at least")
     index = {name: i for i, name in enumerate(names)}
     scores = np.empty((len(scored), len(names)))
     for row, one in enumerate(scored):
@@ -266,7 +279,7 @@ def _groups(scored: Sequence[Scored]) -> list[int]:
     return [numbers.setdefault(one.example.text, len(numbers)) for one in scored]
 
 
-def _sentences(scored: Sequence[Scored]) -> dict[str, tuple[str, ...]]:
+def _sentences(scored: Sequence[Scored | Asked]) -> dict[str, tuple[str, ...]]:
     """The hypotheses of each label. Raises SettingsError where two labels share one."""
     found: dict[str, dict[str, None]] = {}
     owner: dict[str, str] = {}

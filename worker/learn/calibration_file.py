@@ -159,7 +159,7 @@ def _read(file: Path) -> CalibrationFile:
         raise SettingsError(f"{file}: is larger than {_MAX_BYTES:,} bytes, and no calibration file")
     try:
         found = json.loads(content)
-        if isinstance(found, dict) and found.get("format") not in {None, FORMAT}:
+        if isinstance(found, dict) and found.get("format") not in (None, FORMAT):
             raise SettingsError(
                 f"{file}: format = {excerpt(found['format'])}: this worker reads {FORMAT}; fit it again with this "
                 "version (xnli-worker calibrate)"

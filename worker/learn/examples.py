@@ -34,6 +34,7 @@ _LINE_BYTES: Final = 64 * 1024 * 1024  # /dev/zero is one line without end
 _CELL_CHARS: Final = 16 * 1024 * 1024
 _BETWEEN_LABELS: Final = "|"
 _SHOWN: Final = 5  # findings that are told at once
+_OPTIONAL: Final = ("language", "hypothesis_template", "long_text", "threshold", "abstain_on_neutral")
 _LABEL_COLUMNS: Final = frozenset({"label", "labels", EXPECTED})
 _OTHER_COLUMNS: Final = frozenset({"text", "language", "id"})
 
@@ -52,6 +53,8 @@ class Example:
         multi_label: whether each label is judged on its own. One candidate alone always is.
         label_set: the name of the set that the labels come from, or None.
         long_text: in place of the worker's, or None.
+        threshold: in place of any other, or None.
+        abstain_on_neutral: likewise.
         place: where it was read, as FILE:LINE, for messages.
     """
 
@@ -64,6 +67,8 @@ class Example:
     multi_label: bool = False
     label_set: str | None = None
     long_text: LongText | None = None
+    threshold: float | None = None
+    abstain_on_neutral: float | None = None
     place: str = ""
 
     @property
@@ -71,8 +76,7 @@ class Example:
         """The request that asks about it, as a JSON object."""
         found: dict[str, Any] = {"id": self.id, "text": self.text, "multi_label": self.multi_label}
         found |= {"label_set": self.label_set} if self.label_set is not None else {"labels": list(self.labels)}
-        optional = {name: getattr(self, name) for name in ("language", "hypothesis_template", "long_text")}
-        return found | {name: value for name, value in optional.items() if value is not None}
+        return found | {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Defaults:
 
 
 class _JsonExample(JsonRequest):
-    """A line of JSON: a request, and what is right. ``threshold``, ``top_k`` and ``evidence`` are not used."""
+    """A line of JSON: a request, and what is right. ``top_k`` and ``evidence`` are not used."""
 
     id: Text = ""
     expected: Annotated[Text | Texts | None, Field(union_mode="left_to_right")] = None
@@ -158,6 +162,8 @@ def example(fields: Mapping[str, Any], defaults: Defaults, *, place: str, otherw
         multi_label=given.multi_label or defaults.multi_label,
         label_set=given.label_set if given.label_set is not None or own else defaults.label_set,
         long_text=None if given.long_text is None else LongText(given.long_text),
+        threshold=given.threshold,
+        abstain_on_neutral=given.abstain_on_neutral,
         place=place,
     )
 
@@ -223,7 +229,7 @@ def unexpected(expected: Sequence[str], candidates: Sequence[str], *, is_apart: 
     """What is wrong with the expected labels, given the candidates and whether each is judged on its own."""
     if not candidates:
         return "there are no candidates; name labels"
-    if strange := [label for label in expected if label not in set(candidates)]:
+    if strange := [label for label in expected if label not in candidates]:
         return (
             f"expected = {excerpt(strange[0])}: is none of the candidates ({excerpt(', '.join(candidates))}); "
             "mend one of the two"

@@ -127,7 +127,7 @@ def answer(one: Scored) -> Answer:
         predicted=tuple(predicted),
         expected=one.example.expected,
         is_apart=is_apart,
-        language=one.example.language or request.detected,
+        language=request.detected or one.example.language,
         thresholds=tuple(_threshold(request, index[label.label], otherwise) for label in one.labels),
         raw=() if all(label.calibrated is None for label in one.labels) else tuple(label.score for label in one.labels),
     )

@@ -255,3 +255,31 @@ def test_a_worker_refuses_to_start_with_a_calibration_of_another_revision(
     )
     with pytest.raises(SettingsError, match=r"model\.calibration: 'topics' was fitted on demo at sha256:.* at 1"):
         made.run(never)
+
+
+@pytest.mark.parametrize(
+    ("more", "wished", "said"),
+    [
+        ([], [], "there are 2 examples, and a temperature takes 50"),
+        ([{"text": "x", "labels": ["a", "c"], "expected": "a"}], [], r"e\.jsonl:3: its candidates are others"),
+        ([{"text": "x", "labels": ["a"], "expected": []}], [], r"e\.jsonl:3: labels compete in some examples"),
+        ([], ["z=0.9"], "no example has the label 'z'"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_told_before_a_model_is_loaded(
+    tmp_path: Path, more: list[dict[str, Any]], wished: list[str], said: str
+) -> None:
+    lines = [{"text": text, "labels": ["a", "b"], "expected": "a"} for text in ("one", "two")]
+    given = Given(put(tmp_path, [*lines, *more], "e.jsonl").file, model="./nowhere")
+    with pytest.raises(SettingsError, match=said):
+        calibrate(given, tmp_path / "c.json", never, precision=wished, folds=2, seed=0)
+
+
+def test_a_label_needs_a_hypothesis_of_its_own(tmp_path: Path) -> None:
+    lines = [{"text": f"text {i}", "labels": ["a", "b"], "expected": "ab"[i % 2]} for i in range(50)]
+    made = {"labels": [{"label": label, "hypothesis": "It is so."} for label in "ab"]}
+    (tmp_path / "set.json").write_text(json.dumps(made), "utf-8")
+    given = put(tmp_path, [{"text": one["text"], "expected": one["expected"]} for one in lines], "e.jsonl")
+    typed = Given(given.file, label_set=tmp_path / "set.json")
+    with pytest.raises(SettingsError, match="'a' and 'b' have one hypothesis"):
+        calibrate(typed, tmp_path / "c.json", never, folds=2, seed=0)

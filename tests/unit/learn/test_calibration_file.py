@@ -133,7 +133,7 @@ def test_what_is_no_calibration_is_refused_by_name(tmp_path: Path, fields: dict[
     assert len(message) < 1000
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, '{"format": "1"}', "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"format": [1]}', "[" * 100_000, '{"format": "1"}', "\x00"])
 def test_what_is_no_json_of_ours_is_refused(tmp_path: Path, content: str) -> None:
     assert str(tmp_path / "c.json") in said(put(tmp_path, "c.json", content))
 

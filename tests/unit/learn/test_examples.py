@@ -49,6 +49,7 @@ def test_json_lines_have_the_fields_of_a_request_and_what_is_expected(tmp_path: 
 """
     first, second, third = given(tmp_path, text, hypothesis_template="T {}.")
     assert (first.id, first.language, first.expected, first.hypothesis_template) == ("a", "fr", ("q",), "T {}.")
+    assert first.threshold == first.fields["threshold"] == 0.9
     assert (second.id, second.labels, second.label_set) == ("line-3", (), "topics")
     assert second.fields == {
         "id": "line-3",

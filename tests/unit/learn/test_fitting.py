@@ -16,7 +16,7 @@ from worker.rules.calibration import Isotonic, Platt, margin
 RNG_SEED = 7
 
 
-def logistic(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def logistic(values: np.ndarray) -> np.ndarray:
     return np.asarray(1 / (1 + np.exp(-values)))
 
 
