@@ -35,6 +35,20 @@ def test_readyz_says_why_not(starting: Served) -> None:
     assert "the model is not loaded yet" in answer.json["problems"]
 
 
+def test_a_swap_that_failed_is_told_by_a_worker_that_is_ready() -> None:
+    with idle() as found:
+        found.health.model_loaded()
+        found.health.assigned(1)
+        assert found.ask("/readyz").json == {"status": "ok", "problems": []}
+        found.health.swap_failed("m at 1 goes on, because another failed: cut off")
+        answer = found.ask("/readyz")
+        assert (answer.status, answer.json["status"]) == (200, "ok")
+        assert answer.json["notes"] == ["m at 1 goes on, because another failed: cut off"]
+        assert "cut off" in found.ask("/").body.decode()
+        found.health.swap_failed("")
+        assert "notes" not in found.ask("/readyz").json
+
+
 def test_metrics_are_those_of_the_registry(starting: Served) -> None:
     Counter("xnli_worker_things_total", "Things.", registry=starting.registry).inc(3)
     answer = starting.ask("/metrics")
