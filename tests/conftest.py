@@ -37,13 +37,26 @@ class TopicFactory(Protocol):
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """Commands and workers configure logging for their process: the next test must not find it so."""
-    root, librdkafka = logging.getLogger(), logging.getLogger("librdkafka")
-    before = root.handlers[:], root.level, librdkafka.level, librdkafka.filters[:]
+    """Commands and workers configure logging for their process: no test may find it so.
+
+    It is undone before a test too: a fixture of a whole module that ran a command did it outside any test.
+    """
+    _undo_logging()
     yield
+    _undo_logging()
+
+
+def _undo_logging() -> None:
     redaction.know(())
     logging.captureWarnings(capture=False)
-    root.handlers[:], root.level, librdkafka.level, librdkafka.filters[:] = before
+    root, librdkafka = logging.getLogger(), logging.getLogger("librdkafka")
+    # `log.configure` replaces the handlers of the root; pytest puts its own back for each phase of a test.
+    for handler in root.handlers[:]:
+        if isinstance(handler.formatter, structlog.stdlib.ProcessorFormatter):
+            root.removeHandler(handler)
+    root.setLevel(logging.WARNING)
+    librdkafka.setLevel(logging.NOTSET)
+    librdkafka.filters.clear()
     structlog.reset_defaults()
 
 
