@@ -31,7 +31,7 @@ from worker.commands.bench import MAX_TOKENS
 from worker.commands.workload import FAMILIES, LABELS, SHAPES, make_checkpoint
 from worker.inference.engine import Engine
 from worker.inference.loading import load
-from worker.inference.precision import Precision
+from worker.inference.precision import Precision, dtype
 from worker.messages import Embedding
 
 Vectors = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def sentence_transformers(directory: Path, device: torch.device, precision: str)
     """The same checkpoint, with the mean pooling that it gives to a directory that names none."""
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 (an extra)
 
-    options = {"dtype": Precision(precision).dtype}
+    options = {"dtype": dtype(Precision(precision), device)}
     model: Any = SentenceTransformer(str(directory), device=str(device), model_kwargs=options)
     model.max_seq_length = 512
 

@@ -27,7 +27,13 @@ from worker.inference.precision import Precision, Processor
 from worker.inference.scores import softmax
 from worker.messages import Classification, Embedding, Entailment, Outcome, Pooling, Request, Task
 
-BOUNDS = {Precision.FP32: 1e-5, Precision.BF16: 0.02, Precision.FP16: 0.02, Precision.INT8: 0.05}
+BOUNDS = {
+    Precision.FP32: 1e-5,
+    Precision.BF16: 0.02,
+    Precision.FP16: 0.02,
+    Precision.INT8: 0.05,
+    Precision.INT4: 0.25,
+}
 DEMO = Path(worker.demo.__file__).with_name("checkpoint")
 TEXTS = [*workload.TEXTS.values(), workload.LONG]
 REQUESTS: dict[str, list[Request]] = {
@@ -41,8 +47,9 @@ REQUESTS: dict[str, list[Request]] = {
 def precisions(device: torch.device) -> list[Precision]:
     """Those that this device is served in."""
     if device.type == "cuda":
-        return [Precision.FP32, Precision.BF16, Precision.FP16]
-    return [Precision.FP32, Precision.BF16, *([Precision.INT8] if Processor.probe().vnni else [])]
+        return [Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT4]
+    int8 = [Precision.INT8] if Processor.probe().vnni else []
+    return [Precision.FP32, Precision.BF16, *int8, Precision.INT4]
 
 
 def expected(reference: Reference, request: Request, entailment: int, contradiction: int) -> list[float]:

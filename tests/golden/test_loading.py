@@ -127,6 +127,7 @@ def test_sharded_weights_load(tmp_path: Path) -> None:
     [
         ("fp32", torch.float32),
         ("bf16", torch.bfloat16),
+        ("int4", torch.bfloat16 if Processor.probe().amx_bf16 else torch.float32),
         pytest.param("int8", torch.float32, marks=pytest.mark.skipif(not Processor.probe().vnni, reason="needs VNNI")),
     ],
 )

@@ -174,7 +174,7 @@ def test_xlm_listens_to_the_language() -> None:
 @pytest.mark.parametrize(
     ("family", "pack"), [case for case in FORWARDS if case.values[1] or case.values[0] == "deberta-v2"]
 )
-@pytest.mark.parametrize("coarse", [Precision.BF16, Precision.INT8])
+@pytest.mark.parametrize("coarse", [Precision.BF16, Precision.INT8, Precision.INT4])
 def test_fewer_bits_stay_within_their_bounds(family: str, *, pack: bool, coarse: Precision) -> None:
     if coarse is Precision.INT8 and not Processor.probe().vnni:
         pytest.skip("int8 is for CPUs with VNNI")

@@ -143,7 +143,7 @@ def _load_config(directory: Path, name: str) -> tuple[PreTrainedConfig, dict[str
         raise CheckpointError(
             f"config.json of {name} has a quantization_config ({method}): weights that are quantised already are not "
             'served. Choose the checkpoint that it was made from; model.precision = "int8" quantises here, on CPUs '
-            "with VNNI"
+            'with VNNI, and "int4" everywhere'
         )
     try:
         config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
@@ -253,7 +253,7 @@ def _load_model(
         model, report = automatic.from_pretrained(
             directory,
             config=config,
-            dtype=precision.dtype,
+            dtype=precisions.dtype(precision, device),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -20,7 +20,7 @@ class Checkpoint:
 
     Attributes:
         identity: what results call it.
-        model: in eval mode, on ``device``, in ``precision.dtype``, its parameters frozen.
+        model: in eval mode, on ``device``, in `worker.inference.precision.dtype`, its parameters frozen.
         tokenizer: as transformers loads it; `worker.inference.tokens.Tokens` is how to use it.
         order: the classes among the logits; None where there is no classification head: it serves EMBED alone.
         device: where the model lies.

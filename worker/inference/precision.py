@@ -15,17 +15,21 @@ log = logging.getLogger("worker.inference")
 
 
 class Precision(StrEnum):
-    """The number format of the computation. INT8 loads float32 weights; the forward quantises its linear layers."""
+    """The number format of the computation. For INT8 and INT4 the forward quantises its linear layers when it is made.
+
+    INT8 multiplies integers. INT4 only keeps its weights in 4 bits, for the memory, and multiplies in `dtype`.
+    """
 
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
     INT8 = "int8"
+    INT4 = "int4"
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The format of the loaded weights."""
-        return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(self, torch.float32)
+    def quantises(self) -> bool:
+        """Whether linear layers have weights of their own, so that those of the checkpoint need not be kept."""
+        return self in {Precision.INT8, Precision.INT4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,22 @@ class Processor:
         # Linux grants AMX on request (arch_prctl, ARCH_REQ_XCOMP_PERM), for which torch has no public call.
         amx = amx and torch.cpu._init_amx()  # noqa: SLF001 (see above)
         return cls(amx_bf16=amx, vnni=onednn and bool(flags.get("avx512_vnni")))
+
+
+def dtype(precision: Precision, device: torch.device, processor: Processor | None = None) -> torch.dtype:
+    """The format of the loaded weights, and of what is not quantised.
+
+    Args:
+        precision: as `choose` resolved it.
+        device: where the model will run.
+        processor: the CPU; probed if not given.
+    """
+    if precision is Precision.INT4:  # what is multiplied fast here
+        if device.type == "cuda":
+            precision = _of_cuda(device)[0]
+        elif (processor or Processor.probe()).amx_bf16:
+            precision = Precision.BF16
+    return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision, torch.float32)
 
 
 def find_device(name: str) -> torch.device:
@@ -99,6 +119,8 @@ def choose(wanted: str, device: torch.device, family: str, processor: Processor 
             'model.precision = "fp16" on a CPU is slower and coarser than fp32: use auto, bf16 (fast with AMX), int8 '
             "(fast with VNNI) or fp32"
         )
+    if precision is Precision.INT4 and device.type not in {"cpu", "cuda"}:
+        raise CheckpointError(f'model.precision = "int4" is for CPUs and CUDA, not {device}: use auto, fp16 or fp32')
     if precision is Precision.INT8 and device.type != "cpu":
         raise CheckpointError(f'model.precision = "int8" is for CPUs, not {device}: use auto, bf16, fp16 or fp32')
     if precision is Precision.INT8 and not (processor or Processor.probe()).vnni:
@@ -121,10 +143,7 @@ _INT8_ON_CPU = frozenset({"xlm-roberta", "roberta", "camembert", "bert", "distil
 
 def _automatic(device: torch.device, family: str, processor: Processor) -> tuple[Precision, str]:
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        if major >= 8:
-            return Precision.BF16, f"compute capability {major}.{minor} has bfloat16 tensor cores"
-        return Precision.FP16, f"compute capability {major}.{minor} has no bfloat16 tensor cores"
+        return _of_cuda(device)
     if device.type != "cpu":
         return Precision.FP32, "nothing faster is measured there"
     if processor.amx_bf16:
@@ -136,3 +155,10 @@ def _automatic(device: torch.device, family: str, processor: Processor) -> tuple
             return Precision.INT8, "the CPU has VNNI and no AMX"
         return Precision.FP32, f"the CPU has no AMX, and {family} is not measured in int8"
     return Precision.FP32, "the CPU has neither AMX nor VNNI"
+
+
+def _of_cuda(device: torch.device) -> tuple[Precision, str]:
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 8:
+        return Precision.BF16, f"compute capability {major}.{minor} has bfloat16 tensor cores"
+    return Precision.FP16, f"compute capability {major}.{minor} has no bfloat16 tensor cores"

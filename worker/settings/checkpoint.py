@@ -23,7 +23,7 @@ class ModelSettings(Section):
     """The commit of the hub's repository: pin it, results carry it."""
     device: str = "auto"
     """Where it computes: "auto", "cpu", "cuda" or "cuda:N"."""
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"] = "auto"
     """What it computes in; auto: the fastest that keeps the scores."""
     max_length: int | None = Field(default=None, ge=8)
     """Tokens in one sequence; by default as many as the model has positions for."""

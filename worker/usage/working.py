@@ -170,7 +170,7 @@ def bench(
         str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N, in place of model.device")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="P", help="auto, fp32, bf16, fp16 or int8, in place of model.precision")
+        str | None, typer.Option(metavar="P", help="auto, fp32, bf16, fp16, int8 or int4, in place of model.precision")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="CPU threads (default: torch's choice)")

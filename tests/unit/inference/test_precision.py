@@ -51,6 +51,23 @@ def test_auto_goes_by_the_compute_capability(
 def test_what_is_asked_for_is_taken() -> None:
     assert precision.choose("int8", CPU, "xlm", VNNI) is Precision.INT8
     assert precision.choose("bf16", CPU, "deberta-v2", NEITHER) is Precision.BF16
+    assert precision.choose("int4", CPU, "mpnet", NEITHER) is Precision.INT4
+
+
+@pytest.mark.parametrize(("processor", "dtype"), [(AMX, torch.bfloat16), (VNNI, torch.float32)])
+def test_weights_of_4_bits_are_multiplied_in_what_the_cpu_multiplies_fast(
+    processor: Processor, dtype: torch.dtype
+) -> None:
+    assert precision.dtype(Precision.INT4, CPU, processor) is dtype
+    assert precision.dtype(Precision.INT8, CPU, processor) is torch.float32
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((9, 0), torch.bfloat16)])
+def test_and_what_the_gpu_does(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert precision.dtype(Precision.INT4, torch.device("cuda"), NEITHER) is dtype
 
 
 @pytest.mark.parametrize(
@@ -59,7 +76,8 @@ def test_what_is_asked_for_is_taken() -> None:
         ("fp16", "cpu", "use auto, bf16"),
         ("int8", "cuda", "for CPUs"),
         ("int8", "cpu", "needs a CPU with VNNI"),
-        ("float32", "cpu", "use auto, fp32, bf16, fp16, int8"),
+        ("int4", "mps", "for CPUs and CUDA"),
+        ("float32", "cpu", "use auto, fp32, bf16, fp16, int8, int4"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_mend(wanted: str, device: str, message: str) -> None:

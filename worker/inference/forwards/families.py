@@ -64,5 +64,10 @@ def choose(checkpoint: Checkpoint) -> Forward:
 
 def packed(checkpoint: Checkpoint, *, rounds: bool | None = None, varlen: bool | None = None) -> Packed:
     """The packed forward of a checkpoint that `is_packed`; the options are those of `Packed`."""
-    make = linear.choose(checkpoint.device, checkpoint.precision)
-    return Packed(checkpoint, PACKED[checkpoint.family].make(checkpoint, make), rounds=rounds, varlen=varlen)
+    make, family = linear.choose(checkpoint.device, checkpoint.precision), PACKED[checkpoint.family]
+    if not checkpoint.precision.quantises:
+        return Packed(checkpoint, family.make(checkpoint, make), rounds=rounds, varlen=varlen)
+    replacing = linear.Replacing(make)
+    model = family.make(checkpoint, replacing)
+    replacing.release(checkpoint.model)
+    return Packed(checkpoint, model, rounds=rounds, varlen=varlen)

@@ -45,12 +45,3 @@ class Int8Linear(nn.Module):
             quantised, 1.0, 0, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         return torch.addcmul(self._bias, product, scale).reshape(*x.shape[:-1], -1)
-
-
-def quantise(module: nn.Module) -> None:
-    """Replace every linear layer below ``module`` by its int8 form, in place. Poolers are left: they run once a row."""
-    for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            setattr(module, name, Int8Linear(child))
-        elif name != "pooler":
-            quantise(child)

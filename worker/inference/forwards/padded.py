@@ -14,9 +14,8 @@ import numpy.typing as npt
 import torch
 
 from worker.inference import served_families
-from worker.inference.forwards.linear_int8 import quantise
+from worker.inference.forwards.linear import quantise
 from worker.inference.model import Checkpoint
-from worker.inference.precision import Precision
 from worker.messages import Pooling, Row
 
 
@@ -27,8 +26,8 @@ class Padded:
         self._model = checkpoint.model
         base: Any = checkpoint.model.base_model
         self._base = base
-        if checkpoint.precision is Precision.INT8:
-            quantise(self._base)
+        if checkpoint.precision.quantises:
+            quantise(self._base, checkpoint.precision)
         self._device = checkpoint.device
         self._pad_id = checkpoint.pad_id
         accepted = inspect.signature(self._base.forward).parameters
