@@ -48,9 +48,10 @@ def by_onednn(device: torch.device, precision: Precision) -> bool:
 
 
 def quantise(module: nn.Module, precision: Precision) -> None:
-    """Replace every linear layer below ``module`` by its quantised form, in place. Poolers are left: they run once a row.
+    """Replace every linear layer below ``module`` by its quantised form, in place.
 
-    For models that are run as they are; a packed forward makes its layers by `choose`.
+    For models that are run as they are; a packed forward makes its layers by `choose`. Poolers are left: they run once
+    a row.
     """
     for name, child in module.named_children():
         if type(child) is nn.Linear:

@@ -38,7 +38,7 @@ class Int4Linear(nn.Module):
         # The two weights that a byte stands for, as one number twice as wide: one look-up unpacks both.
         byte = torch.arange(_LEVELS * _LEVELS, device=weight.device)
         pairs = torch.stack([byte % _LEVELS, byte // _LEVELS], dim=1).add(_LOWEST).to(weight.dtype)
-        self._pairs = pairs.view(torch.int64 if weight.dtype.itemsize == 4 else torch.int32).view(-1)  # noqa: PLR2004 (bytes of a float32)
+        self._pairs = pairs.view(torch.int64 if weight.dtype.itemsize == 4 else torch.int32).view(-1)
 
     @property
     def weight(self) -> Tensor:
