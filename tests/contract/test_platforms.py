@@ -116,7 +116,7 @@ COMMANDS = {
     "list": ("dead-letters", "list"),
     "show": ("dead-letters", "show", "0:0"),
     "rehearse": ("dead-letters", "replay", "--dry-run"),
-    "replay": ("dead-letters", "replay"),
+    "replay": ("dead-letters", "replay", "--yes"),
     "topics create": ("topics", "create"),
     "topics check": ("topics", "check"),
     "schemas": ("schemas", "show"),
