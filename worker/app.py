@@ -287,7 +287,8 @@ class App:
     def _start(self, stop_requested: Callable[[], bool]) -> Loop:
         settings = self._settings
         instance = settings.kafka.group_instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        self._traces = open_traces(settings, instance)
+        self._traces, of_calls = open_traces(settings, instance)
+        self.http.trace(of_calls)
         start = Start(stop_requested)
         language_detection.detector(is_needed=settings.model.detects_language)  # before minutes of loading
         start.watch(self._check)
@@ -385,6 +386,6 @@ class App:
                 self._inference.stop(timeout_s=1.0)
             if self._label_sets is not None:
                 self._label_sets.close()
+            self.http.close()
             if self._traces is not None:
                 self._traces.close()
-            self.http.close()

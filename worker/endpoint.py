@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 
@@ -33,6 +33,9 @@ from worker.settings import Settings
 from worker.settings.in_force import in_force
 from worker.telemetry.http_metrics import HttpMetrics
 from worker.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from worker.telemetry.call_traces import CallTraces
 
 # Of the open connections, those that may have a request for inference in hand. The rest is for probes, and for
 # newcomers whose request is not here yet.
@@ -109,9 +112,10 @@ class Endpoint:
         readings = Readings(registry, time.monotonic)
         facts = Facts(settings.delivery.guarantee if has_stream else "", _shown(settings), is_asked)
         page = Page(facts, health, readings, time.monotonic, lambda: self._inference.label_sets)
-        site = Site(Watched(health, registry, HttpMetrics(registry), time.monotonic), self._inference, bearer, page)
+        watched = Watched(health, registry, HttpMetrics(registry), time.monotonic)
+        self._site = Site(watched, self._inference, bearer, page)
         self._server = HttpServer(
-            site.app,
+            self._site.app,
             http.host,
             http.port,
             most_connections=http.max_connections,
@@ -155,6 +159,10 @@ class Endpoint:
         limits, most = limits_of(self._settings), self._settings.http.max_items
         rules = Rules(defaults, limits, engine.encode, engine.identity, most)
         self._inference.open(Service(self.calls, rules, label_sets or ()))
+
+    def trace(self, traces: CallTraces | None) -> None:
+        """Make a span of each request from now on, if there are to be any."""
+        self._site.traces = traces
 
     def check(self) -> None:
         """Raise what ended the server's thread, if anything did."""

@@ -403,7 +403,8 @@ class BatchResult:
     """A batch and what became of each of its jobs, in its order.
 
     ``work`` sums all forwards, repeated ones too. ``splits`` counts how often a failed part of the batch was split.
-    ``began_s`` and ``ended_s`` are monotonic times of the inference thread.
+    ``began_s`` and ``ended_s`` are monotonic times of the inference thread. ``beside`` has the headers of
+    the calls over HTTP that shared its first forwards and have a trace.
     """
 
     batch: Batch
@@ -412,6 +413,7 @@ class BatchResult:
     splits: int
     began_s: float
     ended_s: float
+    beside: tuple[Headers, ...] = ()
 
 
 class OutputKind(StrEnum):

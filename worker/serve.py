@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
+import uuid
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -21,6 +23,10 @@ from worker.pipeline.served_model import Model
 from worker.settings import Settings
 from worker.start import Start, Stopped
 from worker.telemetry.metrics import Metrics
+from worker.tracing import open_call_traces
+
+if TYPE_CHECKING:
+    from worker.telemetry.call_traces import CallTraces
 
 log = structlog.get_logger("worker")
 
@@ -47,6 +53,7 @@ class Server:
         self._engine = engine
         self._reload = open_reload(settings, load_engine, self._metrics, self.health, reload_asked)
         self._inference: InferenceThread | None = None
+        self._traces: CallTraces | None = None
 
     def run(self, stop_requested: Callable[[], bool]) -> bool:
         """Answer until asked to stop, then drain. True if everything in hand was answered.
@@ -83,8 +90,12 @@ class Server:
             if self._inference is not None:
                 self._inference.stop(timeout_s=1.0)
             self.http.close()
+            if self._traces is not None:
+                self._traces.close()
 
     def _start(self, start: Start) -> InferenceThread:
+        self._traces = open_call_traces(self._settings, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+        self.http.trace(self._traces)
         files = calibration_files(self._settings)  # before minutes of loading
         engine = ready_engine(self._settings, self._engine, start, self._metrics)
         calibrations = calibration_file.of_model(files, engine.identity)

@@ -56,7 +56,7 @@ ALLOWED = {
     "other_models": _RUNNING | {"reload", "start"},
     "tracing": _NOUNS | {"settings", "telemetry", "__version__"},
     "app": _RUNNING | {"start", "endpoint", "tracing", "other_models"},
-    "serve": _RUNNING | {"start", "endpoint", "app", "other_models"},
+    "serve": _RUNNING | {"start", "endpoint", "app", "other_models", "tracing"},
     "demo": _EDGES | {"avro", "process", "streams", "screen"},
     # (The demo's texts and tokenizer are what bench measures with.)
     "commands": _RUNNING | {"app", "endpoint", "demo", "start", "streams", "screen"},

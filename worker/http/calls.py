@@ -15,16 +15,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from worker.errors import Reason
-from worker.messages import Encoded, Fault, FaultKind, Outcome, Request
+from worker.messages import Encoded, Fault, FaultKind, Headers, Outcome, Request
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A request and its tokens, and where its outcome, or why there is none, is waited for."""
+    """A request and its tokens, and where its outcome, or why there is none, is waited for.
+
+    ``headers`` hold the context of its trace, if it has one, and ``computed_s`` the monotonic times between which the
+    model had it: the inference thread writes them before it answers.
+    """
 
     request: Request
     encoded: Encoded
     found: asyncio.Future[Outcome | Fault]
+    headers: Headers = ()
+    computed_s: tuple[float, float] = (0.0, 0.0)
 
 
 class QueueFull(Exception):  # noqa: N818 (an answer to the caller, no failure of ours)
@@ -114,15 +120,15 @@ class CallQueue:
         if waiting + calls > self._most_calls or (waiting and held + tokens > self._most_tokens):
             raise QueueFull
 
-    def submit(self, requests: Sequence[tuple[Request, Encoded]]) -> list[Call]:
-        """Let requests wait for the device, all of them or none.
+    def submit(self, requests: Sequence[tuple[Request, Encoded]], headers: Headers = ()) -> list[Call]:
+        """Let requests wait for the device, all of them or none. ``headers`` are those of their trace.
 
         Raises:
             QueueFull: too much waits.
         """
         tokens = sum(encoded.tokens for _, encoded in requests)
         self.require_room(len(requests), tokens)
-        calls = [Call(request, encoded, self._loop.create_future()) for request, encoded in requests]
+        calls = [Call(request, encoded, self._loop.create_future(), headers) for request, encoded in requests]
         self._added_tokens += tokens
         self._in_hand.update(calls)
         self._waiting.extend(calls)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +20,9 @@ from worker.http.body import Bodies, Held, parsed
 from worker.http.calls import Call, CallQueue, Gate, QueueFull
 from worker.http.problem import Kind, Problem, of_fault
 from worker.messages import Fault, Outcome
+
+if TYPE_CHECKING:
+    from worker.telemetry.call_traces import CallSpan
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -104,8 +107,8 @@ class Inference:
             raise Problem(Kind.UNAVAILABLE, "the model is not loaded yet")
         return self._service
 
-    async def answer(self, request: Request, read: Read, send: Send) -> int:
-        """Answer one request. Returns the status.
+    async def answer(self, request: Request, read: Read, send: Send, span: CallSpan | None = None) -> int:
+        """Answer one request. Returns the status. ``span`` is told of the steps.
 
         Raises:
             Problem: it cannot be answered, and why. Nothing is sent yet.
@@ -115,7 +118,7 @@ class Inference:
         with self._working(), self._bodies.holding() as held:
             try:
                 service.queue.require_room(1)
-                content = await self._content(request, read, service, held)
+                content = await self._content(request, read, service, held, span)
             except QueueFull:
                 raise Problem(
                     Kind.BUSY, f"{len(service.queue)} texts wait for the device already; try again, or ask another"
@@ -133,17 +136,25 @@ class Inference:
         finally:
             self._in_hand -= 1
 
-    async def _content(self, request: Request, read: Read, service: Service, held: Held) -> bytes:
+    async def _content(
+        self, request: Request, read: Read, service: Service, held: Held, span: CallSpan | None
+    ) -> bytes:
         body = await self._bodies.read(request, held)
-        asked = await self._read(lambda: read(parsed(body), service.rules), service.queue.gate)
+
+        def reading() -> Asked:
+            return read(parsed(body), service.rules)
+
+        asked = await self._read(reading if span is None else span.reading(reading), service.queue.gate)
         if self._is_closed:
             raise Problem(Kind.UNAVAILABLE, "the worker is ending; ask another", headers={"Connection": "close"})
-        calls = service.queue.submit(asked.requests)
+        calls = service.queue.submit(asked.requests, () if span is None else span.headers)
         try:
             outcomes = await self._outcomes(calls, request)
         except BaseException:
             service.queue.withdraw(calls)
             raise
+        if span is not None:
+            span.computed([call.computed_s for call in calls], sum(call.encoded.tokens for call in calls))
         answers = _matched(calls, outcomes)
         content = await self._in_thread(lambda: _json(asked, answers))
         held.add(len(content))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
@@ -30,9 +30,14 @@ from worker.http.problem import Kind, Problem
 from worker.messages import Task
 from worker.telemetry.http_metrics import HttpMetrics
 
+if TYPE_CHECKING:
+    from worker.telemetry.call_traces import CallSpan, CallTraces
+
 log = structlog.stdlib.get_logger(__name__)
 
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+_GONE: Final = 499  # nginx's number for a client that went away: nobody gets it, but it is counted
 
 ErrorOf = Callable[[Problem], Any]
 
@@ -69,9 +74,12 @@ class Site:
         inference: Answers requests.
         bearer: Who may ask for inference and see the page.
         page: What a person sees.
+
+    ``traces`` may be set later: they are opened when the worker starts.
     """
 
     def __init__(self, watched: Watched, inference: Inference, bearer: Bearer, page: Page) -> None:
+        self.traces: CallTraces | None = None
         self._watched = watched
         self._inference = inference
         self._bearer = bearer
@@ -124,19 +132,33 @@ class Site:
         """Answer a request for inference, and count it."""
         request = Request(scope, receive)
         began_s = time.monotonic()
+        if self.traces is None:
+            status, _ = await self._answered(endpoint, request, send)
+        else:
+            with self.traces.call(scope, endpoint.path) as span:
+                status, error = await self._answered(endpoint, request, send, span)
+                if status == _GONE:
+                    span.failed(error)
+                else:
+                    span.answered(status, error)
+        self._watched.metrics.answered(endpoint.path, status, time.monotonic() - began_s)
+
+    async def _answered(
+        self, endpoint: _Endpoint, request: Request, send: Send, span: CallSpan | None = None
+    ) -> tuple[int, str]:
+        """Answer a request for inference. Returns the status, and the kind of error if it is one."""
         try:
             self._bearer.require(request)
             self._require_model(request)
-            status = await self._inference.answer(request, endpoint.read, send)
+            return await self._inference.answer(request, endpoint.read, send, span), ""
         except Problem as problem:
             error = endpoint.error_of(problem) if endpoint.error_of is not None else None
             response = problem.response(error)
             response.headers.update(_HEADERS)
-            status = response.status_code
             await self._lingering.send(response, request, send)
+            return response.status_code, problem.kind
         except ClientDisconnect:
-            status = 499  # nginx's number for it: nobody gets it, but it is counted
-        self._watched.metrics.answered(endpoint.path, status, time.monotonic() - began_s)
+            return _GONE, ClientDisconnect.__name__
 
     def _require_model(self, request: Request) -> None:
         """Raise Problem if another model is asked for by its name in the path."""

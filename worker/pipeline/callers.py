@@ -102,19 +102,21 @@ class Callers:
         total = called + sum(job.encoded.tokens for job in jobs)
         room = total / math.ceil(total / (self._computation.budget or total)) - called
         first = 0
+        began_s = self._clock()
         while first < len(jobs) and room >= jobs[first].encoded.tokens:
             room -= jobs[first].encoded.tokens
             first += 1
         found = self._computation.together([*calls, *jobs[:first]], tally)
         beside = found[len(calls) :]
-        self._give_back(calls, found[: len(calls)])
+        self._give_back(calls, found[: len(calls)], began_s)
         return beside + self._computation.together(jobs[first:], tally) if first < len(jobs) else beside
 
     def alone(self, calls: list[Call]) -> None:
         """Compute and answer calls where no batch waits, or none that may share a forward."""
         tally = self._computation.tally()
+        began_s = self._clock()
         try:
-            self._give_back(calls, self._computation.together(calls, tally))
+            self._give_back(calls, self._computation.together(calls, tally), began_s)
         except TransientError as error:
             log.warning("device_away", error=str(error))
             self.refuse(error, calls)
@@ -132,7 +134,11 @@ class Callers:
             calls = self._queue.take(sys.maxsize)
         self._give_back(calls, [fault_of(error, "inference", "")] * len(calls))
 
-    def _give_back(self, calls: list[Call], found: Sequence[Found]) -> None:
+    def _give_back(self, calls: list[Call], found: Sequence[Found], began_s: float | None = None) -> None:
+        """Tell callers; ``began_s`` is when the model got their calls, if it did."""
+        for call in calls:
+            if call.headers and began_s is not None:
+                call.computed_s = began_s, self._clock()
         if calls:
             self._queue.answer(calls.copy(), found)
             calls.clear()

@@ -200,6 +200,7 @@ class InferenceThread:
         while not self._stopping.is_set():
             # A batch that fails as a whole tells no budget: the last one told stands.
             tally = self._computation.tally()
+            beside = tuple(call.headers for call in calls if call.headers)
             try:
                 if calls and self._callers is not None:
                     found = self._callers.beside(calls, batch.jobs, tally)
@@ -220,7 +221,7 @@ class InferenceThread:
             )
             if self.shadow is not None:
                 self.shadow.sample(finished)
-            return BatchResult(batch, finished, tally.work, tally.splits, began_s, self._clock())
+            return BatchResult(batch, finished, tally.work, tally.splits, began_s, self._clock(), beside)
         return None
 
     def _rest(self, delay_s: float, away: TransientError) -> None:

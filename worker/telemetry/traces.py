@@ -4,6 +4,7 @@ A batch is a trace of its own, because its requests come from many: a span ``pro
 that brought a context, and in it ``tokenise``, ``forward`` and ``publish TOPIC``. A request with a context (W3C Trace
 Context, header ``traceparent``) gets one span more in *its* trace, ``create TOPIC``, from its admission until its
 result or dead letter is written; that span is linked to the batch, and is the context which the output carries on.
+Calls over HTTP that share a batch's forwards are linked to it as requests are: see `worker.telemetry.call_traces`.
 Names and attributes are those of the semantic conventions for messaging.
 
 Spans are made when a batch is computed, from times that were taken before: what runs while it is computed is the same
@@ -12,34 +13,25 @@ with traces and without, save for two readings of the clock for each request tha
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import Getter, Setter
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.util.types import Attributes
 
 from worker.messages import BatchResult, Encoded, Failed, Fault, Headers, Job, Outcome, Output, Record, Request, value
+from worker.telemetry import spans
+from worker.telemetry.spans import Spans
 
-Protocol = Literal["grpc", "http/protobuf"]
 _Attributes = dict[str, str | int | float | bool]
 Encode = Callable[[Request], Encoded]
 Write = Callable[[Job, Outcome], Output]
 
-# How long the end of the process waits for the last spans to leave: a collector that is away must not hold it.
-CLOSE_TIMEOUT_S: Final = 2.0
-
-_PROPAGATOR: Final = TraceContextTextMapPropagator()
 _KAFKA: Final[Mapping[str, str]] = {"messaging.system": "kafka"}
 
 
@@ -49,56 +41,6 @@ class _Timed(Encoded):
 
     began_s: float = 0.0
     ended_s: float = 0.0
-
-
-class _HeaderGetter(Getter[Headers]):
-    """Reads Kafka's headers. A value that is no text is no context: what it decodes to is refused by its form."""
-
-    def get(self, carrier: Headers, key: str) -> list[str] | None:
-        found = [text.decode("latin-1") for name, text in carrier if name == key and text is not None]
-        return found or None
-
-    def keys(self, carrier: Headers) -> list[str]:
-        return [name for name, _ in carrier]
-
-
-class _HeaderSetter(Setter[dict[str, bytes]]):
-    def set(self, carrier: dict[str, bytes], key: str, value: str) -> None:
-        carrier[key] = value.encode()
-
-
-_GETTER: Final = _HeaderGetter()
-_SETTER: Final = _HeaderSetter()
-
-
-def exporter(protocol: Protocol) -> SpanExporter:
-    """An exporter of OTLP. Where to, with which headers and certificates, the SDK reads from its own variables."""
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-
-        return OTLPSpanExporter()
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
-        OTLPSpanExporter as HttpSpanExporter,
-    )
-
-    return HttpSpanExporter()
-
-
-def provider(to: SpanExporter, attributes: Mapping[str, str], max_links: int | None) -> TracerProvider:
-    """What makes spans and sends them from a thread of its own; what does not fit into its queue is dropped.
-
-    Args:
-        to: The exporter.
-        attributes: Who we are, as OpenTelemetry's own variables do not say otherwise.
-        max_links: Links of one span; None: as its variables say.
-    """
-    made = TracerProvider(
-        resource=Resource.create(dict(attributes)).merge(OTELResourceDetector().detect()),
-        span_limits=SpanLimits(max_links=max_links),
-        shutdown_on_exit=False,  # the end of the process does not wait for a collector that is away
-    )
-    made.add_span_processor(BatchSpanProcessor(to))
-    return made
 
 
 class Traces:
@@ -121,11 +63,10 @@ class Traces:
         wall_s: Callable[[], float],
     ) -> None:
         self._source = source
-        self._tracer = source.get_tracer("xnli-worker")
+        self._spans = Spans(source, monotonic_s, wall_s)
         self._group = group
         self._topic = topic
         self._monotonic_s = monotonic_s
-        self._wall_s = wall_s
         self._batch: trace.Span | None = None  # whose outputs are being written
         self._unpublished: list[trace.Span] = []
 
@@ -158,17 +99,17 @@ class Traces:
 
     def _continued(self, record: Record, output: Output, began_s: float, fault: Fault | None = None) -> Output:
         """The output with a context: of a span in the request's trace, or of the batch where it brought none."""
-        parent = _context_of(record.headers)
+        parent = spans.context_of(record.headers)
         if parent is None:
             return output if self._batch is None else _carrying(output, trace.set_span_in_context(self._batch))
         links = [] if self._batch is None else [Link(self._batch.get_span_context())]
-        span = self._tracer.start_span(
+        span = self._spans.tracer.start_span(
             f"create {output.topic}",
             parent,
             SpanKind.PRODUCER,
             self._operation("create", output.topic) | _place(record),
             links,
-            self._ns(began_s),
+            self._spans.ns(began_s),
         )
         if fault is not None:
             span.set_attribute("error.type", fault.reason)
@@ -185,11 +126,7 @@ class Traces:
         It yields the ids that its log lines carry, and every line inside carries them. `committed` ends it.
         """
         span = self._begun(result)
-        context = span.get_span_context()
-        ids = {
-            "trace_id": trace.format_trace_id(context.trace_id),
-            "span_id": trace.format_span_id(context.span_id),
-        }
+        ids = spans.ids_of(span)
         self._batch = span
         self._unpublished.append(span)
         try:
@@ -204,7 +141,7 @@ class Traces:
         timed = [job.encoded for job in jobs if isinstance(job.encoded, _Timed)]
         began_s = min([batch.opened_at_s, *(each.began_s for each in timed)])
         topics = sorted({job.record.position.partition.topic for job in jobs})
-        span = self._tracer.start_span(
+        span = self._spans.tracer.start_span(
             f"process {topics[0]}" if len(topics) == 1 else "process",
             Context(),  # a trace of its own, whatever runs around it
             SpanKind.CONSUMER,
@@ -216,19 +153,22 @@ class Traces:
                 "xnli.batch.tokens": batch.tokens,
                 "xnli.batch.failed": sum(isinstance(each, Failed) for each in result.finished),
             },
-            [link for job in jobs if (link := _link(job.record)) is not None],
-            self._ns(began_s),
+            [
+                *(link for job in jobs if (link := _link(job.record)) is not None),
+                *(link for headers in result.beside if (link := _link_to(headers)) is not None),
+            ],
+            self._spans.ns(began_s),
         )
         within = trace.set_span_in_context(span)
         if timed:
             busy_s = sum(each.ended_s - each.began_s for each in timed)
-            self._child(
+            self._spans.child(
                 within,
                 "tokenise",
                 (min(each.began_s for each in timed), max(each.ended_s for each in timed)),
                 {"xnli.tokenise.busy_s": busy_s, "xnli.tokens": batch.tokens},
             )
-        self._child(
+        self._spans.child(
             within,
             "forward",
             (result.began_s, result.ended_s),
@@ -246,14 +186,14 @@ class Traces:
         """What was computed has gone out, in a commit that was begun so long ago: its batches end."""
         now_s = self._monotonic_s()
         for span in self._unpublished:
-            self._child(
+            self._spans.child(
                 trace.set_span_in_context(span),
                 f"publish {self._topic}",
                 (now_s - seconds, now_s),
                 self._operation("publish", self._topic),
                 SpanKind.PRODUCER,
             )
-            span.end(self._ns(now_s))
+            span.end(self._spans.ns(now_s))
         self._unpublished.clear()
 
     def close(self) -> None:
@@ -261,22 +201,7 @@ class Traces:
         for span in self._unpublished:
             span.end()
         self._unpublished.clear()
-        sending = threading.Thread(target=self._source.shutdown, name="traces", daemon=True)
-        sending.start()
-        sending.join(CLOSE_TIMEOUT_S)
-
-    # ------------------------------------------------------------------------------------------------------------------
-
-    def _child(
-        self,
-        parent: Context,
-        name: str,
-        times_s: tuple[float, float],
-        attributes: Attributes,
-        kind: SpanKind = SpanKind.INTERNAL,
-    ) -> None:
-        began_s, ended_s = times_s
-        self._tracer.start_span(name, parent, kind, attributes, start_time=self._ns(began_s)).end(self._ns(ended_s))
+        spans.close(self._source)
 
     def _operation(self, name: str, topic: str | None) -> _Attributes:
         kind = "send" if name == "publish" else name
@@ -289,36 +214,26 @@ class Traces:
             found["messaging.destination.name"] = topic
         return found
 
-    def _ns(self, monotonic_s: float) -> int:
-        """A time of the pipeline as nanoseconds since 1970."""
-        return int((self._wall_s() - (self._monotonic_s() - monotonic_s)) * 1e9)
-
 
 def _place(record: Record) -> _Attributes:
     partition, offset = record.position.partition, record.position.offset
     return {"messaging.destination.partition.id": str(partition.number), "messaging.kafka.offset": offset}
 
 
-def _context_of(headers: Headers) -> Context | None:
-    """The context that a request brought, or None."""
-    if not headers:
-        return None
-    found = _PROPAGATOR.extract(headers, Context(), _GETTER)
-    return found if trace.get_current_span(found).get_span_context().is_valid else None
-
-
 def _link(record: Record) -> Link | None:
-    context = _context_of(record.headers)
-    if context is None:
+    if not record.headers:
         return None
     topic = record.position.partition.topic
-    span_context = trace.get_current_span(context).get_span_context()
-    return Link(span_context, {"messaging.destination.name": topic, **_place(record)})
+    return _link_to(record.headers, {"messaging.destination.name": topic, **_place(record)})
+
+
+def _link_to(headers: Headers, attributes: _Attributes | None = None) -> Link | None:
+    context = spans.context_of(headers)
+    if context is None:
+        return None
+    return Link(trace.get_current_span(context).get_span_context(), attributes)
 
 
 def _carrying(output: Output, context: Context) -> Output:
     """The output with this context in place of the one it has."""
-    headers: dict[str, bytes] = {}
-    _PROPAGATOR.inject(headers, context, _SETTER)
-    kept = tuple(header for header in output.headers if header[0] not in _PROPAGATOR.fields)
-    return replace(output, headers=(*kept, *headers.items()))
+    return replace(output, headers=spans.carrying(output.headers, context))

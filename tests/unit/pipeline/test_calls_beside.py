@@ -22,6 +22,7 @@ from worker.messages import (
     Failed,
     Fault,
     FaultKind,
+    Headers,
     Outcome,
     Request,
     Trigger,
@@ -109,6 +110,22 @@ def test_calls_share_the_first_forward_and_are_answered_before_the_rest(stage: S
     assert result is not None
     assert [found.job.record.position.offset for found in result.finished] == list(range(6))
     assert all(isinstance(found, Answered) for found in result.finished)
+
+
+def test_a_batch_names_the_traces_of_the_calls_that_shared_its_forwards(stage: Stage) -> None:
+    context: Headers = (("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),)
+    untraced = stage.call("call 1")
+    traced = stage.calls.submit([(request("call 2"), Encoded((), 1, False, 10))], context)
+    stage.clock.advance(5)
+    stage.batch("job")
+    result = stage.step()
+    assert result is not None
+    assert result.beside == (context,)
+    assert [call.computed_s for call in (*untraced, *traced)] == [(0.0, 0.0), (stage.clock(), stage.clock())]
+    stage.batch("job")
+    alone = stage.step()
+    assert alone is not None
+    assert alone.beside == ()
 
 
 def test_on_an_idle_device_calls_go_at_once_and_alone(stage: Stage) -> None:
