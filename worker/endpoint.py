@@ -129,11 +129,16 @@ class Endpoint:
             self.calls = CallQueue(self._server.loop, most_calls=http.max_waiting, most_tokens=most_tokens)
 
     def compute(
-        self, engine: Model, policy: RetryPolicy, calibrations: Calibrations = NONE, shadow: Model | None = None
+        self,
+        engine: Model,
+        policy: RetryPolicy,
+        calibrations: Calibrations = NONE,
+        shadow: Model | None = None,
+        label_sets: ReadySets | None = None,
     ) -> InferenceThread:
         """The inference thread, begun: requests are answered from now on, whatever else is away.
 
-        ``shadow`` computes a share of the stream's requests too.
+        ``shadow`` computes a share of the stream's requests too; ``label_sets`` are those known from the beginning.
         """
         inference = InferenceThread(
             engine,
@@ -148,7 +153,7 @@ class Endpoint:
             None if shadow is None else Shadow(shadow, self._settings.model.shadow_share, self._metrics.shadowed),
         )
         inference.start()
-        self.open(engine, None, calibrations)
+        self.open(engine, label_sets, calibrations)
         return inference
 
     def open(self, engine: Model, label_sets: ReadySets | None, calibrations: Calibrations = NONE) -> None:

@@ -16,6 +16,7 @@ from worker.app import DRAIN_TIMEOUT_S, calibration_files, load_engine, ready_en
 from worker.endpoint import Endpoint
 from worker.errors import Stalled
 from worker.http.health import Health
+from worker.label_sets.stored_sets import ReadySets
 from worker.learn import calibration_file
 from worker.other_models import open_reload
 from worker.pipeline.infer import InferenceThread
@@ -39,11 +40,17 @@ class Server:
     Args:
         settings: Everything it goes by; of ``kafka`` and ``topics`` nothing.
         engine: In place of the checkpoint of the settings, for tests.
+        label_sets: Those that requests may name.
         reload_asked: True once for each time that somebody asks for the checkpoint to be loaded anew.
     """
 
     def __init__(
-        self, settings: Settings, *, engine: Model | None = None, reload_asked: Callable[[], bool] = lambda: False
+        self,
+        settings: Settings,
+        *,
+        engine: Model | None = None,
+        label_sets: ReadySets | None = None,
+        reload_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         registry = CollectorRegistry()
@@ -51,6 +58,7 @@ class Server:
         self.health = Health(loop_limit_s=0.0, inference_limit_s=settings.model.timeout_s, has_stream=False)
         self.http = Endpoint(settings, self.health, self._metrics, registry, is_asked=True, has_stream=False)
         self._engine = engine
+        self._label_sets = label_sets
         self._reload = open_reload(settings, load_engine, self._metrics, self.health, reload_asked)
         self._inference: InferenceThread | None = None
         self._traces: CallTraces | None = None
@@ -101,7 +109,7 @@ class Server:
         calibrations = calibration_file.of_model(files, engine.identity)
         if self._reload is not None:
             engine = self._reload.serve(engine)
-        inference = self.http.compute(engine, retry_policy(self._settings), calibrations)
+        inference = self.http.compute(engine, retry_policy(self._settings), calibrations, label_sets=self._label_sets)
         self.health.model_loaded()
-        log.info("started", http_port=self.http.port)
+        log.info("started", http_port=self.http.port, label_sets=len(list(self._label_sets or ())))
         return inference

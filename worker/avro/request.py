@@ -152,12 +152,17 @@ def _label_set(datum: Mapping[str, Any], defaults: Defaults, limits: Limits, lan
     if datum["labels"]:
         raise _invalid("label_set", name, "labels are given too; send one of the two")
     if defaults.label_sets is None:
-        raise _invalid("label_set", name, "the worker reads no label sets; set topics.label_sets, or send labels")
+        raise _invalid(
+            "label_set",
+            name,
+            "the worker has no label sets; set topics.label_sets (serve: --label-sets FILE), or send labels",
+        )
     found = defaults.label_sets.find(name, language)
     if found is None and is_blank(name):
         raise _invalid("label_set", name, "no set has such a name; name one, or send labels")
     if found is None:
-        mend = "there is no set of this name; write it (xnli-worker label-sets put), or name another"
+        ways = "xnli-worker label-sets put; serve: --label-sets FILE"
+        mend = f"there is no set of this name; write it ({ways}), or name another"
         raise UnknownLabelSet(name, f"label_set = {excerpt(name)}: {mend}")
     if found.longest_chars > limits.max_label_chars:
         raise _too_large(

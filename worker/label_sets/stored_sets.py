@@ -6,6 +6,7 @@ is checked when it arrives, kept as it is, and made ready when a request names i
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import sys
 from collections import OrderedDict
@@ -23,6 +24,8 @@ ENTRY_BYTES: Final = 112
 READY_LABELS: Final = 32_768
 # Partition and offset stand before the value: as objects of their own they would take more than most names.
 _PLACE: Final = struct.Struct(">iq")
+# In place of a partition: the set came from a file, and the offset is a digest of it.
+_FILE: Final = -1
 
 
 class ReadySets:
@@ -61,7 +64,8 @@ class ReadySets:
         name, code = key
         partition, offset = _PLACE.unpack_from(packed)
         found = record.read(name, packed[_PLACE.size :])
-        version = LabelSetVersion(name, found.version or f"{partition}/{offset}")
+        place = f"{partition}/{offset}" if partition != _FILE else f"file/{offset:016x}"
+        version = LabelSetVersion(name, found.version or place)
         made = found.complete(version, code, self._template)
         self._drop(key)
         self._ready[key] = packed, made
@@ -130,6 +134,15 @@ class StoredSets:
             return False
         old = record.read(name, was)
         return old.version == found.version and old != found
+
+    def put_file(self, name: str, value: bytes) -> None:
+        """Take in a set that stands in a file. Without a version of its own it has one by its content.
+
+        Raises:
+            RefusedError: as `put`.
+        """
+        digest = int.from_bytes(hashlib.sha256(value).digest()[:8], "big") >> 1  # the sign's bit stays free
+        self.put(name, value, _FILE, digest)
 
     def remove(self, name: str) -> None:
         """Forget a set, if there is one of this name."""

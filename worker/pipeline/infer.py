@@ -198,7 +198,6 @@ class InferenceThread:
         began_s = self._clock()
         attempt = 0
         while not self._stopping.is_set():
-            # A batch that fails as a whole tells no budget: the last one told stands.
             tally = self._computation.tally()
             beside = tuple(call.headers for call in calls if call.headers)
             try:

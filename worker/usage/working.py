@@ -125,24 +125,38 @@ def run(config: ConfigFile = None) -> int:
 
 
 @grouping.command(
-    app, "serve", section=Section.WORK, examples=["xnli-worker serve", "xnli-worker serve --config worker.toml"]
+    app,
+    "serve",
+    section=Section.WORK,
+    examples=[
+        "xnli-worker serve",
+        "xnli-worker serve --config worker.toml",
+        "xnli-worker serve --label-sets moderation.toml --label-sets moods.json",
+    ],
 )
-def serve(config: ConfigFile = None) -> int:
+def serve(
+    config: ConfigFile = None,
+    label_sets: Annotated[
+        list[Path] | None,
+        typer.Option("--label-sets", metavar="FILE", help="TOML or JSON: a set, or several; may be given again"),
+    ] = None,
+) -> int:
     """Answer requests over HTTP, without Kafka, until SIGTERM, SIGINT or SIGHUP."""
     stop = StopFlag("draining", hears_hang_up=True)
     import structlog  # noqa: PLC0415
 
-    from worker.commands.served import served_settings  # noqa: PLC0415
+    from worker.commands.served import served_label_sets, served_settings  # noqa: PLC0415
     from worker.telemetry import log  # noqa: PLC0415
 
     loaded = served_settings(config)
     log.configure(loaded.log.level, loaded.log.format, sys.stderr)
+    sets = served_label_sets(label_sets or [], loaded)
     structlog.get_logger("worker").info("starting", version=__version__, model=loaded.model.name)
     from worker.serve import Server  # noqa: PLC0415
 
     if loaded.model.reload != "off":
         stop.reload_on_hang_up()
-    return 0 if Server(loaded, reload_asked=stop.reload_asked).run(stop) else 1
+    return 0 if Server(loaded, label_sets=sets, reload_asked=stop.reload_asked).run(stop) else 1
 
 
 @grouping.command(app, "check", section=Section.OPERATE, examples=["xnli-worker check --config worker.toml"])

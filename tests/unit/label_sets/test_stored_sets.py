@@ -103,3 +103,16 @@ def test_what_is_no_language_code_takes_no_room_of_its_own() -> None:
     for i in range(50):
         sets.find("tenant-000000", f"{i}" * 40)
     assert len(sets._ready._ready) == 1
+
+
+def test_a_set_of_a_file_has_a_version_by_its_content() -> None:
+    sets = StoredSets(MIB, "This example is {}.")
+    versions = []
+    for value in (b'["a"]', b'["b"]', b'{"version": "7", "labels": ["c"]}'):
+        sets.put_file("set", value)
+        found = sets.find("set", None)
+        assert found is not None
+        versions.append(found.version.version)
+    assert [version.partition("/")[0] for version in versions] == ["file", "file", "7"]
+    assert len(set(versions)) == 3
+    assert all(len(version) == len("file/") + 16 for version in versions[:2])
