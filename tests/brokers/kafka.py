@@ -148,13 +148,19 @@ class KafkaCluster(Kafka):
     is noticed after 3 s, expired transactions are aborted within 5 s, sessions may be as short as a second.
 
     With ``users``, names and passwords, one node listens at ``secured_servers`` too, where it asks for them
-    (SASL_PLAINTEXT, PLAIN).
+    (SASL_PLAINTEXT, PLAIN). ``port`` is that of the first node; without it any free one is taken.
     """
 
     def __init__(
-        self, nodes: int = 1, properties: Mapping[str, str] | None = None, users: Mapping[str, str] | None = None
+        self,
+        nodes: int = 1,
+        properties: Mapping[str, str] | None = None,
+        users: Mapping[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
         ports = free_ports(2 * nodes + 1)
+        if port is not None:
+            ports[0] = port
         super().__init__(",".join(f"127.0.0.1:{port}" for port in ports[:nodes]))
         self.directory = Path(tempfile.mkdtemp(prefix="xnli-kafka-"))
         self._nodes = {
