@@ -42,7 +42,8 @@ class StopFlag:
     the interpreter writes to a socket as they arrive. Make one on the main thread.
 
     Args:
-        doing: what the first Ctrl-C begins ("draining"): the person at the terminal is told so. Empty: nothing is said.
+        doing: what the first Ctrl-C begins ("draining"): the person at the terminal is told so. Empty: only the line of
+            ^C is ended.
         interrupt: raise KeyboardInterrupt on the main thread as well, for commands that look at no flag: what they have
             begun is undone as after Ctrl-C.
         hears_hang_up: hear SIGHUP too. It asks for a stop, until `reload_on_hang_up` gives it another meaning. It never
@@ -54,7 +55,7 @@ class StopFlag:
         self._raised = False
         self._hung_up = threading.Event()
         self._reloads = False
-        self._said = f"\rxnli-worker: {doing}; again to quit\n" if doing else ""
+        self._said = f"\rxnli-worker: {doing}; again to quit\n" if doing else "\n"
         reader, self._writer = socket.socketpair()
         self._writer.settimeout(0)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -90,7 +91,7 @@ class StopFlag:
                 if self._raised:
                     _leave(1)
                 self._raised = True
-                if self._said and number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
+                if number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
                     sys.stderr.write(self._said)
                     sys.stderr.flush()
 

@@ -264,7 +264,7 @@ def _latest(series: _Series, unit: str) -> str:
     lines = []
     for name, points in series:
         if points[-1][0] == last_s:
-            shown = _UNITS.get(unit, lambda value: f"{value:.3g}")(points[-1][1])
+            shown = _UNITS.get(unit, "{:.3g}".format)(points[-1][1])
             lines.append(f"{name}: {shown}" if name and len(name) < 40 else shown)
     return "\n".join(lines) or "no data"
 

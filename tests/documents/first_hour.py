@@ -44,19 +44,10 @@ class Tmux:
     def open(self, name: str) -> None:
         """A new terminal, with the worker on its path."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        shell = [
-            "env",
-            "-i",
-            f"PATH={path}",
-            f"PYTHONPATH={ROOT}",
-            f"HOME={self._folder}",
-            "LANG=C.UTF-8",
-            "TERM=tmux-256color",
-            "PS1=$ ",
-        ]
-        self._tmux(
-            "new-session", "-d", "-s", name, "-x", "80", "-y", "24", "-c", str(self._folder), *shell, "bash", "--norc"
-        )
+        variables = [f"PATH={path}", f"PYTHONPATH={ROOT}", f"HOME={self._folder}", "LANG=C.UTF-8"]
+        shell = ["env", "-i", *variables, "TERM=tmux-256color", "PS1=$ ", "bash", "--norc"]
+        where = ["-s", name, "-x", "80", "-y", "24", "-c", str(self._folder)]
+        self._tmux("new-session", "-d", *where, *shell)
         self._until(name, lambda text: text.rstrip().endswith(_PROMPT), 10)
 
     def enter(self, name: str, line: str, until: str | None = None, timeout_s: float = 240.0) -> str:

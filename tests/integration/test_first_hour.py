@@ -169,3 +169,14 @@ def test_two_workers_of_one_name_are_told_how_to_have_two(kafka: Kafka, topic: T
     said = first.log_path.read_text()
     assert "another worker has the name 'worker-0'" in said
     assert '"worker-{hostname}"' in said
+
+
+def test_ctrl_c_leaves_the_prompt_a_line_of_its_own() -> None:
+    with EmbeddedBroker() as broker:
+        broker.create("xnli.results")
+        ours = environment(XNLI_KAFKA__BOOTSTRAP_SERVERS=broker.bootstrap_servers)
+        terminal = Terminal([*CLI, "tail"], ours, ROOT)
+        terminal.read_until("following")
+        terminal.type("\x03")
+        terminal.end()
+    assert terminal.text.endswith("^C\n")
