@@ -28,6 +28,13 @@ bootstrap_servers = "localhost:9092"
 [model]
 name = "demo"
 """
+_HEAD: Final = """\
+# The first hour, recorded
+
+What a newcomer types, in the order of the [README](../README.md), and what it prints: on Apache Kafka in one JVM, in tmux, in a terminal of 80
+columns and 24 lines, on {cores} cores at a load of {load:.0f}, at commit {commit}. `python -m tests.documents.first_hour` makes this page. Colours are
+left out; nothing else is changed, but for the three dots in one place.
+"""
 _LONG: Final = (
     """python3 -c 'print("{\\"id\\": \\"long\\", \\"text\\": \\"" + "late " * 30000 + """
     """"\\", \\"labels\\": [\\"delivery\\", \\"payment\\"]}")' > long.jsonl"""
@@ -96,39 +103,49 @@ def _show(title: str, text: str, said: str = "") -> None:
 def record(tmux: Tmux) -> None:
     """Type it all, and print what stood there."""
     tmux.open("one")
-    _show("The demo", tmux.enter("one", "xnli-worker demo"))
+    _show("The demo", tmux.enter("one", "xnli-worker demo"), "`make demo` installs the package and runs this:")
     _show("Settings", tmux.enter("one", "cat worker.toml"))
     _show("Topics", tmux.enter("one", "xnli-worker topics create --config worker.toml"))
     _show("Check", tmux.enter("one", "xnli-worker check --config worker.toml"))
-    _show("Run", tmux.enter("one", "xnli-worker run --config worker.toml", "rebalance"))
+    started = tmux.enter("one", "xnli-worker run --config worker.toml", "held=12")
+    _show("Run", started)
     tmux.open("two")
     send = "xnli-worker send --config worker.toml --wait"
-    _show("Send", tmux.enter("two", f"{send} schemas/examples/requests.jsonl"), "In a second terminal:")
-    tmux.enter("two", "xnli-worker tail --config worker.toml --last 5", "en-moderation")
+    said = "In a second terminal. The last of the six has no labels, on purpose."
+    _show("Send", tmux.enter("two", f"{send} schemas/examples/requests.jsonl"), said)
+    tmux.enter("two", "xnli-worker tail --config worker.toml --last 5", "de-review")
     time.sleep(3)
     _show("Read", tmux.stop("two"), "Until Ctrl-C:")
     tmux.enter("two", _LONG)
     _show("A bad message", tmux.enter("two", f"{send} long.jsonl"), "150,000 letters in one text:")
-    listing = "xnli-worker dead-letters list --config worker.toml"
-    _show("Its dead letter", tmux.enter("two", listing))
-    _show("What the worker said", tmux.stop("one"), "In the first terminal, ended by Ctrl-C:")
-    tmux.enter("one", "XNLI_LIMITS__MAX_TEXT_CHARS=200000 xnli-worker run --config worker.toml", "rebalance")
+    _show("Its dead letter", tmux.enter("two", "xnli-worker dead-letters list --config worker.toml"))
+    _mend(tmux, started)
+
+
+def _mend(tmux: Tmux, started: str) -> None:
+    """The worker takes longer texts from now on, and what was refused is sent again."""
+    text = tmux.stop("one").replace(started.split("\n", 1)[1], "...")
+    _show("What the worker said of it", text, "In the first terminal, from the start above to Ctrl-C:")
+    tmux.enter("one", "XNLI_LIMITS__MAX_TEXT_CHARS=200000 xnli-worker run --config worker.toml", "held=12")
     replay = "xnli-worker dead-letters replay --config worker.toml --reason too_large"
-    _show(
-        "Replay", tmux.enter("two", f"{replay} --dry-run"), "The cause is mended: the worker runs with a higher limit."
-    )
-    _show("And now", tmux.enter("two", f"{replay} --yes"))
-    tmux.enter("two", "xnli-worker tail --config worker.toml --last 1", "long")
+    said = "The cause is mended first: the worker runs again, with `XNLI_LIMITS__MAX_TEXT_CHARS=200000`."
+    _show("Replay", tmux.enter("two", f"{replay} --dry-run"), said)
+    _show("In earnest", tmux.enter("two", f"{replay} --yes"))
+    tmux.enter("two", "xnli-worker tail --config worker.toml --last 1", "long   ")
     time.sleep(1)
     _show("Its answer", tmux.stop("two"))
-    _show("State", tmux.enter("two", "curl -s http://127.0.0.1:9400/readyz"))
-    metrics = "curl -s http://127.0.0.1:9400/metrics | grep -E 'records_(consumed|published|dead_lettered)_total'"
-    _show("Figures", tmux.enter("two", metrics))
+    said = "The page is at the same address without a path: [a picture of it](http-page.png)."
+    _show("How the worker is", tmux.enter("two", "curl -s http://127.0.0.1:9400/readyz"), said)
+    count = "curl -s http://127.0.0.1:9400/metrics | grep -E '^xnli_worker_records_(pub|dead).*_total'"
+    said = "What Prometheus scrapes, of the worker that runs now; [the dashboard of it](dashboard.png)."
+    _show("Figures", tmux.enter("two", count), said)
     tmux.stop("one")
 
 
 def main() -> int:
     """Record it on a broker of its own."""
+    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], check=True, capture_output=True, text=True)
+    sys.stdout.write(_HEAD.format(commit=commit.stdout.strip(), cores=os.cpu_count(), load=os.getloadavg()[0]))
     with tempfile.TemporaryDirectory() as at:
         folder = Path(at)
         (folder / "schemas").symlink_to(ROOT / "schemas")

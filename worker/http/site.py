@@ -66,6 +66,13 @@ class Watched:
     clock: Callable[[], float]
 
 
+class _Line(JSONResponse):
+    """JSON that ends its line: on a terminal the prompt comes behind it."""
+
+    def render(self, content: Any) -> bytes:
+        return super().render(content) + b"\n"
+
+
 class Site:
     """The application.
 
@@ -120,13 +127,13 @@ class Site:
         return Response(body, headers=_HEADERS, media_type=CONTENT_TYPE_LATEST)
 
     async def _openapi(self, _: Request) -> Response:
-        return JSONResponse(document(), headers=_HEADERS)
+        return _Line(document(), headers=_HEADERS)
 
     async def _models(self, request: Request) -> Response:
         self._bearer.require(request)
         model = self._inference.require().rules.model
         data = [{"id": model.name, "object": "model", "created": 0, "owned_by": "xnli-worker"}]
-        return JSONResponse({"object": "list", "data": data}, headers=_HEADERS)
+        return _Line({"object": "list", "data": data}, headers=_HEADERS)
 
     async def ask(self, endpoint: _Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for inference, and count it."""
@@ -185,7 +192,7 @@ def _verdict(verdict: Verdict) -> Response:
     body: dict[str, Any] = {"status": "ok" if verdict.ok else "failing", "problems": problems}
     if verdict.notes:
         body["notes"] = [redaction.in_text(note) for note in verdict.notes]
-    return JSONResponse(body, 200 if verdict.ok else 503, _HEADERS)
+    return _Line(body, 200 if verdict.ok else 503, _HEADERS)
 
 
 async def _of_problem(_: Request, problem: Exception) -> Response:
