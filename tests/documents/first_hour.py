@@ -31,12 +31,13 @@ name = "demo"
 _HEAD: Final = """\
 # The first hour, recorded
 
-What a newcomer types, in the order of the [README](../README.md), and what it prints: on Apache Kafka in one JVM, in tmux, in a terminal of 80
-columns and 24 lines, on {cores} cores at a load of {load:.0f}, at commit {commit}. `python -m tests.documents.first_hour` makes this page. Colours are
-left out; nothing else is changed, but for the three dots in one place.
+What a newcomer types, in the order of the [README](../README.md), and what it prints: on Apache Kafka in one JVM, in
+tmux, in a terminal of 80 columns and 24 lines, on {cores} cores at a load of {load:.0f}, at commit {commit}.
+`python -m tests.documents.first_hour` makes this page. Colours are left out; nothing else is changed, but for the
+three dots in one place.
 """
 _LONG: Final = (
-    """python3 -c 'print("{\\"id\\": \\"long\\", \\"text\\": \\"" + "late " * 30000 + """
+    """python3 -c 'print("{\\"id\\": \\"long\\", \\"text\\": \\"" + "The parcel came two days late. " * 5000 + """
     """"\\", \\"labels\\": [\\"delivery\\", \\"payment\\"]}")' > long.jsonl"""
 )
 
@@ -117,7 +118,7 @@ def record(tmux: Tmux) -> None:
     time.sleep(3)
     _show("Read", tmux.stop("two"), "Until Ctrl-C:")
     tmux.enter("two", _LONG)
-    _show("A bad message", tmux.enter("two", f"{send} long.jsonl"), "150,000 letters in one text:")
+    _show("A bad message", tmux.enter("two", f"{send} long.jsonl"), "One text of 155,000 letters:")
     _show("Its dead letter", tmux.enter("two", "xnli-worker dead-letters list --config worker.toml"))
     _mend(tmux, started)
 
