@@ -92,7 +92,7 @@ def send(
         tally = Tally()
         try:
             # The bar shows the bytes whose fate is known, of a pipe the number of requests.
-            with progress_bar("sending", "requests", _size_bytes(source)) as move_bar:
+            with progress_bar("sending", "sent", _size_bytes(source)) as move_bar:
                 name = "stdin" if file == "-" else file
                 _Sending(producer, codecs, reports, topic, name, tally, move_bar, answers).run(source, default_labels)
             is_answered = answers is None or wait_s is None or answers.collect(wait_s)
