@@ -253,7 +253,7 @@ def _draw_lines(axes: Any, series: _Series, unit: str) -> None:
     if len(series) <= 4 or moving:
         axes.legend(fontsize=7, loc="upper left", frameon=True, framealpha=0.7)
     axes.tick_params(labelsize=8)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # the legend has room above the lines
     if unit in _UNITS:
         axes.yaxis.set_major_formatter(lambda value, _: _UNITS[unit](value))
 
