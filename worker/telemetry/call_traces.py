@@ -111,6 +111,7 @@ class CallTraces:
                 "server.address": server[0],
                 **({} if server[1] is None else {"server.port": server[1]}),
             },
+            start_time=self._spans.ns(self._spans.monotonic_s()),
         )
         call = CallSpan(self._spans, span)
         bound = structlog.contextvars.bind_contextvars(**spans.ids_of(span))
@@ -123,7 +124,7 @@ class CallTraces:
         else:
             structlog.contextvars.reset_contextvars(**bound)
         finally:
-            span.end()
+            span.end(self._spans.ns(self._spans.monotonic_s()))
 
     def close(self) -> None:
         """Send what waits, for a moment."""

@@ -5,6 +5,7 @@ Nobody imports this module, or OpenTelemetry, but those who make spans.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
@@ -25,6 +26,8 @@ Protocol = Literal["grpc", "http/protobuf"]
 
 # How long the end of the process waits for the last spans to leave: a collector that is away must not hold it.
 CLOSE_TIMEOUT_S: Final = 2.0
+# The wall clock is not followed for less than this.
+_SAME_S: Final = 0.01
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
@@ -99,10 +102,15 @@ class Spans:
         self.tracer = source.get_tracer("xnli-worker")
         self.monotonic_s = monotonic_s
         self._wall_s = wall_s
+        self._offset_s = -math.inf  # of the one clock from the other
 
     def ns(self, monotonic_s: float) -> int:
         """A time of the pipeline as nanoseconds since 1970."""
-        return int((self._wall_s() - (self.monotonic_s() - monotonic_s)) * 1e9)
+        offset_s = self._wall_s() - self.monotonic_s()
+        # Two readings are never at once, so no two offsets are the same: a child could end after its parent.
+        if abs(offset_s - self._offset_s) > _SAME_S:
+            self._offset_s = offset_s
+        return int((self._offset_s + monotonic_s) * 1e9)
 
     def child(
         self,
