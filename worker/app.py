@@ -46,7 +46,7 @@ from worker.pipeline.resolve import Policy, ResultWriter
 from worker.pipeline.served_model import Model
 from worker.pipeline.wiring import open_loop
 from worker.rules import names, trouble
-from worker.rules.calibration import Calibrations
+from worker.rules.calibration import NONE, Calibrations
 from worker.rules.dead_letter import DeadLetterSource
 from worker.rules.dead_letter_limit import DeadLetterLimits
 from worker.rules.retry import RetryPolicy
@@ -292,7 +292,7 @@ class App:
         start = Start(stop_requested)
         language_detection.detector(is_needed=settings.model.detects_language)  # before minutes of loading
         start.watch(self._check)
-        engine, calibrations = self._load(start)
+        engine, calibrations, offered = self._load(start)
         policy = _policy(settings, instance)
         shadow = load_shadow(settings, load_engine, start)
         self._inference = self.http.compute(engine, policy.retry, calibrations, shadow)
@@ -304,7 +304,7 @@ class App:
         if settings.topics.label_sets is not None:
             template, shared = settings.model.hypothesis_template, client_config.common(settings.kafka, "label-sets")
             self._label_sets = FollowedSets(
-                shared, admin, settings.topics.label_sets, settings.label_sets, template, self.metrics, calibrations
+                shared, admin, settings.topics.label_sets, settings.label_sets, template, self.metrics, offered
             )
             self._label_sets.load(stop_requested)
             self.http.open(engine, self._label_sets.stored.view(), calibrations)
@@ -338,15 +338,21 @@ class App:
         log.info("started", instance=instance, http_port=self.http.port, guarantee=settings.delivery.guarantee)
         return self._loop
 
-    def _load(self, start: Start) -> tuple[Model, Calibrations]:
-        """The model and its calibrations, while the log says whether a broker is there to work for."""
+    def _load(self, start: Start) -> tuple[Model, Calibrations, Callable[[], Calibrations]]:
+        """The model, while the log says whether a broker is there to work for; and calibrations.
+
+        First those that requests are read with: a model that is swapped brings its own. Then those that are offered.
+        """
         files = calibration_files(self._settings)  # before minutes of loading
         if why := self._unreachable():
             log.warning("broker_away", error=why, next="the model is loaded meanwhile")
         engine = ready_engine(self._settings, self._engine, start, self.metrics)
         calibrations = calibration_file.of_model(files, engine.identity)
         self.health.model_loaded()
-        return engine if self._reload is None else self._reload.serve(engine), calibrations
+        if self._reload is None:
+            return engine, calibrations, lambda: calibrations
+        served = self._reload.serve(engine, calibrations)
+        return served, NONE, lambda: served.calibrations
 
     def _await_registry(self, codecs: Codecs, start: Start) -> None:
         """Wait for the registry for as long as it takes: an outage at the start is an outage."""

@@ -148,8 +148,9 @@ class Request:
     are all of its nodes. ``thresholds`` has one for each label where a set gives labels their own, after precedence;
     for a label with None, and where it is empty, ``threshold`` holds. A label whose neutral probability reaches
     ``abstain_on_neutral`` does not pass either. ``evidence`` is how many spans of the text are wanted for each label
-    that passes. ``detected`` is the language that was found where the request asked for that. ``calibrator`` is None
-    where no calibration knows any of the labels; thresholds are compared with what it makes of a score, where it does.
+    that passes. ``detected`` is the language that was found where the request asked for that. ``calibration`` is the
+    name of the one that the label set wants. ``calibrator`` is None where no calibration knows any of the labels;
+    thresholds are compared with what it makes of a score, where it does.
     """
 
     id: str
@@ -171,6 +172,7 @@ class Request:
     abstain_on_neutral: float | None = None
     evidence: int = 0
     detected: str | None = None
+    calibration: str | None = None
     calibrator: Calibrator | None = None
 
     @property

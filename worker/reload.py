@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from worker import __version__
-from worker.errors import CheckpointError, FatalError, Stalled
+from worker.errors import CheckpointError, FatalError, SettingsError, Stalled
 from worker.http.health import Health
 from worker.inference import checkpoint_files, source
 from worker.inference.checkpoint_watch import POLL_S, CheckpointWatch
 from worker.inference.stage import Tell
+from worker.learn import calibration_file
 from worker.messages import ModelIdentity
 from worker.pipeline.served_model import Model, ServedModel
+from worker.rules.calibration import NONE, Calibrations
 from worker.settings import Settings
 from worker.start import Begun
 from worker.telemetry.metrics import Metrics, Swap
@@ -120,15 +122,15 @@ class Reload:
         self._began_s = 0.0
         self._has_stalled = False
 
-    def serve(self, model: Model) -> ServedModel:
-        """Let this model serve first. Only an `Engine` can be swapped."""
+    def serve(self, model: Model, calibrations: Calibrations = NONE) -> ServedModel:
+        """Let this model serve first, with the calibrations of its revision. Only an `Engine` can be swapped."""
         from worker.inference.compatibility import facts_of  # noqa: PLC0415 (imports torch, as below)
         from worker.inference.engine import Engine  # noqa: PLC0415
 
         if not isinstance(model, Engine):
             raise TypeError(f"{type(model).__name__} is no engine with a checkpoint: model.reload must be off")
         self._serving = facts_of(model.checkpoint)
-        self._served = ServedModel(model)
+        self._served = ServedModel(model, calibrations)
         if self._watch is not None:
             threading.Thread(target=self._look, args=(self._watch,), name="checkpoint-watch", daemon=True).start()
         return self._served
@@ -261,12 +263,7 @@ class _Swap:
         )
         if found.identity == self._serving.identity:
             return None
-        if model.calibration is not None:
-            raise CheckpointError(
-                f"model.calibration belongs to {self._serving.identity.revision}, which serves, and "
-                f"{found.identity.name} is now at {found.identity.revision}: fit it on that (xnli-worker calibrate), "
-                "and restart the worker"
-            )
+        calibrations = self._calibrations(found.identity)
         if self._holds_two(source.size_bytes(found.directory)):
             engine = self._loaded(found, tell, is_alone=False)
         else:
@@ -274,9 +271,33 @@ class _Swap:
         from worker.inference.compatibility import changes, facts_of  # noqa: PLC0415 (imports torch, as below)
 
         facts = facts_of(engine.checkpoint)
-        self._served.offer(engine)
+        self._served.offer(engine, calibrations)
         directory = None if source.local(model.name) is None else found.directory.resolve()
         return _Following(facts, directory, changes(self._serving, facts))
+
+    def _calibrations(self, following: ModelIdentity) -> Calibrations:
+        """What ``model.calibration`` holds for the newcomer, read again: with what it calls the same as ever."""
+        named, former = self._settings.model.calibration, self._served.calibrations
+        try:
+            offered = calibration_file.offered(named, following)
+        except SettingsError as error:
+            raise CheckpointError(
+                f"{following.name} is now at {following.revision}, and has no calibration: {error}. A folder may hold "
+                "the calibrations of several revisions: put that of the newcomer there, then ask again"
+            ) from None
+        if lost := sorted(former.by_name.keys() - offered.by_name.keys()):
+            raise CheckpointError(
+                f"model.calibration = {named} no longer holds {lost[0]!r}, which {self._serving.identity.revision} "
+                f"has, and label sets may name it: fit it on {following.revision} too (xnli-worker calibrate), or "
+                "restart the worker without it"
+            )
+        if former.otherwise is not None and offered.otherwise is None:
+            raise CheckpointError(
+                f"model.calibration = {named} holds {', '.join(map(repr, sorted(offered.by_name)))} now, and none for "
+                f"requests that name none, which have {former.otherwise.name!r} so far: call one of them "
+                f"{calibration_file.OTHERWISE!r}, or keep one alone"
+            )
+        return offered
 
     def _holds_two(self, size_bytes: int) -> bool:
         from worker.inference.free_memory import free_bytes  # noqa: PLC0415
@@ -328,7 +349,7 @@ class _Swap:
             engine = self._load(settings, time.sleep, tell, progress=False, known_as=own)
         except Exception as error:  # noqa: BLE001 (whatever keeps it from loading, no model is left)
             raise FatalError(f"{failed}; nor can the former model serve again: {error}") from failed
-        self._served.offer(engine)
+        self._served.offer(engine, self._served.calibrations)
 
 
 def _give_way() -> None:

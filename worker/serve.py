@@ -21,6 +21,7 @@ from worker.learn import calibration_file
 from worker.other_models import open_reload
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.served_model import Model
+from worker.rules.calibration import NONE
 from worker.settings import Settings
 from worker.start import Start, Stopped
 from worker.telemetry.metrics import Metrics
@@ -108,7 +109,7 @@ class Server:
         engine = ready_engine(self._settings, self._engine, start, self._metrics)
         calibrations = calibration_file.of_model(files, engine.identity)
         if self._reload is not None:
-            engine = self._reload.serve(engine)
+            engine, calibrations = self._reload.serve(engine, calibrations), NONE
         inference = self.http.compute(engine, retry_policy(self._settings), calibrations, label_sets=self._label_sets)
         self.health.model_loaded()
         log.info("started", http_port=self.http.port, label_sets=len(list(self._label_sets or ())))

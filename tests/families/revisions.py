@@ -1,14 +1,18 @@
-"""Revisions of the shipped checkpoint that score a little differently, and a link that leads to one of them."""
+"""Revisions of the shipped checkpoint that score a little differently, a calibration of each, and a link to one."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from safetensors.torch import load_file, save_file
 
 from worker.demo.play import CHECKPOINT
+from worker.inference import checkpoint_files
+from worker.learn import calibration_file
+from worker.learn.calibration_file import CalibrationFile
 
 _WEIGHTS: Final = "model.safetensors"
 _HEAD: Final = "classifier.out_proj.weight"
@@ -21,6 +25,27 @@ def revision(folder: Path, scale: float) -> Path:
     weights[_HEAD] = weights[_HEAD] * scale
     save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
     return folder
+
+
+def calibrate(
+    file: Path, checkpoint: Path, labels: Sequence[str], temperature: float, *, template: str = "This example is {}."
+) -> None:
+    """A calibration of labels that compete, for the files of a checkpoint, called as its file without the number."""
+    name, _, _ = file.stem.partition("-")
+    revision = checkpoint_files.digest(checkpoint)
+    known = [{"label": label, "hypotheses": [template.replace("{}", label)]} for label in labels]
+    made = CalibrationFile.model_validate(
+        {
+            "format": calibration_file.FORMAT,
+            "name": name,
+            "model": {"name": "demo", "revision": revision},
+            "multi_label": False,
+            "temperature": temperature,
+            "labels": known,
+        }
+    )
+    file.parent.mkdir(exist_ok=True)
+    calibration_file.write(made, file, replaces=True)
 
 
 class Link:

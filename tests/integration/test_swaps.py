@@ -1,4 +1,4 @@
-"""The model is swapped under load, on real Kafka: nothing is lost or doubled, and each result names its own model."""
+"""The model is swapped under load, on real Kafka: nothing is lost or doubled; each result is of the model it names."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.brokers.kafka import Kafka
 from tests.conftest import TopicFactory
-from tests.families.revisions import Link, revision
+from tests.families.revisions import Link, calibrate, revision
 from tests.faults.verifier import Topics, account, group_lag, read_all, send
 from tests.faults.workers import REAL, WorkerProcess, wait_until
 from worker.avro import json_request
 from worker.avro.codec import Codecs
 from worker.demo.play import SAMPLES
+from worker.rules.calibration import Temperature
 
 pytestmark = pytest.mark.kafka
 
 CODECS = Codecs()
 LABELS = ("economy", "sport", "cooking")
+TEMPERATURES = (2.0, 3.0)  # of the two revisions' calibrations
 AT_ONCE = 40  # messages before a swap, and as many while the other model is loaded
 
 
@@ -67,6 +69,9 @@ class Stage:
         self._link = Link(folder / "current", revisions[0])
         self._swaps = 0
         self.load = Load(kafka, self.topics.requests)
+        calibrations = folder / "calibrations"
+        for number, (path, temperature) in enumerate(zip(revisions, TEMPERATURES, strict=True)):
+            calibrate(calibrations / f"topics-{number}.json", path, LABELS, temperature)
         environment = self.topics.environment() | {
             "XNLI_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
             "XNLI_KAFKA__GROUP_ID": self.topics.requests,
@@ -74,6 +79,7 @@ class Stage:
             "XNLI_DELIVERY__GUARANTEE": guarantee,
             "XNLI_MODEL__NAME": str(self._link.path),
             "XNLI_MODEL__RELOAD": "signal",
+            "XNLI_MODEL__CALIBRATION": str(calibrations),
             "XNLI_CACHE__MAX_PAIRS": "1000",
         }
         self.worker = WorkerProcess(environment, folder / "worker.log", REAL)
@@ -136,6 +142,12 @@ class Stage:
         by_path = {path: scores(path, self.load.sent, LABELS) for path in self._revisions}
         revisions = {by_path[path].revision: by_path[path] for path in self._revisions}
         assert {result["model"]["revision"] for result in results} == set(revisions)
+        temperatures = {by_path[path].revision: one for path, one in zip(self._revisions, TEMPERATURES, strict=True)}
+        for result in results:
+            labels = result["outcome"]["labels"]
+            calibrator = Temperature(temperatures[result["model"]["revision"]])
+            wanted = calibrator(range(len(labels)), [label["score"] for label in labels])
+            assert [label["calibrated"] for label in labels] == pytest.approx(wanted, abs=1e-6)
         for result in draw.sample(results, min(200, len(results))):
             revision = result["model"]["revision"]
             (other,) = revisions.keys() - {revision}

@@ -15,16 +15,18 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from tests import builders, families
-from tests.families.revisions import Link, revision
+from tests.families.revisions import Link, calibrate, revision
 from worker import settings
 from worker.app import load_engine
 from worker.errors import CheckpointError, FatalError
 from worker.http.health import Health
 from worker.inference import checkpoint_files
 from worker.inference.engine import Engine
-from worker.messages import Encoded, Request
+from worker.learn import calibration_file
+from worker.messages import Classification, Encoded, Outcome, Request
 from worker.pipeline.served_model import ServedModel
 from worker.reload import Load, Reload
+from worker.rules.calibration import Temperature
 from worker.telemetry.metrics import Metrics
 
 
@@ -46,7 +48,9 @@ class Stage:
         self.asked = False
         free_bytes = None if free is None else lambda _: free
         self.reload = Reload(self.settings, load, Metrics(self.registry), self.health, self._take, free_bytes)
-        self.served: ServedModel = self.reload.serve(load_engine(self.settings, progress=False))
+        engine = load_engine(self.settings, progress=False)
+        calibrations = calibration_file.offered(self.settings.model.calibration, engine.identity)
+        self.served: ServedModel = self.reload.serve(engine, calibrations)
         self.first = self.served.identity
 
     def _take(self) -> bool:
@@ -75,10 +79,13 @@ class Stage:
     def counted(self, outcome: str) -> float:
         return self.registry.get_sample_value("xnli_worker_model_swaps_total", {"outcome": outcome}) or 0.0
 
+    def outcome(self, query: Request) -> Outcome:
+        asked: tuple[Request, Encoded] = (query, self.served.encode(query))
+        (found,), _ = self.served.run([asked], lambda: None)
+        return found
+
     def answers(self) -> bool:
-        asked: tuple[Request, Encoded] = (query := builders.classify("text", "a", "b"), self.served.encode(query))
-        outcomes, _ = self.served.run([asked], lambda: None)
-        return len(outcomes) == 1
+        return isinstance(self.outcome(builders.classify("text", "a", "b")), Classification)
 
     def require_refused(self, to: Path, why: str) -> None:
         """The one that serves goes on, loudly."""
@@ -161,9 +168,82 @@ def test_a_truncated_file_is_refused(tmp_path: Path, shipped: Path, other: Path)
     Stage(tmp_path, shipped).require_refused(other, "If the files are damaged, copy or download them again")
 
 
-def test_a_model_without_the_calibration_of_the_settings_is_refused(tmp_path: Path, shipped: Path, other: Path) -> None:
-    stage = Stage(tmp_path, shipped, calibration=str(tmp_path / "calibration.json"))
-    stage.require_refused(other, "model.calibration belongs to")
+class Calibrated:
+    """A folder of calibrations, and a stage whose model has one."""
+
+    def __init__(self, folder: Path, shipped: Path, **options: Any) -> None:
+        self.folder = folder / "calibrations"
+        self.put("topics-1", shipped, 2.0)
+        self.stage = Stage(folder, shipped, calibration=str(self.folder), **options)
+
+    def put(self, name: str, checkpoint: Path, temperature: float) -> None:
+        calibrate(self.folder / f"{name}.json", checkpoint, ("sport", "cooking"), temperature)
+
+    def require_calibrated_by(self, temperature: float) -> None:
+        """Of a label set that names it, and of a request without one."""
+        for named in (None, "topics"):
+            query = builders.classify(
+                "The striker scored.", "sport", "cooking", template="This example is {}.", calibration=named
+            )
+            found = self.stage.outcome(query)
+            assert isinstance(found, Classification)
+            wanted = Temperature(temperature)((0, 1), [one.score for one in found.labels])
+            assert [one.calibrated for one in found.labels] == wanted
+
+
+def test_a_newcomer_comes_with_its_own_calibration(tmp_path: Path, shipped: Path, other: Path) -> None:
+    calibrated = Calibrated(tmp_path, shipped)
+    calibrated.require_calibrated_by(2.0)
+    calibrated.put("topics-2", other, 3.0)  # written after the start
+    calibrated.stage.swap(other)
+    assert calibrated.stage.served.identity != calibrated.stage.first
+    calibrated.require_calibrated_by(3.0)
+    calibrated.stage.swap(shipped)
+    calibrated.require_calibrated_by(2.0)
+
+
+def test_a_newcomer_without_a_calibration_is_refused_before_it_is_loaded(
+    tmp_path: Path, shipped: Path, other: Path
+) -> None:
+    def load(*_: Any, **__: Any) -> Engine:
+        pytest.fail("nothing was to be loaded")
+
+    calibrated = Calibrated(tmp_path, shipped, load=load)
+    calibrated.stage.require_refused(other, "has no calibration: model.calibration: 'topics' was fitted on demo at")
+    calibrated.require_calibrated_by(2.0)
+
+
+def test_calibrations_that_cannot_be_read_any_more_refuse_a_swap(tmp_path: Path, shipped: Path, other: Path) -> None:
+    calibrated = Calibrated(tmp_path, shipped)
+    (calibrated.folder / "topics-2.json").write_text("{")
+    calibrated.stage.require_refused(other, "is no JSON")
+
+
+def test_a_calibration_that_label_sets_may_name_stays_or_the_swap_is_refused(
+    tmp_path: Path, shipped: Path, other: Path
+) -> None:
+    calibrated = Calibrated(tmp_path, shipped)
+    (calibrated.folder / "topics-1.json").unlink()
+    calibrated.put("default-2", other, 3.0)
+    calibrated.stage.require_refused(other, "no longer holds 'topics'")
+    calibrated.require_calibrated_by(2.0)
+
+
+def test_requests_without_a_set_keep_a_calibration_or_the_swap_is_refused(
+    tmp_path: Path, shipped: Path, other: Path
+) -> None:
+    calibrated = Calibrated(tmp_path, shipped)
+    calibrated.put("topics-2", other, 3.0)
+    calibrated.put("moods-2", other, 3.0)
+    calibrated.stage.require_refused(other, "none for requests that name none, which have 'topics' so far")
+
+
+def test_what_is_brought_back_has_its_own_calibration(tmp_path: Path, shipped: Path, other: Path) -> None:
+    edited(other, permute)
+    calibrated = Calibrated(tmp_path, shipped, free=0)
+    calibrated.put("topics-2", other, 3.0)
+    calibrated.stage.require_refused(other, "sure pairs came out right")
+    calibrated.require_calibrated_by(2.0)
 
 
 def test_permuted_labels_are_refused(tmp_path: Path, shipped: Path, other: Path) -> None:

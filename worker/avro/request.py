@@ -27,7 +27,8 @@ class Defaults:
     ``hypothesis_template`` keeps the rule of `worker.rules.hypothesis_template`; the settings have checked it.
     ``label_sets`` is where sets are looked up, None where there are none; they may change under us. ``detect`` tells
     the language of a text, None where it cannot; without ``detect`` nothing here detects languages. ``language`` is
-    that of requests that name none: `AUTO` or None. ``calibrations`` are those for the model that answers.
+    that of requests that name none: `AUTO` or None. ``calibrations`` are those for the model that answers; none where
+    that is swapped, for it brings its own (`worker.pipeline.served_model`).
     """
 
     hypothesis_template: str
@@ -113,7 +114,7 @@ def request(datum: Mapping[str, Any], defaults: Defaults, limits: Limits) -> Req
         detected=detected,
     )
     completed = asked if label_set is None else _completed(asked, label_set, has_long_text=long_text is not None)
-    return completed if defaults.calibrations is NONE else _calibrated(completed, defaults.calibrations, label_set)
+    return completed if defaults.calibrations is NONE else defaults.calibrations.applied(completed)
 
 
 def _check_choice(datum: Mapping[str, Any]) -> None:
@@ -191,13 +192,8 @@ def _completed(asked: Request, label_set: LabelSet, *, has_long_text: bool) -> R
         taxonomy=label_set.taxonomy,
         abstain_on_neutral=label_set.abstain_on_neutral if neutral is None else neutral,
         evidence=asked.evidence or label_set.evidence,
+        calibration=label_set.calibration,
     )
-
-
-def _calibrated(asked: Request, calibrations: Calibrations, label_set: LabelSet | None) -> Request:
-    """A request with the calibration that its label set names, else with the worker's own, where that knows it."""
-    calibration = calibrations.find(None if label_set is None else label_set.calibration)
-    return asked if calibration is None or asked.task is not Task.CLASSIFY else calibration.applied(asked)
 
 
 _TASKS: Final = {task.value: task for task in Task}

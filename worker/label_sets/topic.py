@@ -47,7 +47,7 @@ class FollowedSets:
         limits: What the sets may take.
         template: The worker's own, for sets that have none.
         metrics: Count them.
-        calibrations: What the operator offers: a set that names another is told of.
+        calibrations: What the operator offers now: a set that names another is told of.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FollowedSets:
         limits: LabelSetSettings,
         template: str,
         metrics: Metrics,
-        calibrations: Calibrations = NONE,
+        calibrations: Callable[[], Calibrations] = lambda: NONE,
     ) -> None:
         self._topic = topic
         self._metrics = metrics
@@ -195,7 +195,8 @@ class FollowedSets:
         if b'"calibration"' not in value:  # which spares most sets a second look
             return
         wanted = records.read(name, value).calibration
-        if wanted is None or self._calibrations.find(wanted) is not None:
+        offered = self._calibrations()
+        if wanted is None or offered.find(wanted) is not None:
             return
         log.warning(
             "label_set_uncalibrated",
@@ -204,7 +205,7 @@ class FollowedSets:
             offset=offset,
             name=name,
             calibration=wanted,
-            offered=sorted(self._calibrations.by_name),
+            offered=sorted(offered.by_name),
             next="its results carry raw scores and no calibrated ones, and thresholds are compared with those",
             mend="offer a calibration of this name in model.calibration (xnli-worker calibrate --name)",
         )

@@ -200,7 +200,9 @@ def _fit_competing(scored: Sequence[Scored], model: ModelIdentity, plan: Plan) -
         wanted, chosen, positives = plan.wanted_of(name), best == i, int((right == i).sum())
         found = None
         if wanted is not None:
-            found = fitting.threshold_for(wanted, probable[chosen], came_true[chosen], positives=positives)
+            own, true = probable[chosen], came_true[chosen]
+            sure = fitting.within_label(own, true)
+            found = fitting.threshold_for(wanted, own, true, positives=positives, probable=sure)
         if found is not None:
             reached[name] = found
         labels.append(_label(name, sentences[name], None, found, positives, len(scored)))

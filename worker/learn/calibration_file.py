@@ -208,6 +208,15 @@ def of_model(files: Sequence[CalibrationFile], model: ModelIdentity) -> Calibrat
     return Calibrations(fitting, fitting.get(OTHERWISE) if len(fitting) > 1 else next(iter(fitting.values())))
 
 
+def offered(named: str | None, model: ModelIdentity) -> Calibrations:
+    """What ``model.calibration`` names now, for a model.
+
+    Raises:
+        SettingsError: as `read` and `of_model`.
+    """
+    return NONE if named is None else of_model(read(Path(named)), model)
+
+
 def write(file: CalibrationFile, path: Path, *, replaces: bool) -> None:
     """Write a calibration, whole or not at all.
 

@@ -149,10 +149,28 @@ def fit_temperature(seen: Competing, *, folds: int = FOLDS, seed: int = 0) -> Fi
     return FittedTemperature(_temperature(seen.scores, seen.right), held_out)
 
 
-def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives: int) -> Reached | None:
+def within_label(scores: Floats, holds: Booleans) -> Floats:
+    """How probable it is that a label that came first is right, (decisions,), by its own decisions alone.
+
+    One temperature serves all labels that compete: on the whole it is right, of a single label it may say too little or
+    too much. Platt's line tells how sure this label is; where scores say nothing about it, its share of right ones.
+
+    Args:
+        scores: (decisions,), of this label, where it came first.
+        holds: (decisions,), whether it is right.
+    """
+    curve = _platt(scores, holds)
+    if isinstance(curve, str):
+        return np.full(len(scores), (float(holds.sum()) + 1) / (len(holds) + 2))
+    return _through(curve, scores)
+
+
+def threshold_for(
+    wanted: Wanted, scores: Floats, holds: Booleans, *, positives: int, probable: Floats | None = None
+) -> Reached | None:
     """The threshold for what is wanted: the lowest for a precision, the highest for a recall.
 
-    For a precision two estimates have to agree: the share that was counted, and what the calibrated scores expect. The
+    For a precision two estimates have to agree: the share that was counted, and what the probabilities expect. The
     lowest threshold of one alone is the one that chance favours most, and disappoints on other texts.
 
     Args:
@@ -160,6 +178,7 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
         scores: (decisions,), calibrated on held-out folds.
         holds: (decisions,), whether the label is right.
         positives: how many examples expect the label, those without a decision too.
+        probable: (decisions,), how probable it is that each is right; None: as the scores say.
 
     Returns:
         None where too few examples expect the label, or it is predicted too rarely, to tell.
@@ -174,7 +193,7 @@ def threshold_for(wanted: Wanted, scores: Floats, holds: Booleans, *, positives:
     is_met = True
     match wanted.of:
         case "precision":
-            expected = np.cumsum(ordered)[ends] / (ends + 1)
+            expected = np.cumsum((scores if probable is None else probable)[order])[ends] / (ends + 1)
             enough = np.flatnonzero(np.minimum(precision, expected) >= wanted.value)
             is_met = len(enough) > 0
             at = int(enough[-1]) if is_met else int(precision.argmax())

@@ -21,6 +21,7 @@ from worker.pipeline.callers import Callers
 from worker.pipeline.computation import Computation, Runs
 from worker.pipeline.served_model import ServedModel
 from worker.pipeline.shadow import Shadow
+from worker.rules.calibration import NONE
 from worker.rules.device_share import DeviceShare
 from worker.rules.retry import RetryPolicy
 
@@ -219,7 +220,7 @@ class InferenceThread:
                 for job, one in zip(batch.jobs, found, strict=True)
             )
             if self.shadow is not None:
-                self.shadow.sample(finished)
+                self.shadow.sample(finished, NONE if self._swapped is None else self._swapped.calibrations)
             return BatchResult(batch, finished, tally.work, tally.splits, began_s, self._clock(), beside)
         return None
 

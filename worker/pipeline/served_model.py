@@ -4,6 +4,9 @@ Requests are tokenised by the Kafka thread and the HTTP side's, and computed by 
 way carries the model whose tokens it has. By the time it is computed another may serve: then it is tokenised anew, so a
 request is answered by the model that tokenised it, and its result says which that was.
 
+A calibration is of one revision's scores. So it comes and goes with its model, by the same reference, and makes
+probabilities of scores where they are computed.
+
 A worker whose model stays does without all this.
 """
 
@@ -20,6 +23,7 @@ from typing import Protocol
 from worker.http.calls import Call
 from worker.messages import Batch, Encoded, Job, ModelIdentity, Outcome, Pooling, Request, Work
 from worker.pipeline.computation import Runs
+from worker.rules.calibration import NONE, Calibrations
 
 
 class Model(Runs, Protocol):
@@ -51,21 +55,27 @@ class ServedModel:
 
     Args:
         model: What serves first.
+        calibrations: Those of its revision.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, calibrations: Calibrations = NONE) -> None:
         self._model: Model | None = model
         # What is known of the model that serves, or served last while none does.
-        self._tokens = (model.encode, model.identity)
+        self._serving = (model.encode, model.identity, calibrations)
         self.device, self.precision, self.pooling = model.device, model.precision, model.pooling
-        self._offered: deque[Model | None] = deque()
+        self._offered: deque[tuple[Model | None, Calibrations]] = deque()
         self._has_offer = threading.Event()
         self._left = queue.SimpleQueue[Model]()
 
     @property
     def identity(self) -> ModelIdentity:
         """The model whose tokens requests are given."""
-        return self._tokens[1]
+        return self._serving[1]
+
+    @property
+    def calibrations(self) -> Calibrations:
+        """Those of the model that serves. Any thread."""
+        return self._serving[2]
 
     @property
     def encode(self) -> Callable[[Request], Encoded]:
@@ -73,14 +83,17 @@ class ServedModel:
         return self._encode
 
     def _encode(self, request: Request) -> Encoded:
-        encode, identity = self._tokens
+        encode, identity, _ = self._serving
         return replace(encode(request), model=identity)
 
     # The loader's side ------------------------------------------------------------------------------------------------
 
-    def offer(self, model: Model | None) -> None:
-        """Let this model serve from the next batch on. None: the one that serves stops, and batches wait."""
-        self._offered.append(model)
+    def offer(self, model: Model | None, calibrations: Calibrations = NONE) -> None:
+        """Let this model serve from the next batch on, with the calibrations of its revision.
+
+        None: the one that serves stops, and batches wait.
+        """
+        self._offered.append((model, calibrations))
         self._has_offer.set()
 
     def left(self, timeout_s: float = 0.0) -> Model | None:
@@ -96,19 +109,19 @@ class ServedModel:
         if self._offered:
             self._has_offer.clear()
             while self._offered:
-                self._replace(self._offered.popleft())
+                self._replace(*self._offered.popleft())
         if self._model is not None:
             return True
         self._has_offer.wait(timeout_s)
         return False
 
-    def _replace(self, model: Model | None) -> None:
+    def _replace(self, model: Model | None, calibrations: Calibrations) -> None:
         former, self._model = self._model, model
         if former is not None:
             self._left.put(former)  # first: whoever sees the new identity finds what left
         if model is not None:
             self.device, self.precision, self.pooling = model.device, model.precision, model.pooling
-            self._tokens = (model.encode, model.identity)
+            self._serving = (model.encode, model.identity, calibrations)
 
     def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
         """As the model that serves. Call `renewed` or `renew` before.
@@ -118,16 +131,18 @@ class ServedModel:
         """
         if self._model is None:
             raise TypeError("no model serves at the moment")
-        encode, identity = self._tokens
+        encode, identity, calibrations = self._serving
         for request, encoded in requests:
             if encoded.model != identity:
                 encode(request)  # refuses it once more, and the request is split off as any other that fails
                 raise TypeError("a request is computed by another model than tokenised it")
+        if calibrations is not NONE:
+            requests = [(calibrations.applied(request), encoded) for request, encoded in requests]
         return self._model.run(requests, beat)
 
     def renewed(self, batch: Batch) -> Batch:
         """The batch, with tokens of the model that serves. What that cannot tokenise keeps its tokens, for `run`."""
-        identity = self._tokens[1]
+        identity = self._serving[1]
         if all(job.encoded.model == identity for job in batch.jobs):
             return batch
         jobs = tuple(self._renewed_job(job, identity) for job in batch.jobs)
@@ -143,6 +158,6 @@ class ServedModel:
     def renew(self, calls: Iterable[Call]) -> None:
         """As `renewed`, of calls that were taken."""
         for call in calls:
-            if call.encoded.model != self._tokens[1]:
+            if call.encoded.model != self._serving[1]:
                 with suppress(Exception):  # `run` meets it again, and it ends this request only
                     call.encoded = self._encode(call.request)

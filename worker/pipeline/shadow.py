@@ -19,6 +19,7 @@ from worker.http.calls import Gate
 from worker.messages import Answered, Finished, ModelIdentity, Outcome, Request, Task
 from worker.pipeline.served_model import Model
 from worker.rules.agreement import Comparison, compare
+from worker.rules.calibration import NONE, Calibrations
 from worker.telemetry.metrics import Shadowed
 
 log = structlog.get_logger("worker.inference")
@@ -71,12 +72,16 @@ class Shadow:
         """
         self._gate, self._is_wanted = gate, is_wanted
 
-    def sample(self, finished: Iterable[Finished]) -> None:
-        """Let a share of what was just answered wait. What finds no room is left out."""
+    def sample(self, finished: Iterable[Finished], calibrations: Calibrations = NONE) -> None:
+        """Let a share of what was just answered wait. What finds no room is left out.
+
+        ``calibrations`` are those of the model that serves, where requests come without: see
+        `worker.pipeline.served_model`.
+        """
         for one in finished:
             if self._random.random() >= self._share or not isinstance(one, Answered):
                 continue
-            request = one.job.request
+            request = calibrations.applied(one.job.request)
             if request.task is Task.EMBED:
                 continue
             if len(self._waiting) >= MOST_WAITING:

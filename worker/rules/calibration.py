@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from worker.messages import ModelIdentity, Request
+from worker.messages import ModelIdentity, Request, Task
 
 # Scores nearer to 0 or 1 than this are as sure as can be: margins lie within 21 of zero.
 _LEAST_SCORE: Final = 1e-9
@@ -163,7 +163,7 @@ class Temperature:
 
 @dataclass(frozen=True, slots=True)
 class Calibrations:
-    """Those that the operator offers for the model that is loaded, by their names.
+    """Those that the operator offers for one model, by their names.
 
     ``otherwise`` is for requests whose label set names none, or that have no label set.
     """
@@ -174,6 +174,11 @@ class Calibrations:
     def find(self, name: str | None) -> Calibration | None:
         """The calibration that a label set names; None where there is none of that name."""
         return self.otherwise if name is None else self.by_name.get(name)
+
+    def applied(self, request: Request) -> Request:
+        """A request with the calibration that its label set names, else with that for all, where that knows it."""
+        calibration = self.find(request.calibration)
+        return request if calibration is None or request.task is not Task.CLASSIFY else calibration.applied(request)
 
 
 NONE: Final = Calibrations()

@@ -20,6 +20,7 @@ from worker.messages import (
     Answered,
     Batch,
     BatchResult,
+    Calibrator,
     Encoded,
     Failed,
     Fault,
@@ -34,6 +35,7 @@ from worker.messages import (
 )
 from worker.pipeline.infer import InferenceThread
 from worker.pipeline.served_model import ServedModel
+from worker.rules.calibration import Calibration, Calibrations, Curves, KnownLabel, Platt
 from worker.rules.device_share import DeviceShare
 
 P0, P1 = partition(0), partition(1)
@@ -52,6 +54,14 @@ class Model(doubles.Engine):
         self.computed: list[str] = []
         self.meanwhile: list[Callable[[], None]] = []  # done as it computes
         self._tokens, self._refused = tokens, refused
+        self._calibrator: Calibrator | None = None
+
+    def calibrations(self) -> Calibrations:
+        """Of this revision alone."""
+        curve = Platt(1.0, float(self.identity.revision))
+        self._calibrator = Curves((curve,))
+        made = Calibration("topics", self.identity, (KnownLabel("a", ("a",), curve),))
+        return Calibrations({made.name: made}, made)
 
     def encode(self, request: Request) -> Encoded:
         if word(request) == self._refused:
@@ -60,6 +70,8 @@ class Model(doubles.Engine):
 
     def run(self, requests: Sequence[tuple[Request, Encoded]], beat: Callable[[], None]) -> tuple[list[Outcome], Work]:
         assert {encoded.tokens for _, encoded in requests} == {self._tokens}, "these are another model's tokens"
+        calibrators = {request.calibrator for request, _ in requests}
+        assert calibrators == {self._calibrator}, "these are another model's calibrations"
         while self.meanwhile:
             self.meanwhile.pop()()
         found = super().run(requests, beat)
@@ -180,7 +192,7 @@ class Scene:
         self.worker = self._born()
 
     def _born(self) -> Worker:
-        self._served = ServedModel(self.models[-1])
+        self._served = ServedModel(self.models[-1], self.models[-1].calibrations())
         worker = Worker(self._broker, self._guarantee, codec=NamingCodec(), swapped=self._served)
         self._broker.assign(P0, P1)
         return worker
@@ -201,7 +213,7 @@ class Scene:
 
     def swap(self) -> None:
         self.models.append(Model(str(len(self.models)), tokens=3 + len(self.models)))
-        self._served.offer(self.models[-1])
+        self._served.offer(self.models[-1], self.models[-1].calibrations())
 
     def vacate(self) -> None:
         self._served.offer(None)
@@ -212,6 +224,16 @@ class Scene:
         if self.crashes < 2:
             self.crashes += 1
             self.worker = self._born()
+
+
+def test_a_request_that_waits_is_calibrated_as_the_model_that_computes_it() -> None:
+    served = ServedModel(first := Model("1"), first.calibrations())
+    thread = inference(served)
+    waiting = jobs(served, "a", "poison", "b")
+    served.offer(second := Model("2", tokens=7), second.calibrations())
+    done = computed(thread, *waiting)  # the models look at what they are given
+    assert revisions(done) == ["2"] * 3
+    assert all(found.job.request.calibrator is None for found in done.finished)  # so that another may come after it
 
 
 @BOTH
