@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from worker.errors import SettingsError
 from worker.inference.scores import softmax
 from worker.learn import quality
-from worker.learn.fitting import Competing, Reached, Seen, Wanted, fit_curve, fit_temperature, threshold_for
+from worker.learn.fitting import (
+    Competing,
+    Reached,
+    Seen,
+    Wanted,
+    fit_curve,
+    fit_temperature,
+    threshold_for,
+    within_label,
+)
 from worker.rules.calibration import Isotonic, Platt, margin
 
 RNG_SEED = 7
@@ -154,6 +163,41 @@ def test_where_nothing_has_to_be_left_out_nothing_is() -> None:
     assert threshold_for(Wanted("precision", 0.9), scores, scores > 0.0, positives=40) == Reached(
         0.0, 1.0, 1.0, is_met=True
     )
+
+
+def test_a_label_that_one_temperature_makes_too_modest_leaves_out_no_more_than_is_wanted() -> None:
+    """Its scores promise half of what comes true: by them alone next to nothing could be said."""
+    rng = np.random.default_rng(RNG_SEED)
+    scores = rng.uniform(0.4, 0.9, size=400)
+    modest = rng.uniform(size=400) < 0.99
+    kept = threshold_for(
+        Wanted("precision", 0.95), scores, modest, positives=400, probable=within_label(scores, modest)
+    )
+    assert kept is not None
+    assert (kept.threshold, kept.is_met) == (0.0, True)
+    alone = threshold_for(Wanted("precision", 0.95), scores, modest, positives=400)
+    assert alone is not None
+    assert not alone.is_met
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_label_that_is_always_right_or_never_is_not_certain_of_it(share: float) -> None:
+    scores = np.linspace(0.2, 0.8, 48)
+    probable = within_label(scores, np.full(48, share > 0))
+    assert set(probable) == {(48 * share + 1) / 50}
+
+
+def test_a_label_that_is_wrong_below_a_score_is_predicted_above_it() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    scores = rng.uniform(0.3, 1.0, size=2000)
+    holds = rng.uniform(size=2000) < logistic(20 * (scores - 0.6))
+    found = threshold_for(
+        Wanted("precision", 0.95), scores, holds, positives=int(holds.sum()), probable=within_label(scores, holds)
+    )
+    assert found is not None
+    assert found.is_met
+    expected = logistic(20 * (np.linspace(found.threshold, 1.0, 1000) - 0.6)).mean()  # of texts that nobody has seen
+    assert 0.94 < expected < 0.97
 
 
 def test_no_decision_means_no_threshold() -> None:
