@@ -138,7 +138,10 @@ class Screen:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An outcome in words: the score that counts most, if it has one, and what it is the score of."""
+    """An outcome in words: the score that counts most, if it has one, and what it is the score of.
+
+    Where a calibration knows the label that is the calibrated score, and the words have the raw one.
+    """
 
     score: float | None
     text: str
@@ -161,9 +164,11 @@ def answer(outcome: Mapping[str, Any], most: int = 3) -> Answer:
         if not labels:
             return Answer(None, f"{mark}no label reached the threshold", DIM)
         first, *others = labels
-        named = [harmless(first["label"]), *(f"{harmless(o['label'])} {o['score']:.2f}" for o in others[: most - 1])]
+        raw = "" if first.get("calibrated") is None else f" (raw {first['score']:.2f})"
+        named = [f"{harmless(first['label'])}{raw}"]
+        named += [f"{harmless(other['label'])} {_probable(other):.2f}" for other in others[: most - 1]]
         left = [f"+{len(labels) - most}"] if len(labels) > most else []
-        return Answer(first["score"], mark + ", ".join([*named, *left]), GREEN)
+        return Answer(_probable(first), mark + ", ".join([*named, *left]), GREEN)
     if "judgements" in outcome:
         parts, score, style = [], None, ""
         for judgement in outcome["judgements"][:most]:
@@ -172,3 +177,9 @@ def answer(outcome: Mapping[str, Any], most: int = 3) -> Answer:
             parts.append(f"{verdict}: {harmless(judgement['hypothesis'])}")
         return Answer(score, " · ".join(parts), style)
     return Answer(None, f"vector of {outcome['dimension']}", CYAN)
+
+
+def _probable(label: Mapping[str, Any]) -> float:
+    """The calibrated score of a label, or the raw one where nothing calibrates it."""
+    calibrated = label.get("calibrated")
+    return float(label["score"] if calibrated is None else calibrated)

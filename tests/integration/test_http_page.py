@@ -108,6 +108,17 @@ def test_evidence_is_marked_where_python_counts_it(shown: Any) -> None:
     assert marked == "late"
 
 
+def test_a_calibrated_score_stands_before_the_raw_one_where_there_is_one(shown: Any) -> None:
+    drawn = (
+        "return drawn('text', {outcome: {labels: arguments[0]}}).map((part) => Array.from(part.querySelectorAll('tr'),"
+        " (row) => Array.from(row.children, (cell) => cell.textContent)))[0]"
+    )
+    labels = [{"label": "late", "score": 0.83, "calibrated": 0.97}, {"label": "lost", "score": 0.1}]
+    rows = [["label", "", "calibrated", "score"], ["late", "", "0.970", "0.830"], ["lost", "", "–", "0.100"]]
+    assert shown.execute_script(drawn, labels) == rows
+    assert shown.execute_script(drawn, labels[1:]) == [["label", "", "score"], ["lost", "", "0.100"]]
+
+
 def test_every_field_has_a_name_and_can_be_reached_by_the_keyboard(shown: Any) -> None:
     fields = shown.find_elements("css selector", "input:not([type=hidden]), textarea, select, button, summary, a")
     assert len(fields) > 6

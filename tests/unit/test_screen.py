@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,3 +76,26 @@ def test_a_pipe_gets_spaces() -> None:
     program = "from worker.screen import Screen; Screen().row(['你好', 'b'], [6])"
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True)
     assert shown.stdout.decode() == "你好    b\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "score", "text"),
+    [
+        (
+            [{"label": "late", "score": 0.83, "calibrated": None}, {"label": "lost", "score": 0.1}],
+            0.83,
+            "late, lost 0.10",
+        ),
+        ([{"label": "late", "score": 0.83, "calibrated": 0.97}], 0.97, "late (raw 0.83)"),
+        (
+            [{"label": "late", "score": 0.83}, {"label": "lost", "score": 0.1, "calibrated": 0.02}],
+            0.83,
+            "late, lost 0.02",
+        ),
+    ],
+)
+def test_an_answer_names_the_calibrated_score_where_there_is_one(
+    labels: list[dict[str, Any]], score: float, text: str
+) -> None:
+    found = screen.answer({"labels": labels, "multi_label": False})
+    assert (found.score, found.text) == (score, text)

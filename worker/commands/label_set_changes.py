@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from worker import terminal
+from worker.avro.excerpt import excerpt
 from worker.commands import connection, label_set_files, label_set_topic
 from worker.commands.connection import say
 from worker.commands.json_lines import is_wanted, json_line
@@ -15,6 +16,8 @@ from worker.commands.label_set_topic import StoredSet
 from worker.commands.label_set_window import Window
 from worker.errors import NoSuchLabelSet, SettingsError
 from worker.label_sets.differences import differences
+from worker.learn import calibration_file
+from worker.settings import Settings
 
 
 def put(config: Path | None, files: list[Path], *, name: str | None, model: str | None, as_json: bool = False) -> None:
@@ -28,13 +31,14 @@ def put(config: Path | None, files: list[Path], *, name: str | None, model: str 
         as_json: JSON on a terminal too.
 
     Raises:
-        SettingsError: the settings or a file are wrong, a set does not fit the model, or another content has its
-            version already. Nothing is written.
+        SettingsError: the settings or a file are wrong, a set does not fit the model, names a calibration that these
+            settings do not offer, or another content has its version already. Nothing is written.
         BrokerAway, TopicMissing: nothing is written.
         FatalError: a set was not written; those that were are told.
     """
     settings = connection.load_settings(config)
     given = label_set_files.read(files, name)
+    _require_calibrations(settings, given)
     if model is not None:
         window = Window(settings, model)
         found = [f"{one.name}: {line}" for one in given for line in window.findings(one.record)]
@@ -103,6 +107,26 @@ def _is_meant(names: list[str]) -> bool:
     sys.stderr.write(f"delete {shown}? Requests that name a deleted set become dead letters. [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def _require_calibrations(settings: Settings, given: list[GivenSet]) -> None:
+    """Refuse a set whose calibration ``model.calibration`` does not hold, of any revision; or say that nobody knows."""
+    naming = {one.name: one.record.calibration for one in given if one.record.calibration is not None}
+    named = settings.model.calibration
+    if not naming:
+        return
+    if named is None or not Path(named).exists():
+        where = "is not set here" if named is None else f"= {named} is not on this machine"
+        wanted = ", ".join(sorted(set(naming.values())))
+        say(f"model.calibration {where}: whether the worker offers {wanted} is not checked")
+        return
+    offered = {file.name for file in calibration_file.read(Path(named))}
+    for name, wanted in naming.items():
+        if wanted not in offered:
+            raise SettingsError(
+                f"{name}: calibration = {excerpt(wanted)}, and model.calibration = {named} holds "
+                f"{', '.join(sorted(offered))}: fit one of this name (xnli-worker calibrate --name), or name another"
+            )
 
 
 def _lines(stored: StoredSet | None, given: GivenSet) -> list[str]:

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
+from tests.families.revisions import calibrate
 from worker import cli
 from worker.avro.codec import schema_folder
 from worker.commands.connection import load_settings
 from worker.commands.topic_declaration import declared
+from worker.demo.play import CHECKPOINT
 from worker.kafka.embedded import EmbeddedBroker
 
 EXAMPLE = schema_folder() / "examples" / "label-set-moderation.json"
@@ -190,6 +192,24 @@ def test_a_hypothesis_that_leaves_no_room_in_the_models_window_is_refused(run: R
     assert "for the text" in err
     value["labels"] = ["a"]
     assert [told["status"] for told in run("put", "--model", "demo", written(tmp_path, value))[1]] == ["created"]
+
+
+def test_a_set_names_a_calibration_that_is_offered(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moods = written(tmp_path, {"name": "moods", "labels": ["glad", "sad"], "calibration": "moods"})
+    assert run("put", moods)[0] == 0
+    assert "model.calibration is not set here: whether the worker offers moods is not checked" in run("put", moods)[2]
+
+    offered = tmp_path / "offered"
+    calibrate(offered / "topics-1.json", CHECKPOINT, ("glad", "sad"), 2.0)
+    monkeypatch.setenv("XNLI_MODEL__CALIBRATION", str(offered))
+    assert run("put", moods)[0] == 2
+    assert f'moods: calibration = "moods", and model.calibration = {offered} holds topics' in run("put", moods)[2]
+    calibrate(offered / "moods-1.json", CHECKPOINT, ("glad", "sad"), 2.0)
+    code, _, said = run("put", moods)
+    assert (code, said) == (0, "")
+
+    monkeypatch.setenv("XNLI_MODEL__CALIBRATION", str(tmp_path / "elsewhere"))
+    assert "elsewhere is not on this machine" in run("put", moods)[2]
 
 
 def test_a_person_sees_a_table_a_tree_and_is_asked(

@@ -75,20 +75,22 @@ function drawn(text, result) {
   if (!labels.length) parts.push(element("p", "No label reaches the threshold.", { class: "empty" }));
   const table = element("table");
   const head = element("tr");
-  head.append(
-    element("th", "label", { scope: "col" }),
-    element("th", "", { scope: "col", "aria-hidden": "true" }),
-    element("th", "score", { scope: "col", class: "number" }),
-  );
+  const calibrated = labels.some((found) => typeof found.calibrated === "number");
+  head.append(element("th", "label", { scope: "col" }), element("th", "", { scope: "col", "aria-hidden": "true" }));
+  for (const name of calibrated ? ["calibrated", "score"] : ["score"]) {
+    head.append(element("th", name, { scope: "col", class: "number" }));
+  }
   const top = element("thead");
   top.append(head);
   const body = element("tbody");
   for (const [rank, found] of labels.entries()) {
     const row = element("tr", undefined, rank ? {} : { class: "first" });
     const cell = element("td", undefined, { class: "bar" });
-    cell.append(bar(found.score));
+    const probable = found.calibrated ?? found.score;
+    cell.append(bar(probable));
     const path = (found.path || []).map((step) => step.label).join(" › ");
     row.append(element("th", path || found.label, { scope: "row" }), cell);
+    if (calibrated) row.append(element("td", found.calibrated?.toFixed(3) ?? "–", { class: "number" }));
     row.append(element("td", found.score.toFixed(3), { class: "number" }));
     body.append(row);
   }
