@@ -96,7 +96,7 @@ def adapt(given: Given, files: Files, output: Path, options: Options, *, as_json
     if story.unseen is not None and (lost := story.unseen.before.macro_f1 - story.unseen.after.macro_f1) > _WORSE:
         say(
             f"other labels lost {lost:.1%} of macro-F1: rehearse texts of your own stream (--rehearsal), give the "
-            "rehearsal more weight (--rehearsal-share), or learn less (--epochs, --rate)"
+            "rehearsal more weight (--rehearsal-share), or go less far (--interpolation)"
         )
 
 

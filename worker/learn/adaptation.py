@@ -242,7 +242,7 @@ def _opened(loader: Loader, directory: Path) -> Engine:
     except CheckpointError as error:
         raise SettingsError(
             f"what was learnt makes a checkpoint that a worker would refuse, so nothing is written: {error}. Learn "
-            "less (--epochs, --rate), or rehearse more (--rehearsal, --rehearsal-share)"
+            "less (--interpolation, --epochs, --rate), or rehearse more (--rehearsal, --rehearsal-share)"
         ) from None
 
 

@@ -39,7 +39,7 @@ Labels: {labels}.
 
 - {examples} labelled examples, of which {held_out} were held out at first, to tell for how long to train; {rehearsed}
   texts rehearsed, so that what the model says of other labels stays.
-- {pairs} NLI pairs. Trained: {trained}.
+- {pairs} NLI pairs. Trained: {trained}. Weights went {interpolation:.0%} of the way to those trained.
 - Seed {seed}, learning rate {rate}, {batch} pairs a step, {epochs} epochs{tried}; {seconds} s.
 
 ## Before and after
@@ -172,6 +172,7 @@ def card(story: Story, inherited: Mapping[str, Any]) -> str:
         rehearsed=story.rehearsed,
         pairs=story.pairs,
         trained=_METHODS[plan.method].format(rank=plan.rank, layers=", ".join(map(str, plan.layers))),
+        interpolation=plan.interpolation,
         seed=plan.seed,
         rate=f"{plan.learning_rate:.3g}",
         batch=plan.batch_pairs,

@@ -54,6 +54,9 @@ def adapt(
         str | None, typer.Option(metavar="N,M", help="with layers: which, counted from 0 (default: the last half)")
     ] = None,
     rank: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="with lora: the rank of the additions")] = 16,
+    interpolation: Annotated[
+        float, typer.Option(metavar="S", min=0.01, max=1.0, help="way from the former weights to those trained")
+    ] = 0.5,
     rate: Annotated[
         float | None, typer.Option(metavar="R", min=1e-9, max=1.0, help="learning rate (default: by the model's width)")
     ] = None,
@@ -92,6 +95,7 @@ def adapt(
                 "method": method,
                 "layers": chosen,
                 "rank": rank,
+                "interpolation": interpolation,
                 "learning_rate": rate,
                 "epochs": epochs,
                 "seed": seed,

@@ -203,7 +203,7 @@ def test_a_set_names_a_calibration_that_is_offered(run: Run, tmp_path: Path, mon
     calibrate(offered / "topics-1.json", CHECKPOINT, ("glad", "sad"), 2.0)
     monkeypatch.setenv("XNLI_MODEL__CALIBRATION", str(offered))
     assert run("put", moods)[0] == 2
-    assert f'moods: calibration = "moods", and model.calibration = {offered} holds topics' in run("put", moods)[2]
+    assert f"moods: calibration = 'moods', and model.calibration = {offered} holds topics" in run("put", moods)[2]
     calibrate(offered / "moods-1.json", CHECKPOINT, ("glad", "sad"), 2.0)
     code, _, said = run("put", moods)
     assert (code, said) == (0, "")

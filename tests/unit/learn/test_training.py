@@ -110,6 +110,22 @@ def test_of_the_layers_those_chosen_change_and_the_head(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in moved} == {"roberta", "classifier"}
 
 
+@pytest.mark.parametrize("method", ["lora", "layers", "full"])
+def test_weights_go_a_share_of_the_way_to_those_trained(method: Any, tmp_path: Path) -> None:
+    found = []
+    for interpolation in (0.0, 0.25, 1.0):
+        checkpoint = checkpoint_of("xlm-roberta")
+        plan = Plan(method, learning_rate=3e-3, epochs=2, interpolation=interpolation)
+        former = weights(checkpoint)
+        train(checkpoint, plan, tmp_path)
+        found.append(weights(checkpoint))
+    unmoved, between, trained = found
+    for name, weight in former.items():
+        assert torch.equal(unmoved[name], weight)
+        assert torch.allclose(between[name], weight.lerp(trained[name], 0.25), atol=1e-6)
+    assert any(not torch.equal(weight, former[name]) for name, weight in trained.items())
+
+
 def test_a_layer_that_is_not_there_is_told() -> None:
     with pytest.raises(SettingsError, match=r"--layers: .* has no layer 2; its 2 are called 0 to 1"):
         training.resolved(checkpoint_of("xlm-roberta"), Plan("layers", layers=(0, 2)))
