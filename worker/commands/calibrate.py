@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from worker.learn import calibrating, calibration_file
 from worker.learn.calibrating import Fit, Plan
 from worker.learn.calibration_file import Label, PlattCurve
 from worker.learn.fitting import Reached, Wanted
-from worker.screen import Cell, Screen, plural
+from worker.screen import Cell, Screen
 from worker.telemetry import log
 
 _MOST_LABELS: Final = 40
@@ -134,16 +134,31 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
     before, after = fit.before, fit.after
     told = f"{before.value:.3f} raw, {after.value:.3f} ({after.low:.3f} to {after.high:.3f}) calibrated"
     out.line(f"  calibration error, held out: {told}", screen.BOLD)
-    for label, why in fit.left.items():
-        out.line(f"  {terminal.harmless(label)} is not calibrated: {why}", screen.MAGENTA)
-    if missed := [label for label, one in fit.reached.items() if not one.is_met]:
-        count = plural(len(missed), "label")
-        out.line(f"  what was wanted is not reached for {count}: the nearest stands there", screen.MAGENTA)
-    if fit.silent:
-        named = ", ".join(terminal.harmless(label) for label in fit.silent[:_MOST_LABELS])
-        out.line(f"  too few examples for a threshold: {named}", screen.MAGENTA)
-    out.line(f"  written to {output}; name it in model.calibration, or a folder that it lies in")
+    for line in _warnings(fit):
+        _wrapped(out, line, screen.MAGENTA)
+    written = terminal.harmless(str(output))
+    _wrapped(out, f"written to {written}; name it in model.calibration, or a folder that it lies in")
     sys.stdout.flush()
+
+
+def _warnings(fit: Fit) -> Iterator[str]:
+    for label, why in fit.left.items():
+        yield f"{terminal.harmless(label)} is not calibrated: {why}"
+    if missed := [label for label, one in fit.reached.items() if not one.is_met]:
+        reason = "out of reach, or too few examples to be sure of it; the nearest threshold stands there"
+        yield f"{_named(missed)}: what was wanted is {reason}"
+    if fit.silent:
+        yield f"too few examples for a threshold: {_named(fit.silent)}"
+
+
+def _named(labels: Sequence[str]) -> str:
+    left = len(labels) - _MOST_LABELS
+    return ", ".join(map(terminal.harmless, labels[:_MOST_LABELS])) + (f" and {left:,} more" if left > 0 else "")
+
+
+def _wrapped(out: Screen, text: str, style: str = "") -> None:
+    for line in screen.wrapped(text, out.columns - screen.GAP):
+        out.line(f"  {line}", style)
 
 
 def _cells(one: Label, reached: Reached | None) -> list[Cell | str]:
