@@ -132,6 +132,11 @@ class Screen:
         """A line that is not cut: a terminal breaks it."""
         sys.stdout.write(self._styled(text, style) + "\n")
 
+    def words(self, text: str, style: str = "", *, indent: int = 0) -> None:
+        """As many lines as it takes, broken between words."""
+        for line in wrapped(text, self.columns - indent):
+            self.line(f"{'':{indent}}{line}", style)
+
     def _styled(self, text: str, style: str) -> str:
         return f"\x1b[{style}m{text}\x1b[0m" if style and text and self._has_colour else text
 

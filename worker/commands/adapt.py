@@ -130,7 +130,7 @@ def _show(story: Story) -> None:
                 cells = [f"  {terminal.harmless(label)}", f"{was.support:,}", f"{was.f1:.1%}", f"{now.f1:.1%}", ""]
                 out.row([Cell(cell, screen.DIM) for cell in cells], widths)
         if not story.is_tested:
-            out.line("measured on the examples held out, before they were learnt too; --test names others", screen.DIM)
+            out.words("measured on the examples held out, before they were learnt too; --test names others", screen.DIM)
     tried = f" of {len(story.epochs)} tried" if story.held_out else ""
     out.line(f"{story.pairs:,} pairs, {screen.plural(story.plan.epochs, 'epoch')}{tried}; {story.seconds:.0f} s")
     out.line(f"{terminal.harmless(str(story.output))} is written, revision {story.revision}")

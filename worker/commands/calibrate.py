@@ -135,9 +135,10 @@ def _show(fit: Fit, output: Path, *, as_json: bool) -> None:
     told = f"{before.value:.3f} raw, {after.value:.3f} ({after.low:.3f} to {after.high:.3f}) calibrated"
     out.line(f"  calibration error, held out: {told}", screen.BOLD)
     for line in _warnings(fit):
-        _wrapped(out, line, screen.MAGENTA)
+        out.words(line, screen.MAGENTA, indent=screen.GAP)
     written = terminal.harmless(str(output))
-    _wrapped(out, f"written to {written}; name it in model.calibration, or a folder that it lies in")
+    told = f"written to {written}; name it in model.calibration, or a folder that it lies in"
+    out.words(told, indent=screen.GAP)
     sys.stdout.flush()
 
 
@@ -154,11 +155,6 @@ def _warnings(fit: Fit) -> Iterator[str]:
 def _named(labels: Sequence[str]) -> str:
     left = len(labels) - _MOST_LABELS
     return ", ".join(map(terminal.harmless, labels[:_MOST_LABELS])) + (f" and {left:,} more" if left > 0 else "")
-
-
-def _wrapped(out: Screen, text: str, style: str = "") -> None:
-    for line in screen.wrapped(text, out.columns - screen.GAP):
-        out.line(f"  {line}", style)
 
 
 def _cells(one: Label, reached: Reached | None) -> list[Cell | str]:
