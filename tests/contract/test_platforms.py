@@ -99,9 +99,9 @@ CONDITIONS = [
 ]
 # Whose work is what they print.
 PRINTS = {"version", "help", "classify", "tail", "list", "show", "rehearse", "bench"}
-PRINTS |= {"schemas", "config show", "config schema"}
+PRINTS |= {"schemas", "config show", "config schema", "evaluate", "sets list", "sets show"}
 READS_STDIN = {"send", "classify"}
-# {port} is a free one; {folder} is what $D is above.
+# {port} is a free one; {folder} is what $D is above; {examples} are those of the schemas.
 COMMANDS = {
     "version": ("--version",),
     "help": ("--help",),
@@ -125,14 +125,22 @@ COMMANDS = {
     "config schema": ("config", "schema"),
     "check": ("check",),
     "bench": ("bench", "--no-pipeline", "--runs", "1", "--messages", "16"),
+    "serve": ("serve", "--label-sets", "{examples}/label-set-moderation.json"),
+    "sets put": ("label-sets", "put", "{examples}/label-set-support-ar.json", "--name", "support"),
+    "sets list": ("label-sets", "list"),
+    "sets show": ("label-sets", "show", "weather"),
+    "evaluate": ("evaluate", "{examples}/labelled.csv"),
+    "calibrate": ("calibrate", "{examples}/labelled.csv", "-o", "{folder}/calibration.json"),
+    "adapt": ("adapt", "{examples}/labelled-hobbies.csv", "-o", "{folder}/adapted", "--epochs", "1"),
 }
-SERVES = {"run", "broker"}  # until they are told to stop
+SERVES = {"run", "broker", "serve"}  # until they are told to stop
+WRITES = {"config init", "calibrate", "adapt"}  # into {folder}
 
 
 def expected(command: str, condition: Condition) -> int:
     if command in {"no command", "wrong settings"}:
         return 2
-    if command == "config init":  # the home is where it would write, and the folder is another user's
+    if command in WRITES:  # the home is where it would write, and the folder is another user's
         return 2 if condition.name in {"read-only home", "nameless user"} else 0
     if command == "replay":  # the embedded broker only pretends to have transactions
         return 1
@@ -151,7 +159,8 @@ def settings() -> Iterator[dict[str, str]]:
         "XNLI_TOPICS__DEAD_LETTER": f"dead-letters-{unique}",
     }
     with EmbeddedBroker() as broker:
-        broker.create(*topics.values())
+        sets = label_sets_of(topics)
+        broker.create(*topics.values(), sets)
         client = Producer({"bootstrap.servers": broker.bootstrap_servers, "log_level": 0})
         headers = {"reason": "invalid", "message": "kein Wort für 東京", "topic": topics["XNLI_TOPICS__INPUT"]}
         client.produce(
@@ -161,12 +170,18 @@ def settings() -> Iterator[dict[str, str]]:
             partition=0,
             headers={f"{PREFIX}{name}": value for name, value in headers.items()},
         )
+        client.produce(sets, json.dumps(["sunny", "rainy"]), "weather", partition=0)
         assert client.flush(10) == 0
         yield topics | {
             "XNLI_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
             "XNLI_MODEL__NAME": str(CHECKPOINT),
             "XNLI_DELIVERY__GUARANTEE": "at_least_once",
         }
+
+
+def label_sets_of(settings: Mapping[str, str]) -> str:
+    """The topic of the label sets, which only their own commands are told of."""
+    return f"{settings['XNLI_TOPICS__INPUT']}-label-sets"
 
 
 @dataclass(frozen=True)
@@ -211,9 +226,12 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
     for name in HOSTILE:
         (hostile / f"{name}.py").write_text(f"raise SystemExit('hostile {name}.py was executed')\n")
     port, other = free_ports(2)
-    arguments = [argument.format(port=other, folder=folder) for argument in COMMANDS[command]]
+    examples = ROOT / "schemas" / "examples"
+    arguments = [argument.format(port=other, folder=folder, examples=examples) for argument in COMMANDS[command]]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XNLI_")}
     mine = {"PYTHONPATH": str(ROOT), "D": str(folder), "XNLI_HTTP__PORT": str(port), "OMP_NUM_THREADS": "2"}
+    if arguments[0] == "label-sets":
+        mine["XNLI_TOPICS__LABEL_SETS"] = label_sets_of(settings)
     environment = kept | settings | mine | dict(condition.environment)
     terminal, side = pty.openpty() if condition.terminal else (-1, subprocess.PIPE)
     process = subprocess.Popen(
@@ -225,7 +243,7 @@ def run(command: str, condition: Condition, settings: dict[str, str], folder: Pa
         stderr=side,
     )
     if command in SERVES:
-        how = (is_ready, port) if command == "run" else (listens, other)
+        how = (listens, other) if command == "broker" else (is_ready, port)
         threading.Thread(target=stopped_when, args=(process, *how), daemon=True).start()
     if condition.terminal:
         os.close(side)
