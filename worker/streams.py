@@ -14,7 +14,8 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -238,6 +239,16 @@ def complain(line: str) -> None:
             sys.stdout.flush()
         except OutputLost:
             return  # nobody is left to be told; the exit code tells
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Around what a command prints of work that is done: what stdout does not take of it fails nothing, and is said."""
+    try:
+        yield
+    except OutputLost as lost:
+        if lost.errno != errno.EPIPE:  # a reader that went away had enough
+            complain(f"stdout: {lost.strerror}; what was done is not told there")
 
 
 def last_words(text: str, *, otherwise: str) -> None:

@@ -137,7 +137,7 @@ def test_sending_with_a_terminal_shows_a_bar_and_a_sentence(shell: Shell, tmp_pa
     os.close(ours)
     text = shown.decode()
     assert "100%" in text
-    assert "2,001 requests" in text
+    assert "2,001 sent" in text
     assert "2001: text is required" in text.replace("\r\n", "")
     assert f"2,000 delivered to {shell.environment['XNLI_TOPICS__INPUT']}, 1 refused" in text
 

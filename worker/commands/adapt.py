@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from worker import screen, terminal
+from worker import screen, streams, terminal
 from worker.commands import adaptation_texts
 from worker.commands.adaptation_texts import Files
 from worker.commands.connection import say
@@ -20,7 +19,6 @@ from worker.commands.progress import progress_bar
 from worker.learn import checkpoint_directory, extra
 from worker.screen import Cell, Screen
 from worker.settings import Settings
-from worker.streams import OutputLost
 from worker.telemetry import log
 
 if TYPE_CHECKING:
@@ -92,7 +90,8 @@ def adapt(given: Given, files: Files, output: Path, options: Options, *, as_json
     if shown_as_json:
         _write({"output": str(output)} | model_card.record(story))
     else:
-        _show(story)
+        with streams.reporting():
+            _show(story)
     if story.unseen is not None and (lost := story.unseen.before.macro_f1 - story.unseen.after.macro_f1) > _WORSE:
         say(
             f"other labels lost {lost:.1%} of macro-F1: rehearse texts of your own stream (--rehearsal), give the "
@@ -107,8 +106,8 @@ def _of(settings: Settings, directory: Path) -> Settings:
 
 
 def _write(shown: Mapping[str, Any]) -> None:
-    """A line on stdout. A reader that went away had enough; the checkpoint is written all the same."""
-    with suppress(OutputLost):
+    """A line on stdout. Where that takes none, training goes on, and the checkpoint is written."""
+    with streams.reporting():
         sys.stdout.write(json_line(shown).decode())
         sys.stdout.flush()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from worker import screen, terminal
+from worker import screen, streams, terminal
 from worker.commands.connection import say
 from worker.commands.json_lines import is_wanted, json_line
 from worker.commands.labelled import Given, Labelled
@@ -70,7 +70,8 @@ def calibrate(
         return False
     fit = calibrating.fit(scored, engine.identity, plan)
     calibration_file.write(fit.file, output, replaces=replaces)
-    _show(fit, output, as_json=as_json)
+    with streams.reporting():
+        _show(fit, output, as_json=as_json)
     return True
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worker import terminal
+from worker import streams, terminal
 from worker.avro.excerpt import excerpt
 from worker.commands import connection, label_set_files, label_set_topic
 from worker.commands.connection import say
@@ -53,13 +53,15 @@ def put(config: Path | None, files: list[Path], *, name: str | None, model: str 
                 _require_version_of_its_own(known.get(one.name), one)
                 changed.append((one, lines))
             else:
-                _tell(one.name, "unchanged", known[one.name].version, [], as_json=as_json)
+                with streams.reporting():
+                    _tell(one.name, "unchanged", known[one.name].version, [], as_json=as_json)
         for one, lines in changed:
             places = topic.write({one.name: one.value}, known)
             partition, offset = places[one.name]
             state = "changed" if one.name in known else "created"
             version = one.record.version or f"{partition}/{offset}"
-            _tell(one.name, state, version, lines, as_json=as_json, partition=partition, offset=offset)
+            with streams.reporting():  # those that follow are written all the same
+                _tell(one.name, state, version, lines, as_json=as_json, partition=partition, offset=offset)
 
 
 def diff(config: Path | None, files: list[Path], *, name: str | None, as_json: bool = False) -> bool:
@@ -97,7 +99,8 @@ def delete(config: Path | None, names: list[str], *, asks: bool, as_json: bool =
             return
         for name in dict.fromkeys(names):
             topic.write({name: None}, known)
-            _tell(name, "deleted", known[name].version, [], as_json=as_json)
+            with streams.reporting():
+                _tell(name, "deleted", known[name].version, [], as_json=as_json)
 
 
 def _is_meant(names: list[str]) -> bool:
