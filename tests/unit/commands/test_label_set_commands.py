@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from worker.commands.topic_declaration import declared
 from worker.demo.play import CHECKPOINT
 from worker.kafka.embedded import EmbeddedBroker
 
+ROOT = Path(__file__).parents[3]
 EXAMPLE = schema_folder() / "examples" / "label-set-moderation.json"
 Run = Callable[..., tuple[int, list[Any], str]]
 
@@ -116,6 +119,23 @@ def test_several_sets_stand_in_one_file_of_toml(run: Run, tmp_path: Path) -> Non
         ("topics", 3, 2, []),
     ]
     assert [line["version"] for line in listed] == [f"{line['partition']}/{line['offset']}" for line in listed]
+
+
+def test_sets_are_written_though_stdout_takes_nothing(tmp_path: Path, run: Run) -> None:
+    file = written(
+        tmp_path, '[sets.moods]\nlabels = ["happy", "sad"]\n[sets.topics]\nlabels = ["sport"]\n', "sets.toml"
+    )
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" >/dev/full', "sh", sys.executable, "-P", "-m", "worker.cli", "label-sets", "put", file],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert ended.stderr == "xnli-worker: stdout: No space left on device; what was done is not told there\n"
+    assert [line["name"] for line in run("list")[1]] == ["moods", "topics"]
 
 
 def test_a_set_stays_in_the_partition_where_somebody_put_it(
