@@ -143,7 +143,7 @@ def _load_config(directory: Path, name: str) -> tuple[PreTrainedConfig, dict[str
         raise CheckpointError(
             f"config.json of {name} has a quantization_config ({method}): weights that are quantised already are not "
             'served. Choose the checkpoint that it was made from; model.precision = "int8" quantises here, on CPUs '
-            'with VNNI, and "int4" everywhere'
+            'with VNNI, and "int4" on CPUs and CUDA'
         )
     try:
         config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(

@@ -199,7 +199,7 @@ class InferenceThread:
         began_s = self._clock()
         attempt = 0
         while not self._stopping.is_set():
-            tally = self._computation.tally()
+            tally = self._computation.tally()  # a batch that fails as a whole tells no budget: the last told stands
             beside = tuple(call.headers for call in calls if call.headers)
             try:
                 if calls and self._callers is not None:

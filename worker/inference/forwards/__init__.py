@@ -5,6 +5,5 @@
 
 What the packed ones share: `packing` lays rows end to end, `packed` runs a family's model over them, `layers` is the
 transformer layer, `attention` keeps each row to itself, `groups` makes rows dense where attention has a bias, `linear`
-multiplies as this device does it fastest,
-`linear_int8` in 8-bit integers.
+multiplies as this device does it fastest, `linear_int8` in 8-bit integers, `linear_int4` with weights kept in 4 bits.
 """
